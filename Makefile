@@ -1,0 +1,45 @@
+# Two commands are enough on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := src tests benchmarks examples
+
+.PHONY: help demo test test-slow lint format picture bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "variegrad needs Python 3.11 or newer; found %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo "Making .venv …" && $(PYTHON) -m venv .venv && touch $@
+
+.venv/runtime: .venv/python pyproject.toml constraints.txt
+	@echo "Installing variegrad from the lock …" && $(PIP) -e . && touch $@
+
+.venv/dev: .venv/runtime
+	@echo "Installing the development tools from the lock …" && $(PIP) -e '.[dev]' && touch $@
+
+demo: .venv/runtime  ## Measure the embedded digits problem and write a report
+	$(BIN)/variegrad measure digits --report runs/digits
+
+test: .venv/dev  ## Run every test but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/dev  ## Run the slow tests only
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/dev  ## Check style, types and the direction of imports
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+
+picture: demo  ## Renew the picture in the README from the demo
+	mkdir -p docs/pictures && cp runs/digits/bound-along-run.png docs/pictures/digits.png
+
+clean:  ## Remove what the other commands made
+	rm -rf .venv .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

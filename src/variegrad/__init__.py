@@ -1,0 +1,25 @@
+"""variegrad: gradient diversity for PyTorch. How large may a mini-batch be, and what raises that limit?
+
+One way in: `losses(model, batch) → (b,)`, one loss per example. See the README for a first measurement and
+`docs/paper.md` for which function stands for which statement of the paper.
+"""
+
+from variegrad.measure import measure, measure_differential
+from variegrad.mechanisms import DropConnect, Langevin, Mechanism, Quantize
+from variegrad.moments import Diversity, GradientMoments
+from variegrad.per_example import example_gradients, example_sq_norms
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Diversity",
+    "DropConnect",
+    "GradientMoments",
+    "Langevin",
+    "Mechanism",
+    "Quantize",
+    "example_gradients",
+    "example_sq_norms",
+    "measure",
+    "measure_differential",
+]

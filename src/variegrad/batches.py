@@ -1,0 +1,157 @@
+"""Batches: any nesting of tensors whose first dimension is the example, and the passes over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+Batch = Any
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The same nesting with `function` applied to every tensor; everything else is passed on as it is.
+
+    Args:
+        function: what to do with a tensor.
+        batch: a tensor, or any nesting of mappings, sequences, named tuples and dataclasses that holds tensors.
+
+    Returns:
+        The nesting, rebuilt; mappings of a type of their own (such as a tokenizer's output) become plain dicts
+        where their type cannot be rebuilt from a dict.
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        items = {key: map_tensors(function, value) for key, value in batch.items()}
+        try:
+            return type(batch)(items)  # type: ignore[call-arg]
+        except TypeError:
+            return items
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)([map_tensors(function, value) for value in batch])
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: map_tensors(function, getattr(batch, f.name)) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **fields)
+    return batch
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """Every tensor of the nesting, in order.
+
+    Args:
+        batch: any nesting.
+
+    Returns:
+        Its tensors.
+    """
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, batch)
+    return found
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; tensors that are there already are not copied.
+
+    Args:
+        batch: any nesting of tensors.
+        device: where to.
+
+    Returns:
+        The batch there.
+    """
+    return map_tensors(lambda t: t.to(device, non_blocking=True), batch)
+
+
+def shared_length(batch: Batch) -> int | None:
+    """The common first dimension b of all tensors of the batch; None where they have none in common.
+
+    Args:
+        batch: any nesting of tensors.
+
+    Returns:
+        b, or None.
+    """
+    lengths = {len(t) if t.dim() else None for t in tensors(batch)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def split(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """The batch in consecutive parts of at most `size` examples.
+
+    Args:
+        batch: any nesting of tensors.
+        size: examples a part; None for the whole.
+
+    Yields:
+        The parts.
+
+    Raises:
+        ValueError: if the tensors have no common first dimension to cut.
+    """
+    if size is None:
+        yield batch
+        return
+    count = shared_length(batch)
+    if count is None:
+        lengths = [tuple(t.shape) for t in tensors(batch)]
+        raise ValueError(f"chunk_size needs tensors that share their first dimension; got shapes {lengths}.")
+    for start in range(0, count, size):
+        yield map_tensors(lambda t, s=start: t[s : s + size], batch)  # type: ignore[misc]
+
+
+def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
+    """One pass over the data in its own order, as batches.
+
+    Args:
+        data: a `DataLoader` or any other iterable of batches (used as it is), or a data set of examples.
+        batch_size: examples a batch where `data` is a data set, ≥ 1.
+
+    Returns:
+        An iterable of batches; sized where the data is.
+
+    Raises:
+        TypeError: if the data cannot be iterated, or is an iterator that was handed over half-used.
+        ValueError: if `batch_size` is below one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+    if isinstance(data, TensorDataset):
+        return _Slices(data.tensors, batch_size)
+    if isinstance(data, Dataset):
+        if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
+            return []
+        return DataLoader(data, batch_size=batch_size)
+    if isinstance(data, Tensor):
+        raise TypeError(
+            "data must be batches or a data set, not one tensor. For a single batch pass [batch]; for tensors of a "
+            "whole data set pass torch.utils.data.TensorDataset(x, y)."
+        )
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be a DataLoader, a Dataset or an iterable of batches; got {type(data).__name__}.")
+    return data
+
+
+class _Slices:
+    """Contiguous slices of a TensorDataset: the same batches as a DataLoader's, without touching single examples."""
+
+    def __init__(self, columns: tuple[Tensor, ...], batch_size: int) -> None:
+        self.columns, self.batch_size = columns, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.columns[0]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for start in range(0, len(self.columns[0]), self.batch_size):
+            yield tuple(column[start : start + self.batch_size] for column in self.columns)

@@ -1,0 +1,180 @@
+"""The batch-size bound B_D estimated from a sample, with its interval: what every estimator here returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from variegrad.estimate.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound
+from variegrad.moments import ZERO_TOTAL
+
+# Below this many independent values the jackknife's variance means nothing.
+MINIMUM_EXAMPLES = 8
+MINIMUM_WORKERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizeEstimate:
+    """B̂_D = 1/φ̂ with an interval, where φ̂ = ρ̂ for fresh data and 1/n + (1−1/n)ρ̂ for a population of n.
+
+    Attributes:
+        batch_size_bound: B̂_D in examples, ≥ 1; +inf where φ̂ ≤ 0 (then also `unbounded_above`), NaN where `undefined`.
+        low: lower end of the two-sided interval, finite.
+        high: upper end of the two-sided interval; +inf where `unbounded_above`.
+        lower_confidence_bound: what a batch-size controller should use: finite, ≥ 1, and 1 where `cannot_tell`.
+        coherence: ρ̂.
+        standard_error: of ρ̂; inf where there are too few gradients to know.
+        confidence: nominal level of the interval and of the bound.
+        count: m, how many gradients (examples, workers or steps) the estimate rests on.
+        population: n, the size of the data set they were drawn from without replacement; None for fresh data.
+        parts: the same for each part of the model, where asked for.
+    """
+
+    batch_size_bound: float
+    low: float
+    high: float
+    lower_confidence_bound: float
+    coherence: float
+    standard_error: float
+    confidence: float
+    count: int
+    population: int | None = None
+    parts: Mapping[str, BatchSizeEstimate] = field(default_factory=dict, repr=False)
+
+    @property
+    def undefined(self) -> bool:
+        """All gradients are zero: B_D is 0/0, and any batch size is harmless."""
+        return math.isnan(self.batch_size_bound)
+
+    @property
+    def unbounded_above(self) -> bool:
+        """The data does not exclude B_D = ∞: read "B ≥ lower_confidence_bound"."""
+        return math.isinf(self.high)
+
+    @property
+    def cannot_tell(self) -> bool:
+        """The lower bound is the trivial 1 although B_D may be larger: more examples, or more steps, are needed."""
+        return self.undefined or (self.lower_confidence_bound <= 1 and self.high > 1)
+
+    @property
+    def conflicting(self) -> bool:
+        """B_D exceeds the population's size at the given confidence: its gradients oppose each other on average."""
+        return self.population is not None and self.population < self.low
+
+    @property
+    def exact(self) -> bool:
+        """The sample is the whole population: nothing is uncertain."""
+        return self.standard_error == 0 and self.count == self.population
+
+    def in_words(self) -> str:
+        """One sentence that says what may be concluded, degenerate cases included."""
+        level = f"{self.confidence:.0%}"
+        if self.undefined:
+            return f"undefined: all {self.count} gradients are zero, so any batch size is harmless here."
+        if self.exact:
+            return f"B_D = {self.batch_size_bound:.4g} examples, exactly: the sample is the whole population."
+        if self.cannot_tell and self.unbounded_above:
+            return f"cannot tell yet: {self.count} gradients neither bound B_D from below nor from above."
+        if self.cannot_tell:
+            return f"cannot tell yet: B_D is at most {self.high:.4g} examples ({level}), and may be as low as 1."
+        if self.unbounded_above:
+            return (
+                f"B_D ≥ {self.lower_confidence_bound:.4g} examples (about {level}); "
+                f"{self.count} gradients do not bound it from above."
+            )
+        sentence = (
+            f"B_D = {self.batch_size_bound:.4g} examples, {level} interval [{self.low:.4g}, {self.high:.4g}], "
+            f"and with about {level} at least {self.lower_confidence_bound:.4g}."
+        )
+        return sentence + (f" conflicting: B_D exceeds n = {self.population}." if self.conflicting else "")
+
+    def __str__(self) -> str:
+        return f"BatchSizeEstimate(m={self.count}, n={self.population or 'fresh data'}): {self.in_words()}"
+
+
+def estimate_from_coherence(
+    coherence: Coherence,
+    *,
+    population: int | None,
+    confidence: float,
+    sampled_fraction: float,
+    minimum: int = MINIMUM_EXAMPLES,
+    examples_per_row: float = 1.0,
+) -> BatchSizeEstimate:
+    """The estimate that belongs to one (unbatched) coherence.
+
+    Args:
+        coherence: ρ̂ of the rows, with its uncertainty.
+        population: n, or None.
+        confidence: nominal two-sided level, in (0, 1).
+        sampled_fraction: the fraction of the population that was seen.
+        minimum: rows below which no interval is given.
+        examples_per_row: b where each row is the mean of b examples; ρ = ρ_w/(ρ_w + b(1−ρ_w)).
+
+    Returns:
+        B̂_D with its interval.
+
+    Raises:
+        ValueError: if the confidence is outside (0, 1), or a gradient is not finite.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie strictly between 0 and 1; got {confidence}. Use 0.95, for example.")
+    row = float(coherence.value)
+    common = {"confidence": confidence, "count": coherence.count, "population": population}
+    if math.isnan(row):
+        return BatchSizeEstimate(
+            batch_size_bound=math.nan,
+            low=1.0,
+            high=math.inf,
+            lower_confidence_bound=1.0,
+            coherence=math.nan,
+            standard_error=math.nan,
+            **common,  # type: ignore[arg-type]
+        )
+
+    def bound(row_coherence: float) -> float:
+        inverse = float(inverse_bound(coherence.value.new_tensor(_per_example(row_coherence, examples_per_row)), population))
+        # Up to rounding, a population whose gradients cancel has 1/B = 0.
+        return math.inf if inverse <= ZERO_TOTAL else max(1.0, 1 / inverse)
+
+    least = 0.0 if population is None else _per_row(-1 / max(population - 1, 1), examples_per_row)
+    known = sampled_fraction == 1
+    enough = known or coherence.count >= minimum
+    if known:
+        limits = CoherenceLimits(coherence.value, coherence.value, coherence.value)
+        standard_error = 0.0
+    else:
+        limits = coherence_limits(coherence, confidence=confidence, least=least, sampled_fraction=sampled_fraction)
+        scale = _slope(row, examples_per_row) * math.sqrt(1 - sampled_fraction)
+        standard_error = scale * math.sqrt(float(coherence.variance)) if enough else math.inf
+
+    def finite(lower: float) -> float:
+        # An infinite lower bound would tell a controller to grow without end; it is never certain enough for that.
+        return lower if math.isfinite(lower) else 1.0
+
+    return BatchSizeEstimate(
+        batch_size_bound=bound(row),
+        low=finite(bound(float(limits.high))) if enough else 1.0,
+        high=bound(float(limits.low)) if enough else math.inf,
+        lower_confidence_bound=finite(bound(float(limits.safe_high))) if enough else 1.0,
+        coherence=_per_example(row, examples_per_row),
+        standard_error=standard_error,
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def _per_example(row: float, examples_per_row: float) -> float:
+    """ρ of single examples from ρ_w of means of b: B = 1 + b(1/ρ_w − 1), increasing in ρ_w ≤ 1."""
+    row = min(row, 1.0)
+    return row / (row + examples_per_row * (1 - row))
+
+
+def _per_row(example: float, examples_per_row: float) -> float:
+    """The inverse of `_per_example`."""
+    return examples_per_row * example / (1 + (examples_per_row - 1) * example)
+
+
+def _slope(row: float, examples_per_row: float) -> float:
+    """The derivative dρ/dρ_w."""
+    return examples_per_row / (row + examples_per_row * (1 - row)) ** 2

@@ -1,0 +1,191 @@
+"""Gradient diversity of a model on a data set, exactly: one streaming pass at fixed weights (Definitions 4, 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.progress import track
+from rich.console import Console
+from torch import Tensor, nn
+
+from variegrad.batches import Batch, passes_over, shared_length, split, to_device
+from variegrad.mechanisms import Mechanism
+from variegrad.moments import Diversity, GradientMoments
+from variegrad.per_example.differential import differential_norms
+from variegrad.per_example.engine import Norms
+from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
+from variegrad.per_example.norms import batch_norms
+
+# A data set (not a loader) is read in batches of this many examples where the user names no other number.
+BATCH_SIZE = 256
+
+
+def measure(
+    model: nn.Module,
+    losses: Losses,
+    data: Any,
+    *,
+    mechanism: Mechanism | Sequence[Mechanism] = (),
+    batch_size: int = BATCH_SIZE,
+    chunk_size: int | None = None,
+    progress: bool = False,
+) -> Diversity:
+    """Measure Δ_D(w) = Σ‖∇f_i‖²/‖Σ∇f_i‖² and B_D(w) = n·Δ_D(w) over all of the data, exactly.
+
+    The model is measured in the mode it is in. Its mode, buffers, `.grad` fields and the global random state are left
+    as they were found. Sums are accumulated in float64.
+
+    Args:
+        model: the model at the weights w.
+        losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
+        data: a `DataLoader` or any iterable of batches, or a `Dataset` of examples. A batch is any nesting of tensors
+            whose first dimension is the example; the last may be short.
+        mechanism: mechanisms whose closed forms will be asked for (`Diversity.bound_with`); those that need it have
+            Σ‖∇f_i‖₁‖∇f_i‖₂ collected as well.
+        batch_size: examples a batch where `data` is a data set.
+        chunk_size: examples differentiated at once, at most; None for whole batches.
+        progress: whether a bar is shown on standard error.
+
+    Returns:
+        The diversity, with that of each parameter.
+
+    Raises:
+        TypeError: if `losses` returns no floating-point tensor, or the data cannot be iterated.
+        ValueError: if there are no examples, a loss or gradient is not finite, `losses` does not return one loss per
+            example, or the examples are coupled (batch statistics).
+
+    Example:
+        >>> import torch, variegrad as vg
+        >>> x, y = torch.eye(4), torch.zeros(4)
+        >>> losses = lambda model, batch: (model(batch[0]).squeeze(1) - batch[1]) ** 2
+        >>> model = torch.nn.Linear(4, 1, bias=False)
+        >>> bound = vg.measure(model, losses, torch.utils.data.TensorDataset(x, y)).batch_size_bound
+        >>> round(bound, 6)  # orthogonal gradients: a batch may be as large as the data set
+        4.0
+    """
+    wanted = (mechanism,) if isinstance(mechanism, Mechanism) else tuple(mechanism)
+    l1 = any(m.needs_l1_norms for m in wanted)
+    model = unwrap(model)
+    parameters = trained_parameters(model)
+
+    def visit(batch: Batch) -> Norms:
+        return batch_norms(model, losses, batch, l1=l1)
+
+    with left_as_found(model):
+        return _sum(visit, parameters, data, batch_size, chunk_size, l1, progress)
+
+
+def measure_differential(
+    model: nn.Module,
+    other: nn.Module,
+    losses: Losses,
+    data: Any,
+    *,
+    batch_size: int = BATCH_SIZE,
+    chunk_size: int | None = None,
+    progress: bool = False,
+) -> Diversity:
+    """Measure the differential diversity Δ_D(w, w′): that of ∇f_i(w) − ∇f_i(w′), over all of the data, exactly.
+
+    Both models see the same random draws (dropout masks). All of both is left as it was found.
+
+    Args:
+        model: the model at w.
+        other: the same model at w′.
+        losses: `losses(model, batch) → (b,)`.
+        data: as for `measure`.
+        batch_size: examples a batch where `data` is a data set.
+        chunk_size: examples differentiated at once, at most.
+        progress: whether a bar is shown on standard error.
+
+    Returns:
+        B_D(w, w′) and its parts; `undefined` where all gradients are equal at w and w′.
+
+    Raises:
+        TypeError: as `measure`.
+        ValueError: as `measure`, or if the two models differ in their trained parameters.
+
+    Source: Definition 6.
+    """
+    model, other = unwrap(model), unwrap(other)
+    parameters, others = trained_parameters(model), trained_parameters(other)
+    if {n: p.shape for n, p in parameters.items()} != {n: p.shape for n, p in others.items()}:
+        odd = sorted(n for n in parameters.keys() | others.keys() if n not in parameters or n not in others
+                     or parameters[n].shape != others[n].shape)  # fmt: skip
+        raise ValueError(
+            f"measure_differential compares one model at two weights; {odd[:5]} differ in name, shape or being trained."
+        )
+
+    def visit(batch: Batch) -> Norms:
+        return differential_norms(model, other, losses, batch)
+
+    with left_as_found(model), left_as_found(other):
+        return _sum(visit, parameters, data, batch_size, chunk_size, False, progress)
+
+
+def _sum(
+    visit: Any,
+    parameters: dict[str, nn.Parameter],
+    data: Any,
+    batch_size: int,
+    chunk_size: int | None,
+    l1: bool,
+    progress: bool,
+) -> Diversity:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 example; got {chunk_size}.")
+    device = next(iter(parameters.values())).device
+    sums = _Sums(parameters, l1)
+    first = 0
+    for whole in _shown(passes_over(data, batch_size), progress):
+        for batch in split(to_device(whole, device), chunk_size):
+            if shared_length(batch) == 0:
+                continue
+            norms = visit(batch)
+            sums.add(norms, first)
+            first = sums.count
+    if not sums.count:
+        raise ValueError("the data holds no examples: there is nothing to measure. Is the data set or loader empty?")
+    return sums.moments().diversity
+
+
+class _Sums:
+    """Σ‖g‖², Σg and Σ‖g‖₁‖g‖₂ so far, in float64, added in place: d numbers once, not once a batch."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], l1: bool) -> None:
+        self.count = 0
+        self.sq = dict.fromkeys(parameters, 0.0)
+        self.total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        self.l1_l2 = 0.0 if l1 else None
+
+    def add(self, norms: Norms, first: int) -> None:
+        each: Float[Tensor, " b"] = torch.stack([n.double() for n in norms.sq_norms.values()]).sum(0)
+        finite = torch.isfinite(each)
+        if not bool(finite.all()):
+            at = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"the gradient of example {first + at} (counted from 0) is not finite although its loss is. "
+                "Look for a square root or logarithm at zero, or an overflow in low precision."
+            )
+        self.count += len(each)
+        for name, part in norms.sq_norms.items():
+            self.sq[name] += float(part.sum())
+            self.total[name] += norms.total[name]
+        if self.l1_l2 is not None and norms.l1_norms is not None:
+            self.l1_l2 += float((norms.l1_norms * each.sqrt()).sum())
+
+    def moments(self) -> GradientMoments:
+        return GradientMoments(
+            count=self.count, sum_sq_norms=self.sq, gradient_sum=self.total, sum_l1_l2_norms=self.l1_l2
+        )
+
+
+def _shown(batches: Any, progress: bool) -> Iterator[Batch]:
+    if not progress:
+        yield from batches
+        return
+    total = len(batches) if hasattr(batches, "__len__") else None
+    yield from track(batches, description="measuring", total=total, console=Console(stderr=True), transient=True)

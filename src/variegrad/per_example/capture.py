@@ -1,0 +1,275 @@
+"""Listening to one backward pass: each output gradient meets its rules as it is made, and is freed again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+from torch.utils.hooks import RemovableHandle
+
+from variegrad.per_example.graph import Graph, Use, lowest
+from variegrad.per_example.knowledge import Knowledge
+from variegrad.per_example.ownership import Layout
+from variegrad.per_example.plan import Plan, following
+from variegrad.per_example.rules import RULES, Contribution, Dense, NotCovered, combine
+from variegrad.per_example.rules.contribution import sq_norms
+
+
+class Capture:
+    """Collects ‖∇f_i‖² while a backward pass runs, and Σ∇f_i where that is cheaper than leaving it to autograd.
+
+    Args:
+        graph: the graph of the losses.
+        known: its owners.
+        count: b.
+        plan: which variants to take.
+        l1: whether ‖∇f_i‖₁ is wanted as well.
+        examples: whose norms are wanted; None for all. With some only, Σ∇f_i is left to autograd.
+        keep: whether nothing is summed, and the gradients themselves can be asked for afterwards (`gradients`).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        known: Knowledge,
+        count: int,
+        plan: Plan | None,
+        *,
+        l1: bool = False,
+        examples: Sequence[int] | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
+        self.own, self.keep = examples is None, keep
+        self.examples = None if examples is None else torch.as_tensor(examples, dtype=torch.long)
+        self.wanted = count if self.examples is None else len(self.examples)
+        self.uncovered: list[str] = []
+        self.late: dict[str, str] = {}
+        self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
+        self.totals: dict[str, Tensor] = {}
+        self.l1_norms: Float[Tensor, " m"] | None = None
+        self.visits: dict[Node, list[tuple[str, Use]]] = defaultdict(list)
+        self.uses: dict[str, list[Use]] = {}
+        self._kept: dict[str, list[tuple[Use, Contribution]]] = defaultdict(list)
+        self._derived: list[tuple[str, Use, Tensor]] = []
+        for name in graph.leaves:
+            if name in known.uncovered:
+                self.uncovered.append(name)
+                continue
+            uses, reason = known.uses(graph, name)
+            assert reason is None
+            self.uses[name] = uses
+            for use in uses:
+                self.visits[use.arc.node].append((name, use))
+
+    def run(
+        self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool
+    ) -> dict[str, Tensor]:
+        """The backward pass itself.
+
+        Args:
+            per_example: the losses.
+            parameters: the trained parameters.
+            retain: whether the graph is still needed afterwards.
+
+        Returns:
+            Σ∇f_i of the parameters that autograd was asked for.
+        """
+        bottom = lowest(self.graph, self.visits) if self.own else []
+        asked = {} if self.own else {name: p for name, p in parameters.items() if name in self.graph.leaves}
+        targets: list[Tensor | GradientEdge] = [GradientEdge(node, 0) for node in bottom]
+        targets += list(asked.values())
+        handles = self.listen(skip=bottom)
+        try:
+            ones = torch.ones_like(per_example)
+            gradients = (
+                torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True) if targets else ()
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        with torch.no_grad():
+            received = list(gradients)
+            for k, node in enumerate(bottom):
+                gradient, received[k] = received[k], None  # freed as soon as it was used
+                if gradient is not None:
+                    self.receive(node, gradient)
+            if not self.keep:
+                self.finish(parameters)
+        return {n: g for n, g in zip(asked, received[len(bottom) :], strict=True) if g is not None}
+
+    def listen(self, skip: Iterable[Node] = ()) -> list[RemovableHandle]:
+        """Hook the nodes of the graph that some rule serves.
+
+        Args:
+            skip: nodes that need no hook.
+
+        Returns:
+            Handles, to be removed after the pass.
+        """
+        skipped = set(skip)
+
+        def arrived(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
+            if gradients[0] is not None:
+                self.receive(node, gradients[0])
+
+        return [
+            node.register_prehook(lambda g, node=node: arrived(node, g)) for node in self.visits if node not in skipped
+        ]
+
+    def receive(self, node: Node, gradient: Tensor) -> None:
+        """An output gradient has been made: let the rules of its node use it.
+
+        Args:
+            node: where.
+            gradient: ∂(Σ losses)/∂(output of the node).
+        """
+        layout = self.known.owner(self.graph, node)
+        assert isinstance(layout, Layout)
+        with following(self.plan), _no_autocast(gradient.device):
+            for name, use in self.visits[node]:
+                if name in self.late:
+                    continue
+                try:
+                    if gradient.is_complex():
+                        raise NotCovered("complex gradients")
+                    rule = RULES[node.name()]
+                    part = rule(node, use.arc.slot, gradient.detach(), layout, self.count, use.shape)
+                except NotCovered as reason:
+                    self.late[name] = str(reason)
+                    continue
+                if self.examples is not None:
+                    part = part.subset(self.examples)
+                if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
+                    self._settle(name, use, part)
+                else:
+                    self._kept[name].append((use, part))
+
+    def finish(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Settle the parameters with several uses, or prepared ones, and carry sums down to the parameters.
+
+        Args:
+            parameters: the trained parameters.
+        """
+        with following(self.plan), _no_autocast(next(iter(parameters.values())).device):
+            for name, parts in self._kept.items():
+                if name not in self.late:
+                    kinds = {use.kind for use, _ in parts}
+                    alike = len(kinds) == 1 and None not in kinds and len({p.shape for _, p in parts}) == 1
+                    if alike and all(use.keeps_norms for use, _ in parts):
+                        self._settle(name, parts[0][0], combine([p for _, p in parts]))
+                    else:
+                        self._settle_through_chains(name, parameters[name], parts)
+            self._kept.clear()
+        for name, use, total in self._derived:
+            self.totals[name] = _carried_down(use, total, parameters[name])
+        self._derived.clear()
+
+    def gradients(self, start: int, stop: int, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """∇f_i of examples start … stop−1, for the parameters that rules cover; needs `keep`.
+
+        Args:
+            start: the first example.
+            stop: one past the last.
+            parameters: the trained parameters.
+
+        Returns:
+            Name → (stop − start, *shape).
+        """
+        with torch.no_grad(), _no_autocast(next(iter(parameters.values())).device):
+            return {
+                name: _sum_down(self._kept[name], start, stop, parameters[name]) if self._kept[name]
+                else parameters[name].new_zeros(stop - start, *parameters[name].shape)
+                for name in self.uses if name not in self.late
+            }  # fmt: skip
+
+    def add_gradients(self, chunks: Iterable[dict[str, Tensor]], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Take per-example gradients that a fallback has formed.
+
+        Args:
+            chunks: name → (t, *shape), in the order of the examples.
+            parameters: those that they are of.
+        """
+        norms: dict[str, list[Tensor]] = {name: [] for name in parameters}
+        absolute = []
+        for chunk in chunks:
+            for name, rows in chunk.items():
+                norms[name].append(sq_norms(rows.detach()))
+                self.totals[name] = self.totals[name] + rows.sum(0) if name in self.totals else rows.sum(0)
+            if self.l1:
+                absolute.append(sum(rows.flatten(1).abs().sum(1, dtype=torch.float64) for rows in chunk.values()))
+        at = slice(None) if self.examples is None else self.examples
+        for name, rows in norms.items():
+            self.sq_norms[name] = torch.cat(rows)[at]
+        if self.l1:
+            self._add_l1(torch.cat(absolute)[at])  # type: ignore[arg-type]
+
+    def _settle(self, name: str, use: Use, part: Contribution) -> None:
+        if self.l1:
+            self._add_l1(torch.cat([_l1(part.rows(*tile)) for tile in part.tiles()]))
+        summed = part.summed(total=self.own)
+        self.sq_norms[name] = summed.sq_norms
+        if summed.total is not None:
+            self._derived.append((name, use, summed.total))
+
+    def _settle_through_chains(
+        self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]
+    ) -> None:
+        norms, absolute, total = [], [], None
+        widest = max((part for _, part in parts), key=lambda part: part.shape.numel())
+        for start, stop in widest.tiles():
+            rows = _sum_down(parts, start, stop, parameter)
+            norms.append(sq_norms(rows))
+            if self.l1:
+                absolute.append(_l1(rows))
+            if self.own:
+                total = rows.sum(0) if total is None else total + rows.sum(0)
+        self.sq_norms[name] = torch.cat(norms)
+        if self.l1:
+            self._add_l1(torch.cat(absolute))
+        if total is not None:
+            self.totals[name] = total
+
+    def _add_l1(self, values: Float[Tensor, " m"]) -> None:
+        self.l1_norms = values if self.l1_norms is None else self.l1_norms + values
+
+
+def _sum_down(
+    parts: Sequence[tuple[Use, Contribution]], start: int, stop: int, parameter: nn.Parameter
+) -> Float[Tensor, "t ..."]:
+    first, *others = (_carried_down(use, part.rows(start, stop), parameter, batched=True) for use, part in parts)
+    return sum(others, start=first)
+
+
+def _l1(rows: Tensor) -> Float[Tensor, " t"]:
+    return rows.flatten(1).abs().sum(1, dtype=torch.float64) if rows.dim() > 1 else rows.abs().double()
+
+
+def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batched: bool = False) -> Tensor:
+    """The adjoint of a use's chain: from the gradient of what a rule saw to the gradient of the parameter."""
+    names = {node.name() for node in use.chain}
+    if not names:
+        return gradient.to(parameter.dtype)
+    if names == {"TBackward0"}:
+        return gradient.transpose(-1, -2) if len(use.chain) % 2 else gradient
+    gradient = gradient.to(_dtype(use))
+    (result,) = torch.autograd.grad(
+        [use.edge], [parameter], [gradient], retain_graph=True, is_grads_batched=batched  # type: ignore[list-item]
+    )
+    return result
+
+
+def _dtype(use: Use) -> torch.dtype:
+    node, output = use.arc.node.next_functions[use.arc.slot]
+    return node._input_metadata[output].dtype  # type: ignore[attr-defined,no-any-return]
+
+
+@contextmanager
+def _no_autocast(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
+        yield

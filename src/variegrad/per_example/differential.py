@@ -1,0 +1,42 @@
+"""Norms of the differences ∇f_i(w) − ∇f_i(w′) of Definition 6: both are formed, a chunk of examples at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from variegrad.batches import Batch
+from variegrad.per_example.engine import Norms
+from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.norms import example_gradients
+from variegrad.per_example.rules.contribution import sq_norms
+
+
+def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch: Batch) -> Norms:
+    """‖∇f_i(w) − ∇f_i(w′)‖² by parameter, and the sum of the differences.
+
+    Args:
+        model: the model at w, unwrapped.
+        other: the model at w′, unwrapped, with the same trained parameters.
+        losses: `losses(model, batch) → (b,)`.
+        batch: the batch; both models see the same random draws.
+
+    Returns:
+        The norms of the differences.
+    """
+    norms: dict[str, list[torch.Tensor]] = {}
+    total: dict[str, torch.Tensor] = {}
+    state = torch.get_rng_state()
+    # Each generator evaluates its losses when first asked; the second must start from the same random state.
+    here = example_gradients(model, losses, batch)
+    first = next(here, None)
+    torch.set_rng_state(state)
+    there = example_gradients(other, losses, batch)
+    while first is not None:
+        second = next(there)
+        for name, rows in first.items():
+            difference = rows.double() - second[name].double()
+            norms.setdefault(name, []).append(sq_norms(difference))
+            total[name] = total.get(name, 0) + difference.sum(0)
+        first = next(here, None)
+    return Norms(sq_norms={name: torch.cat(parts) for name, parts in norms.items()}, total=total)

@@ -1,0 +1,177 @@
+"""Every use of every parameter, read from the autograd graph: the ground truth of how a model was written.
+
+Module calls, functional calls, slices, views, tying and re-use all end as edges of one graph, so nothing needs to be
+patched, wrapped or hooked onto modules, and what a rule does not know is *seen* to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+
+# Node names are torch's, stable for years but not promised: everything that depends on them is listed by name here
+# and in `rules`, and an unknown name only ever leads to the exact fallback.
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+# Adjoints that keep every entry of a gradient, only elsewhere: ‖∇‖² is read before them.
+REARRANGE = frozenset(
+    f"{name}Backward{version}"
+    for name in ("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Clone",
+                 "Alias", "ToCopy", "Movedim", "Unflatten", "Flatten", "Contiguous")
+    for version in (0, 1, 2, 3)
+)  # fmt: skip
+# … and those that put it into a larger gradient that is zero elsewhere.
+EMBED_IN_ZEROS = frozenset({"SelectBackward0", "SliceBackward0", "NarrowBackward0"})
+# Read their rows by an index that comes from data: what belongs to whom may change from batch to batch.
+DATA_INDEXED = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Take", "Unique",
+                "NestedTensor", "PackPadded", "PadPacked")  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Arc:
+    """Input number `slot` of `node` is the output of whatever lies below it."""
+
+    node: Node
+    slot: int
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The part of an autograd graph between the losses and the trained parameters.
+
+    Attributes:
+        root: the node that made the losses.
+        order: every node, losses first (breadth first).
+        number: node → its place in that order.
+        above: node → the arcs that consume its outputs.
+        leaves: parameter name → its `AccumulateGrad` node, where the losses depend on it.
+        signature: equal for graphs of equal structure, whatever the sizes.
+        data_indexed: whether some rows are picked by an index that comes from data.
+        opaque: names of nodes made by custom Functions, which may hide parameters.
+    """
+
+    root: Node
+    order: list[Node]
+    number: Mapping[Node, int]
+    above: Mapping[Node, list[Arc]]
+    leaves: Mapping[str, Node]
+    signature: int
+    data_indexed: bool
+    opaque: tuple[str, ...]
+
+
+def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
+    """Walk the graph once from the losses down to the parameters.
+
+    Args:
+        root: `losses.grad_fn`.
+        parameters: name → trained parameter.
+
+    Returns:
+        The graph, with the users of every node.
+    """
+    names = {id(p): name for name, p in parameters.items()}
+    number = {root: 0}
+    order = [root]
+    above: dict[Node, list[Arc]] = {root: []}
+    leaves: dict[str, Node] = {}
+    shape: list[object] = []
+    indexed = False
+    opaque = []
+    for node in order:  # grows while it is walked
+        kind = node.name()
+        shape.append(kind)
+        indexed = indexed or kind.startswith(DATA_INDEXED)
+        if kind == ACCUMULATE:
+            name = names.get(id(node.variable))  # type: ignore[attr-defined]
+            shape.append(name)
+            if name is not None:
+                leaves[name] = node
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            opaque.append(kind)
+        for slot, (child, _) in enumerate(node.next_functions):
+            if child is None:
+                shape.append(-1)
+                continue
+            if child not in number:
+                number[child] = len(order)
+                order.append(child)
+                above[child] = []
+            above[child].append(Arc(node, slot))
+            shape.append(number[child])
+    return Graph(root, order, number, above, leaves, hash(tuple(shape)), indexed, tuple(opaque))
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One use of a parameter: what the rule of `arc.node` sees in its input `arc.slot` is `chain` of the parameter.
+
+    Attributes:
+        arc: the node whose output gradient is owned row by row, and which input of it this is.
+        chain: the nodes between that input and the parameter, top first; empty where it is the parameter itself.
+    """
+
+    arc: Arc
+    chain: tuple[Node, ...]
+
+    @property
+    def edge(self) -> GradientEdge:
+        """Where the gradient with respect to this input flows on downwards."""
+        return GradientEdge(*self.arc.node.next_functions[self.arc.slot])
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of this input: of the derived parameter."""
+        node, output = self.arc.node.next_functions[self.arc.slot]
+        if node.name() == ACCUMULATE:
+            return node.variable.shape  # type: ignore[attr-defined,no-any-return]
+        return torch.Size(node._input_metadata[output].shape)  # type: ignore[attr-defined]
+
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether ‖∇ of this input‖ is ‖∇ of the parameter‖: the chain only rearranges, pads or casts."""
+        return all(
+            node.name() in REARRANGE or node.name() in EMBED_IN_ZEROS or _reads_each_row_once(node)
+            for node in self.chain
+        )
+
+    @property
+    def kind(self) -> tuple[str, ...] | None:
+        """Equal for two uses only if their inputs have the same layout of the same parameter; None if unsure."""
+        names = tuple(node.name() for node in self.chain if node.name() not in ("ToCopyBackward0", "CloneBackward0"))
+        return names if set(names) <= {"TBackward0"} else None
+
+
+def _reads_each_row_once(node: Node) -> bool:
+    if node.name() != "EmbeddingBackward0" or node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
+        return False
+    indices: Tensor = node._saved_indices  # type: ignore[attr-defined]
+    padded = bool((indices == node._saved_padding_idx).any())  # type: ignore[attr-defined]
+    return not padded and indices.unique().numel() == indices.numel()
+
+
+def lowest(graph: Graph, nodes: Iterable[Node]) -> list[Node]:
+    """Those of the nodes that have none of the others below them: reaching these, a backward pass visits all.
+
+    Args:
+        graph: the graph.
+        nodes: some nodes of it.
+
+    Returns:
+        The lowest of them.
+    """
+    wanted = set(nodes)
+    covered: set[Node] = set()
+    # In reverse breadth-first order a node may still come before one below it, so climb from each node instead.
+    for node in wanted:
+        climb = [arc.node for arc in graph.above[node]]
+        while climb:
+            upper = climb.pop()
+            if upper not in covered:
+                covered.add(upper)
+                climb.extend(arc.node for arc in graph.above[upper])
+    return [node for node in wanted if node not in covered]

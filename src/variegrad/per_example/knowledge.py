@@ -1,0 +1,177 @@
+"""What is learnt of a model's graph when its structure is first met: who owns which gradient, and each parameter's uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from variegrad.batches import Batch
+from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_coupled
+from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use
+from variegrad.per_example.ownership import ZERO, Layout, Owner, probe_ownership
+from variegrad.per_example.rules import RULES
+
+# A parameter that is prepared by more operations than this before its use is left to the fallback.
+MOST_BETWEEN = 256
+
+
+@dataclass
+class Knowledge:
+    """What has been learnt of graphs of one structure; sizes may differ.
+
+    Attributes:
+        owners: (number of a node in the graph's order, its output) → who owns the gradient there.
+        certain: whether every layout that matters was determined beyond doubt, so that it holds for other batches.
+        uncovered: parameters that no rule covers → why.
+        verified: whether two examples were checked against the loop.
+        vectorize: whether vmap works for the uncovered parameters; None where not tried.
+        everything_looped: whether the graph hides parameters, so that only the loop is right.
+    """
+
+    owners: Mapping[tuple[int, int], Owner]
+    certain: bool = True
+    uncovered: dict[str, str] = field(default_factory=dict)
+    verified: bool = False
+    vectorize: bool | None = None
+    everything_looped: bool = False
+
+    def owner(self, graph: Graph, node: Node) -> Owner | None:
+        """Who owns the first gradient that arrives at a node.
+
+        Args:
+            graph: a graph of this structure.
+            node: a node of it.
+
+        Returns:
+            The owner; None where no gradient arrives.
+        """
+        found = [o for k in range(_outputs(node)) if (o := self.owners.get((graph.number[node], k))) is not None]
+        return next((o for o in found if o != ZERO), found[0] if found else None)
+
+    def uses(self, graph: Graph, name: str) -> tuple[list[Use], str | None]:
+        """For each path from a parameter up to the losses, the first node whose gradient is owned example by example.
+
+        Args:
+            graph: a graph of this structure.
+            name: the parameter.
+
+        Returns:
+            The uses, and why the parameter is not covered, or None.
+        """
+        if name not in graph.leaves:
+            return [], None
+        found: list[Arc] = []
+        # The nodes between the parameter and its uses; several paths through them may meet again.
+        between = {graph.leaves[name]}
+        climb = list(graph.above[graph.leaves[name]])
+        while climb:
+            arc = climb.pop()
+            owner = self.owner(graph, arc.node)
+            if owner is None or owner == ZERO:
+                # Nothing but zeros arrived here: nothing to add, whoever owns it.
+                continue
+            if isinstance(owner, Layout):
+                if arc.node.name() not in RULES:
+                    return [], f"no rule for {arc.node.name()}"
+                found.append(arc)
+            elif len(between) > MOST_BETWEEN or not graph.above[arc.node]:
+                return [], f"examples are mixed at {arc.node.name()}"
+            elif arc.node not in between:
+                between.add(arc.node)
+                climb.extend(graph.above[arc.node])
+        return [Use(arc, _below(arc, between)) for arc in found], None
+
+    def fits(self, graph: Graph, count: int) -> bool:
+        """Whether these layouts can be those of this graph: each example dimension is a multiple of b.
+
+        Args:
+            graph: a graph of this structure.
+            count: b.
+
+        Returns:
+            Whether they can.
+        """
+        for (number, output), owner in self.owners.items():
+            if isinstance(owner, Layout):
+                shape = graph.order[number]._input_metadata[output].shape  # type: ignore[attr-defined]
+                size = shape[owner.dim] if owner.dim < len(shape) else 0
+                if size % count or (owner.single and size != count) or size == 0:
+                    return False
+        return True
+
+
+def learn(
+    graph: Graph,
+    model: nn.Module,
+    losses: Losses | None,
+    batch: Batch,
+    per_example: Float[Tensor, " b"],
+    parameters: Mapping[str, nn.Parameter],
+) -> Knowledge:
+    """Probe a graph, find the uses of its parameters, and refuse coupled examples.
+
+    Args:
+        graph: the graph.
+        model: the unwrapped model.
+        losses: the user's function; None where only the losses are at hand.
+        batch: the batch.
+        per_example: the losses; their graph is kept.
+        parameters: the trained parameters.
+
+    Returns:
+        What was learnt.
+
+    Raises:
+        ValueError: if the examples are coupled, or whether they are cannot be known.
+    """
+    nodes = [node for node in graph.order if node.name() != ACCUMULATE]
+    owners = probe_ownership(per_example, nodes, [p for name, p in parameters.items() if name in graph.leaves])
+    known = Knowledge({(graph.number[node], output): owner for (node, output), owner in owners.items()})
+    derived: dict[str, str] = {}
+    kept: dict[tuple[int, int], Owner] = {}
+    for name in parameters:
+        uses, reason = known.uses(graph, name)
+        touched = [node for use in uses for node in (use.arc.node, *use.chain)]
+        refuse_batch_statistics(model, name, [*touched, *_consumers(graph, name)], [use.arc for use in uses])
+        if reason is not None:
+            known.uncovered[name] = reason
+            if reason.startswith("examples are mixed"):
+                derived[name] = reason
+        for use in uses:
+            owner = known.owner(graph, use.arc.node)
+            if isinstance(owner, Layout):
+                known.certain = known.certain and owner.certain
+                kept[graph.number[use.arc.node], 0] = owner
+            odd = [n.name() for n in use.chain if n.name() not in REARRANGE and n.name() not in EMBED_IN_ZEROS]
+            if odd:
+                derived[name] = f"it reaches the examples through {odd[0]}"
+    if any(owner == ZERO for owner in known.owners.values()):
+        # What a node without any gradient would do with another batch is not known yet.
+        known.certain = False
+    if derived:
+        refuse_if_coupled(model, losses, batch, per_example, derived)
+    return known
+
+
+def _below(arc: Arc, between: set[Node]) -> tuple[Node, ...]:
+    seen: dict[Node, None] = {}
+    climb = [arc.node.next_functions[arc.slot][0]]
+    while climb:
+        node = climb.pop()
+        if node in between and node not in seen and node.name() != ACCUMULATE:
+            seen[node] = None
+            climb.extend(child for child, _ in node.next_functions)
+    return tuple(seen)
+
+
+def _consumers(graph: Graph, name: str) -> list[Node]:
+    return [arc.node for arc in graph.above[graph.leaves[name]]] if name in graph.leaves else []
+
+
+def _outputs(node: Node) -> int:
+    return len(node._input_metadata)  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""The engine's front door: ‖∇f_i‖² and ∇f_i for the examples of one batch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from variegrad.batches import Batch
+from variegrad.per_example import fallback
+from variegrad.per_example.engine import Engine, Norms
+from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+
+# What was learnt of a model lives exactly as long as the model does.
+_engines: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """The engine that remembers this model's graphs.
+
+    Args:
+        model: the unwrapped model.
+
+    Returns:
+        Its engine.
+    """
+    return _engines.setdefault(model, Engine())
+
+
+def batch_norms(
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    *,
+    l1: bool = False,
+    examples: Sequence[int] | None = None,
+    engine: Engine | None = None,
+) -> Norms:
+    """‖∇f_i‖² by parameter, Σ∇f_i and, on request, ‖∇f_i‖₁; nothing is left on the model.
+
+    Args:
+        model: the model.
+        losses: `losses(model, batch) → (b,)`.
+        batch: any nesting of tensors whose first dimension is the example.
+        l1: whether ‖∇f_i‖₁ is wanted.
+        examples: whose norms are wanted; None for all.
+        engine: None for the one that remembers this model.
+
+    Returns:
+        The norms.
+    """
+    model = unwrap(model)
+    parameters = trained_parameters(model)
+    per_example = evaluate(model, losses, batch)
+    engine = engine_of(model) if engine is None else engine
+    return engine.norms(model, losses, batch, per_example, parameters, l1=l1, examples=examples)
+
+
+def example_sq_norms(
+    model: nn.Module, losses: Losses, batch: Batch, *, examples: Sequence[int] | None = None
+) -> Float[Tensor, " m"]:
+    """Squared gradient norms ‖∇f_i(w)‖² of the examples of a batch; Σ_i ∇f_i is added to `.grad` as backward would.
+
+    Args:
+        model: the model, in the mode it is to be measured in.
+        losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
+        batch: any nesting of tensors whose first dimension is the example.
+        examples: the examples whose norms are wanted; None for all b. `.grad` receives the sum over all b anyway.
+
+    Returns:
+        ‖∇f_i‖², float64, one for each example asked for, in that order.
+
+    Raises:
+        TypeError: if `losses` returns no floating-point tensor.
+        ValueError: if it returns no finite loss for each example, or the examples are coupled.
+        RuntimeError: if the first use's check of two examples against the loop fails.
+    """
+    norms = batch_norms(model, losses, batch, examples=examples)
+    for name, parameter in trained_parameters(unwrap(model)).items():
+        total = norms.total[name].to(parameter.dtype)
+        parameter.grad = total.contiguous() if parameter.grad is None else parameter.grad + total
+    return torch.stack(list(norms.sq_norms.values())).sum(0)
+
+
+def example_gradients(
+    model: nn.Module, losses: Losses, batch: Batch, *, chunk_size: int | None = None
+) -> Iterator[dict[str, Float[Tensor, "t ..."]]]:
+    """The gradients ∇f_i themselves, a chunk of examples at a time, in order; `.grad` is left alone.
+
+    Args:
+        model: the model, in the mode it is to be measured in.
+        losses: `losses(model, batch) → (b,)`.
+        batch: any nesting of tensors whose first dimension is the example.
+        chunk_size: examples at once, ≥ 1; None for what fits a small share of the free memory.
+
+    Yields:
+        Parameter name → (t, *shape of the parameter), for the next t examples.
+
+    Raises:
+        ValueError: if `chunk_size` is below one, or for what `example_sq_norms` refuses.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 example; got {chunk_size}.")
+    model = unwrap(model)
+    parameters = trained_parameters(model)
+    per_example = evaluate(model, losses, batch)
+    if not len(per_example):
+        return
+    step = chunk_size or fallback.chunk_size(parameters)
+    yield from engine_of(model).gradients(model, losses, batch, per_example, parameters, step)
+
+
+def loop_gradients(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[dict[str, Tensor]]:
+    """∇f_i by one backward pass for each example over the full batch's graph: slow, and right on every model.
+
+    Args:
+        model: the model, in the mode it is to be measured in.
+        losses: `losses(model, batch) → (b,)`.
+        batch: the batch.
+
+    Yields:
+        Parameter name → gradient, for one example after the other.
+    """
+    model = unwrap(model)
+    yield from fallback.loop(evaluate(model, losses, batch), trained_parameters(model))

@@ -1,0 +1,158 @@
+"""Whose row is it? Which example owns which entries of a gradient inside the graph: measured, not guessed.
+
+One more backward pass with the losses weighted by powers of two, c_i = 2^(digit of i): backward is linear, so an entry
+that belongs to example i alone is multiplied by exactly c_i, rounding included. Entries where examples have been mixed
+(the gradient of a weight, anything below batch statistics) are not, and are seen to be nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import Node
+
+DIGIT_BITS = 3
+SAMPLES = 1024
+RATIO_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Examples run along dimension `dim` of a gradient, as (outer, b, inner) within it.
+
+    Attributes:
+        dim: the dimension that the example is in.
+        example_major: outer = 1: rows of one example follow each other; otherwise inner = 1: examples alternate.
+        certain: whether every other layout was ruled out, so that this one may be trusted for other batches.
+        single: whether each example had one row only, which leaves open the order that several would have.
+    """
+
+    dim: int
+    example_major: bool = True
+    certain: bool = True
+    single: bool = False
+
+    def split(self, gradient: Tensor, count: int) -> Tensor:
+        """The gradient with its example dimension in front: (b, …, rest of `dim`, …).
+
+        Args:
+            gradient: a tensor of this layout.
+            count: b.
+
+        Returns:
+            A view of shape (b, *shape with `dim` divided by b).
+        """
+        rest = gradient.shape[self.dim] // count
+        if rest == 1:
+            return gradient.movedim(self.dim, 0).unsqueeze(self.dim + 1)
+        parts = (count, rest) if self.example_major else (rest, count)
+        view = gradient.unflatten(self.dim, parts)
+        return view.movedim(self.dim if self.example_major else self.dim + 1, 0)
+
+
+# What probing can say of a gradient: its layout; MIXED (no example's own); ZERO (nothing but zeros was seen).
+MIXED = "mixed"
+ZERO = "zero"
+Owner = Layout | str
+
+
+def probe_ownership(
+    per_example: Float[Tensor, " b"], nodes: Iterable[Node], edges: Sequence[Tensor]
+) -> Mapping[tuple[Node, int], Owner]:
+    """Measure who owns the gradients that arrive at `nodes`.
+
+    Args:
+        per_example: the losses; their graph is kept.
+        nodes: where to look.
+        edges: the parameters below them, where the backward passes end.
+
+    Returns:
+        (node, number of its output) → owner.
+    """
+    count = len(per_example)
+    examples = torch.arange(count, device=per_example.device)
+    digits = max(1, -(-(count - 1).bit_length() // DIGIT_BITS)) if count > 1 else 0
+    weights = [torch.ones_like(per_example)]
+    for position in range(digits):
+        digit = (examples >> (DIGIT_BITS * position)) & ((1 << DIGIT_BITS) - 1)
+        weights.append(torch.exp2(digit.to(per_example.dtype)))
+
+    shapes: dict[tuple[Node, int], torch.Size] = {}
+    where: dict[tuple[Node, int], Tensor] = {}
+    seen: list[dict[tuple[Node, int], Tensor]] = []
+
+    def sample(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
+        for output, gradient in enumerate(gradients):
+            if gradient is None or gradient.layout is not torch.strided:
+                continue
+            key = (node, output)
+            if key not in where:
+                shapes[key] = gradient.shape
+                where[key] = _places(gradient)
+            picked = gradient.detach().flatten()[where[key]] if gradient.numel() else gradient.flatten()
+            seen[-1][key] = (picked.abs() if picked.is_complex() else picked).double().cpu()
+
+    handles = [node.register_prehook(lambda g, node=node: sample(node, g)) for node in nodes]
+    try:
+        for weight in weights:
+            seen.append({})
+            torch.autograd.grad([per_example], edges, [weight], retain_graph=True, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    first, rest = seen[0], seen[1:]
+    return {
+        key: _owner(first[key], [r[key] for r in rest], where[key].cpu(), shapes[key], count)
+        for key in first
+        if all(key in r for r in rest)
+    }
+
+
+def _places(gradient: Tensor) -> Tensor:
+    numel = gradient.numel()
+    if numel <= SAMPLES:
+        return torch.arange(numel, device=gradient.device)
+    random = torch.randint(numel, (SAMPLES,), generator=torch.Generator().manual_seed(numel)).to(gradient.device)
+    if bool((gradient.flatten()[random] != 0).sum() > SAMPLES // 16):
+        return random
+    # Mostly zeros (padding, dead units): look where something is.
+    alive = gradient.flatten().nonzero().squeeze(1)
+    return alive[:: max(1, len(alive) // SAMPLES)] if len(alive) else random
+
+
+def _owner(base: Tensor, scaled: list[Tensor], where: Tensor, shape: torch.Size, count: int) -> Owner:
+    known = base.abs() > 1e-7 * base.abs().max() if base.numel() else torch.zeros(0, dtype=torch.bool)
+    if not bool(known.any()):
+        return ZERO
+    base, where = base[known], where[known]
+    owner = torch.zeros(len(base), dtype=torch.long)
+    for position, values in enumerate(scaled):
+        ratio = values[known] / base
+        digit = ratio.clamp(min=2.0**-4).log2().round()
+        off = (ratio / torch.exp2(digit) - 1).abs()
+        if bool(((off > RATIO_TOLERANCE) | (digit < 0) | (digit >= 1 << DIGIT_BITS) | (ratio <= 0)).any()):
+            return MIXED
+        owner += digit.long() << (DIGIT_BITS * position)
+    fits = list(_fitting(owner, where, shape, count))
+    if not fits:
+        return MIXED
+    dim, example_major = fits[-1]
+    return Layout(dim, example_major, certain=len(fits) == 1, single=shape[dim] == count)
+
+
+def _fitting(owner: Tensor, where: Tensor, shape: torch.Size, count: int) -> Iterable[tuple[int, bool]]:
+    inner = 1
+    for dim in reversed(range(len(shape))):
+        size = shape[dim]
+        if size % count == 0:
+            index = (where // inner) % size
+            rest = size // count
+            for example_major in (False, True) if rest > 1 else (True,):
+                guess = index // rest if example_major else index % count
+                if bool((guess == owner).all()):
+                    yield dim, example_major
+        inner *= size

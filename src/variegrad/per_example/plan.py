@@ -1,0 +1,85 @@
+"""Which of several exact ways is cheapest here: measured once for each layer and shape, like a benchmark mode.
+
+No formula predicts the fastest form of a convolution's per-example gradients on a given machine; running each
+candidate once does. A `Plan` belongs to the caller; where none is active the first candidate, the cheapest by the
+count of operations, is taken, so that a run can be made deterministic.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+Result = TypeVar("Result")
+_active = threading.local()
+
+# A further timing of the best candidates decides between those that are this close.
+CLOSE = 1.3
+
+
+class Plan:
+    """Choices by key, and what each candidate took when it was tried.
+
+    Attributes:
+        chosen: key → name of the way taken.
+        seconds: key → name → measured seconds.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: dict[object, str] = {}
+        self.seconds: dict[object, dict[str, float]] = {}
+
+
+@contextmanager
+def following(plan: Plan | None) -> Iterator[None]:
+    """Let `choose` measure and remember in this plan, in this thread, inside the block.
+
+    Args:
+        plan: the plan; None for the first candidate always.
+
+    Yields:
+        Nothing.
+    """
+    before = getattr(_active, "plan", None)
+    _active.plan = plan
+    try:
+        yield
+    finally:
+        _active.plan = before
+
+
+def choose(key: object, ways: Mapping[str, Callable[[], Result]]) -> Result:
+    """Run the fastest of several ways to the same result.
+
+    Args:
+        key: what the choice depends on: rule, shapes, type.
+        ways: name → way; the first is the default.
+
+    Returns:
+        The result.
+    """
+    plan: Plan | None = getattr(_active, "plan", None)
+    if plan is None or len(ways) == 1:
+        return next(iter(ways.values()))()
+    if key in plan.chosen:
+        return ways[plan.chosen[key]]()
+    seconds = {name: _timed(way)[0] for name, way in ways.items()}
+    fastest = min(seconds.values())
+    # The first round also pays for cold caches and code: time those in reach once more.
+    for name, way in ways.items():
+        if seconds[name] <= CLOSE * 2 * fastest:
+            for _ in range(2):
+                taken, result = _timed(way)
+                seconds[name] = min(seconds[name], taken)
+    plan.seconds[key] = seconds
+    plan.chosen[key] = min(seconds, key=seconds.__getitem__)
+    return result
+
+
+def _timed(way: Callable[[], Result]) -> tuple[float, Result]:
+    start = time.perf_counter()
+    result = way()
+    return time.perf_counter() - start, result

@@ -1,0 +1,196 @@
+"""What one use of a parameter adds to each example's gradient, kept in the smallest form that still gives ‖∇f_i‖²."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
+TILE_BYTES = 8 << 20
+
+
+class NotCovered(Exception):
+    """This use is outside what its rule is exact for."""
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Σ over examples and the norms, from one visit.
+
+    Attributes:
+        sq_norms: ‖g_i‖² for each example, float64.
+        total: Σ_i g_i; None where it was not wanted.
+    """
+
+    sq_norms: Float[Tensor, " b"]
+    total: Tensor | None
+
+
+class Contribution(ABC):
+    """b gradients of one shape, not necessarily formed."""
+
+    count: int
+    shape: torch.Size
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Float[Tensor, "t ..."]:
+        """The gradients of examples start … stop−1 themselves.
+
+        Args:
+            start: the first example.
+            stop: one past the last.
+
+        Returns:
+            Shape (stop − start, *shape).
+        """
+
+    @abstractmethod
+    def subset(self, examples: Tensor) -> Contribution:
+        """The same for some of the examples.
+
+        Args:
+            examples: their indices.
+
+        Returns:
+            A contribution of those alone.
+        """
+
+    def summed(self, *, total: bool = True) -> Summed:
+        """‖g_i‖² and Σg_i; rules override this with cheaper ways.
+
+        Args:
+            total: whether Σg_i is wanted.
+
+        Returns:
+            Both.
+        """
+        norms, sums = [], None
+        for start, stop in self.tiles():
+            rows = self.rows(start, stop)
+            norms.append(sq_norms(rows))
+            if total:
+                part = rows.sum(0)
+                sums = part if sums is None else sums.add_(part)
+        return Summed(torch.cat(norms), sums)
+
+    def tiles(self, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
+        """The ranges of examples whose gradients fit a tile.
+
+        Args:
+            tile_bytes: how large a tile may be.
+
+        Returns:
+            (start, stop) pairs that cover all examples.
+        """
+        step = max(1, tile_bytes // max(1, 4 * self.shape.numel()))
+        return [(i, min(i + step, self.count)) for i in range(0, self.count, step)]
+
+    def merged(self, other: Contribution) -> Contribution | None:  # noqa: ARG002
+        """Both uses as one contribution of the same kind, where that is cheap.
+
+        Args:
+            other: another use of the same parameter in the same shape.
+
+        Returns:
+            Their sum, or None where there is no such form.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Dense(Contribution):
+    """Gradients small enough to be formed at once: biases, scales, norms' weights.
+
+    Attributes:
+        gradients: one a row.
+    """
+
+    gradients: Float[Tensor, "b ..."]
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return len(self.gradients)
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self.gradients.shape[1:]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.gradients[start:stop]
+
+    def subset(self, examples: Tensor) -> Dense:
+        return Dense(self.gradients[examples])
+
+    def summed(self, *, total: bool = True) -> Summed:
+        return Summed(sq_norms(self.gradients), self.gradients.sum(0) if total else None)
+
+    def merged(self, other: Contribution) -> Dense | None:
+        return Dense(self.gradients + other.gradients) if isinstance(other, Dense) else None
+
+
+@dataclass(frozen=True)
+class Together(Contribution):
+    """Several uses of one parameter: ‖Σ_k g_ik‖² is not Σ_k ‖g_ik‖², so tiles of their sums are formed."""
+
+    parts: tuple[Contribution, ...]
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return self.parts[0].count
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self.parts[0].shape
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        first, *others = (part.rows(start, stop) for part in self.parts)
+        return sum(others, start=first)
+
+    def subset(self, examples: Tensor) -> Together:
+        return Together(tuple(part.subset(examples) for part in self.parts))
+
+
+def combine(parts: Sequence[Contribution]) -> Contribution:
+    """The sum of several uses of one parameter, in one shape.
+
+    Args:
+        parts: at least one.
+
+    Returns:
+        One contribution; the cheapest form that is exact.
+    """
+    merged = [parts[0]]
+    for part in parts[1:]:
+        for k, kept in enumerate(merged):
+            if (joint := kept.merged(part)) is not None:
+                merged[k] = joint
+                break
+        else:
+            merged.append(part)
+    return merged[0] if len(merged) == 1 else Together(tuple(merged))
+
+
+def sq_norms(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """‖row‖² in float64, at the speed of a float32 norm.
+
+    Args:
+        rows: one gradient a row.
+
+    Returns:
+        Squared norms.
+    """
+    flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
+    if flat.dtype in (torch.bfloat16, torch.float16):
+        flat = flat.float()
+    if flat.dtype == torch.float64 or flat.shape[1] <= 64:
+        return flat.double().square().sum(1)
+    # Short float32 sums lose nothing that matters; the long one over them is float64.
+    width = next((w for w in (1024, 800, 768, 576, 512, 400, 256, 128, 75, 64) if flat.shape[1] % w == 0), None)
+    if width is None:
+        return torch.linalg.vector_norm(flat, dim=1).double().square()
+    return torch.linalg.vector_norm(flat.unflatten(1, (-1, width)), dim=2).double().square().sum(1)

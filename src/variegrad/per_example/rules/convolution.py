@@ -1,0 +1,221 @@
+"""Convolutions of any dimension, transposed or not, with groups, dilation and stride.
+
+The graph has the padded input, so every padding mode is already resolved. Each example's weight gradient is formed a
+tile at a time and squared while it is in cache; their sum is the weight gradient. The ways differ only in speed:
+one library call an example, one grouped convolution for a few examples, or patches and a batched product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from variegrad.per_example.ownership import Layout
+from variegrad.per_example.plan import choose
+from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
+from variegrad.per_example.rules.elementwise import reduce_rows
+
+INPUT, WEIGHT, BIAS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The settings of a convolution."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    transposed: bool
+    output_padding: tuple[int, ...]
+
+    def weight_gradient(self, inputs: Tensor, gradient: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+        """∂W for the whole of `inputs`, by the library's own kernel.
+
+        Args:
+            inputs: (N, C, …).
+            gradient: at the output.
+            weight: for its shape only.
+            groups: a further factor of the number of groups.
+
+        Returns:
+            In the weight's shape.
+        """
+        _, result, _ = torch.ops.aten.convolution_backward(
+            gradient, inputs, weight, None, self.stride, self.padding, self.dilation, self.transposed,
+            self.output_padding, self.groups * groups, [False, True, False],
+        )  # fmt: skip
+        return result  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Convolution(Contribution):
+    """g_i = ∂W of example i alone.
+
+    Attributes:
+        inputs: the (padded) input; m images an example.
+        gradients: the gradient at the output.
+        weight: the weight, for its shape only.
+        geometry: the settings.
+    """
+
+    inputs: Float[Tensor, "b m c ..."]
+    gradients: Float[Tensor, "b m o ..."]
+    weight: Tensor
+    geometry: Geometry
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return len(self.inputs)
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self.weight.shape
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return torch.stack([self._one(i) for i in range(start, stop)])
+
+    def subset(self, examples: Tensor) -> Convolution:
+        return Convolution(self.inputs[examples], self.gradients[examples], self.weight, self.geometry)
+
+    def merged(self, other: Contribution) -> Convolution | None:
+        same = isinstance(other, Convolution) and other.geometry == self.geometry
+        if not same or other.inputs.shape[2:] != self.inputs.shape[2:]:  # type: ignore[attr-defined]
+            return None
+        inputs, gradients = torch.cat((self.inputs, other.inputs), 1), torch.cat((self.gradients, other.gradients), 1)  # type: ignore[attr-defined]
+        return Convolution(inputs, gradients, self.weight, self.geometry)
+
+    def summed(self, *, total: bool = True) -> Summed:
+        key = ("convolution", total, self.inputs.shape, self.gradients.shape, self.shape, self.inputs.dtype, self.geometry)
+        return choose(key, self.variants(total))
+
+    def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
+        """The exact ways to the same sums.
+
+        Args:
+            total: whether Σg_i is wanted.
+
+        Returns:
+            Name → way.
+        """
+        ways: dict[str, Callable[[], Summed]] = {}
+        plain = not self.geometry.transposed and self.inputs.shape[1] == 1
+        if self._pointwise:
+            ways["pointwise"] = lambda: self._by_tiles(self._pointwise_rows, self._tile(0), total)
+        if plain and self.geometry.groups == 1 and not self._pointwise:
+            for tile in dict.fromkeys((self._tile(1 << 20), self._tile(TILE_BYTES))):
+                ways[f"patches × {tile}"] = lambda tile=tile: self._by_tiles(self._patch_rows, tile, total)  # type: ignore[misc]
+            if self.inputs.shape[2] <= 4:
+                ways["correlation"] = lambda: self._by_tiles(self._correlation_rows, self.count, total)
+        if plain:
+            for tile in dict.fromkeys(min(t, self.count) for t in (8, 32)):
+                if tile > 1:
+                    ways[f"grouped × {tile}"] = lambda tile=tile: self._by_tiles(self._grouped_rows, tile, total)  # type: ignore[misc]
+        ways["one by one"] = lambda: self._by_tiles(self.rows, 1, total)
+        return ways
+
+    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int, total: bool) -> Summed:
+        norms, sums = [], None
+        for start in range(0, self.count, tile):
+            rows = form(start, min(start + tile, self.count))
+            norms.append(sq_norms(rows))
+            if total:
+                part = rows.sum(0) if len(rows) > 1 else rows[0]
+                sums = part if sums is None else sums.add_(part)
+        return Summed(torch.cat(norms), None if sums is None else sums.reshape(self.shape))
+
+    def _tile(self, size: int) -> int:
+        patches = 4 * self.weight[0].numel() * self.gradients[0, 0, 0].numel()
+        return max(1, min(self.count, size // max(1, patches), TILE_BYTES // (4 * self.weight.numel())))
+
+    @property
+    def _pointwise(self) -> bool:
+        g = self.geometry
+        plain = not g.transposed and g.groups == 1 and not any(g.padding) and set(g.stride) == {1}
+        return plain and self.weight[0, 0].numel() == 1
+
+    def _one(self, i: int) -> Tensor:
+        return self.geometry.weight_gradient(self.inputs[i], self.gradients[i], self.weight)
+
+    def _pointwise_rows(self, start: int, stop: int) -> Tensor:
+        inputs = self.inputs[start:stop].transpose(1, 2).flatten(2)
+        gradients = self.gradients[start:stop].transpose(1, 2).flatten(2)
+        return torch.bmm(gradients, inputs.transpose(1, 2))
+
+    def _grouped_rows(self, start: int, stop: int) -> Tensor:
+        # Examples become groups of one image. The weight is read for its shape only: a stride-0 view costs nothing.
+        size = stop - start
+        inputs = self.inputs[start:stop].flatten(0, 2).unsqueeze(0)
+        gradients = self.gradients[start:stop].flatten(0, 2).unsqueeze(0)
+        like = self.weight.new_empty(1).expand(size * self.shape[0], *self.shape[1:])
+        return self.geometry.weight_gradient(inputs, gradients, like, groups=size).view(size, *self.shape)
+
+    def _patch_rows(self, start: int, stop: int) -> Tensor:
+        g, inputs = self.geometry, self.inputs[start:stop, 0]
+        if any(g.padding):
+            inputs = F.pad(inputs, [p for side in reversed(g.padding) for p in (side, side)])
+        kernel, out = self.shape[2:], self.gradients.shape[3:]
+        size, channels = inputs.shape[:2]
+        # A view with one stride for each tap and one for each position: no index is ever computed.
+        strides = inputs.stride()
+        taps = tuple(s * d for s, d in zip(strides[2:], g.dilation, strict=True))
+        steps = tuple(s * d for s, d in zip(strides[2:], g.stride, strict=True))
+        view = inputs.as_strided((size, channels, *kernel, *out), (*strides[:2], *taps, *steps))
+        patches = view.reshape(size, channels * kernel.numel(), out.numel())
+        return torch.bmm(self.gradients[start:stop, 0].flatten(2), patches.transpose(1, 2))
+
+    def _correlation_rows(self, start: int, stop: int) -> Tensor:
+        # For few input channels: they are the batch, examples are groups, output gradients are the kernels.
+        g, size, channels = self.geometry, stop - start, self.inputs.shape[2]
+        kernels = self.gradients[start:stop, 0].flatten(0, 1).unsqueeze(1)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.inputs.dim() - 4]
+        inputs = self.inputs[start:stop, 0].transpose(0, 1)
+        rows = convolve(inputs, kernels, padding=g.padding, stride=g.dilation, dilation=g.stride, groups=size)
+        rows = rows[(..., *(slice(0, k) for k in self.shape[2:]))]
+        return rows.unflatten(1, (size, self.shape[0])).permute(1, 2, 0, *range(3, rows.dim() + 1))
+
+
+def convolution(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+    """Y = X ∗ W + bias.
+
+    Args:
+        node: the convolution.
+        slot: 1 for the weight, 2 for the bias.
+        gradient: the gradient at its output, (N, O, …).
+        layout: where its examples are.
+        count: b.
+        shape: of the parameter.
+
+    Returns:
+        The contribution.
+
+    Raises:
+        NotCovered: for the input, or where examples do not run along the batch.
+    """
+    if slot == INPUT or layout.dim != 0:
+        raise NotCovered("a convolution whose examples do not run along its batch")
+    if slot == BIAS:
+        positions = gradient.dim() - 2
+        return Dense(reduce_rows(gradient, layout, count, torch.Size((*shape, *(1,) * positions))).flatten(1))
+    geometry = Geometry(
+        stride=tuple(node._saved_stride),  # type: ignore[attr-defined]
+        padding=tuple(node._saved_padding),  # type: ignore[attr-defined]
+        dilation=tuple(node._saved_dilation),  # type: ignore[attr-defined]
+        groups=int(node._saved_groups),  # type: ignore[attr-defined]
+        transposed=bool(node._saved_transposed),  # type: ignore[attr-defined]
+        output_padding=tuple(node._saved_output_padding),  # type: ignore[attr-defined]
+    )
+    inputs: Tensor = node._saved_input  # type: ignore[attr-defined]
+    # Channels-last tensors are welcome: one contiguous copy here saves every way below its own strides.
+    return Convolution(
+        layout.split(inputs.contiguous(), count),
+        layout.split(gradient.contiguous(), count),
+        node._saved_weight,  # type: ignore[attr-defined]
+        geometry,
+    )

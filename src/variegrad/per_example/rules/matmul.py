@@ -1,0 +1,224 @@
+"""Products with a weight: nn.Linear of any rank, functional linear, attention projections, einsum.
+
+Every row r of the left factor with output gradient δ_r adds x_r ⊗ δ_r, so that g_i = Σ_{r of i} x_r δ_rᵀ = XᵢᵀDᵢ.
+Norms without forming g_i where rows are few (Gram): ‖g_i‖² = Σ_{r,s} (x_r·x_s)(δ_r·δ_s). Where g_i is formed anyway,
+Σ_i g_i *is* the weight gradient and is not computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from variegrad.per_example.ownership import Layout
+from variegrad.per_example.plan import choose
+from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
+from variegrad.per_example.rules.elementwise import reduce_rows
+
+
+@dataclass(frozen=True)
+class Outer(Contribution):
+    """g_i = leftᵢᵀ rightᵢ.
+
+    Attributes:
+        left: rows of the first factor.
+        right: rows of the second.
+        scale: a constant factor (α of addmm).
+    """
+
+    left: Float[Tensor, "b t p"]
+    right: Float[Tensor, "b t d"]
+    scale: float = 1.0
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return len(self.left)
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return torch.Size((self.left.shape[2], self.right.shape[2]))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        rows = torch.bmm(self.left[start:stop].transpose(1, 2), self.right[start:stop])
+        return rows if self.scale == 1 else rows * self.scale
+
+    def subset(self, examples: Tensor) -> Outer:
+        return Outer(self.left[examples], self.right[examples], self.scale)
+
+    def merged(self, other: Contribution) -> Outer | None:
+        if not isinstance(other, Outer) or other.shape != self.shape or other.scale != self.scale:
+            return None
+        return Outer(torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1), self.scale)
+
+    def summed(self, *, total: bool = True) -> Summed:
+        if self.left.shape[1] == 1:
+            return self._rank_one(total)
+        return choose(("outer", total, self.left.shape, self.right.shape, self.left.dtype), self.variants(total))
+
+    def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
+        """The exact ways to the same sums, cheapest by the count of operations first.
+
+        Args:
+            total: whether Σg_i is wanted.
+
+        Returns:
+            Name → way.
+        """
+        _, t, p = self.left.shape
+        d = self.right.shape[2]
+        direct_cost = 2 * t * p * d
+        gram_cost = 2 * t * t * (p + d) + (direct_cost if total else 0)
+        ways: dict[str, Callable[[], Summed]] = {}
+        if direct_cost < 8 * gram_cost:
+            ways["direct"] = lambda: super(Outer, self).summed(total=total)
+            if self.count > 1:
+                ways["one by one"] = lambda: self._one_by_one(total)
+        if gram_cost < 3 * direct_cost and 4 * t * t < 16 * TILE_BYTES:
+            ways["gram"] = lambda: self._gram(total)
+        costs = {"direct": direct_cost, "one by one": direct_cost * 1.01, "gram": gram_cost}
+        return dict(sorted(ways.items(), key=lambda item: costs[item[0]]))
+
+    def _rank_one(self, total: bool) -> Summed:
+        norms = sq_norms(self.left) * sq_norms(self.right) * self.scale**2
+        return Summed(norms, self._weight_gradient() if total else None)
+
+    def _one_by_one(self, total: bool) -> Summed:
+        # A gradient that stays in cache while it is squared and added costs little more than the product itself.
+        norms, sums = [], None
+        for i in range(self.count):
+            one = torch.mm(self.left[i].t(), self.right[i])
+            norms.append(sq_norms(one.unsqueeze(0)))
+            if total:
+                sums = one if sums is None else sums.add_(one)
+        if sums is not None and self.scale != 1:
+            sums = sums * self.scale
+        return Summed(torch.cat(norms) * self.scale**2, sums)
+
+    def _gram(self, total: bool) -> Summed:
+        step = max(1, TILE_BYTES // (4 * self.left.shape[1] ** 2))
+        norms = []
+        for start in range(0, self.count, step):
+            left, right = self.left[start : start + step], self.right[start : start + step]
+            product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+            norms.append(product.flatten(1).sum(1, dtype=torch.float64))
+        # Rounding may leave a norm of zero slightly below it.
+        squares = torch.cat(norms).clamp_(min=0) * self.scale**2
+        return Summed(squares, self._weight_gradient() if total else None)
+
+    def _weight_gradient(self) -> Tensor:
+        weight = torch.mm(self.left.flatten(0, 1).t(), self.right.flatten(0, 1))
+        return weight if self.scale == 1 else weight * self.scale
+
+
+@dataclass(frozen=True)
+class Stacked(Contribution):
+    """Several independent products of one batched weight (experts, heads): gradients stacked along its first dimension."""
+
+    parts: tuple[Contribution, ...]
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return self.parts[0].count
+
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return torch.Size((len(self.parts), *self.parts[0].shape))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return torch.stack([part.rows(start, stop) for part in self.parts], 1)
+
+    def subset(self, examples: Tensor) -> Stacked:
+        return Stacked(tuple(part.subset(examples) for part in self.parts))
+
+    def summed(self, *, total: bool = True) -> Summed:
+        each = [part.summed(total=total) for part in self.parts]
+        totals = [s.total for s in each if s.total is not None]
+        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if totals else None)
+
+
+def mm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+    """Y = A·W: rows of A and of ∂Y (slot 1); or Y = W·A: columns (slot 0).
+
+    Args:
+        node: the product.
+        slot: which factor is the parameter.
+        gradient: the gradient at its output, (n, p).
+        layout: where its examples are.
+        count: b.
+        shape: of the parameter's derived form.
+
+    Returns:
+        The contribution.
+    """
+    return _product(node, "_saved_self", "_saved_mat2", slot, gradient, layout, count, 1.0)
+
+
+def addmm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+    """Y = β·bias + α·A·W: the bias is slot 0, the factors are slots 1 and 2.
+
+    Args:
+        node: the product.
+        slot: which input is the parameter.
+        gradient: the gradient at its output, (n, p).
+        layout: where its examples are.
+        count: b.
+        shape: of the parameter's derived form.
+
+    Returns:
+        The contribution.
+    """
+    if slot == 0:
+        bias = reduce_rows(gradient, layout, count, shape)
+        beta = node._saved_beta  # type: ignore[attr-defined]
+        return Dense(bias if beta == 1 else bias * beta)
+    alpha = float(node._saved_alpha)  # type: ignore[attr-defined]
+    return _product(node, "_saved_mat1", "_saved_mat2", slot - 1, gradient, layout, count, alpha)
+
+
+def bmm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+    """Y[k] = A[k]·W[k] for each k of a batched weight, the examples running along the rows (or columns) of every k.
+
+    Args:
+        node: the product.
+        slot: which factor is the parameter.
+        gradient: the gradient at its output, (k, n, p).
+        layout: where its examples are.
+        count: b.
+        shape: of the parameter's derived form.
+
+    Returns:
+        The contribution.
+
+    Raises:
+        NotCovered: if the examples run along k, so that the weight has a slice for each.
+    """
+    if layout.dim == 0:
+        raise NotCovered("a batched product whose examples run along its batch")
+    inner = replace(layout, dim=layout.dim - 1)
+    factor: Tensor = node._saved_mat2 if slot == 0 else node._saved_self  # type: ignore[attr-defined]
+    parts = tuple(_outer(factor[k], slot, gradient[k], inner, count, 1.0) for k in range(len(gradient)))
+    return Stacked(parts)
+
+
+def _product(
+    node: Node, first: str, second: str, slot: int, gradient: Tensor, layout: Layout, count: int, scale: float
+) -> Contribution:
+    return _outer(getattr(node, second if slot == 0 else first), slot, gradient, layout, count, scale)
+
+
+def _outer(factor: Tensor, slot: int, gradient: Tensor, layout: Layout, count: int, scale: float) -> Outer:
+    if layout.dim != (1 if slot == 0 else 0):
+        raise NotCovered("a product whose examples run along the summed dimension")
+    if slot == 0:  # Y = W·A has the columns of A as its rows: Yᵀ = AᵀWᵀ, and g_i = ∂Y_i A_iᵀ
+        rows = replace(layout, dim=0)
+        return Outer(_examples_first(gradient.t(), rows, count), _examples_first(factor.t(), rows, count), scale)
+    return Outer(_examples_first(factor, layout, count), _examples_first(gradient, layout, count), scale)
+
+
+def _examples_first(rows: Tensor, layout: Layout, count: int) -> Float[Tensor, "b t d"]:
+    return layout.split(rows, count)

@@ -1,0 +1,66 @@
+"""Where data files are looked for, and what is said where they are missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+VARIABLE = "VARIEGRAD_DATA"
+
+
+class DataNotFound(FileNotFoundError):  # noqa: N818 - it says what happened
+    """Data files are missing; the message says where they were looked for and the ways to get them."""
+
+
+def root_folder(given: str | Path | None = None) -> Path:
+    """The folder that data files are looked for in.
+
+    Args:
+        given: the folder, where the caller names one.
+
+    Returns:
+        That folder, else the one named by the environment variable VARIEGRAD_DATA, else ~/.cache/variegrad.
+    """
+    return Path(given or os.environ.get(VARIABLE) or "~/.cache/variegrad").expanduser()
+
+
+def find(problem: str, root: Path, folders: Sequence[str], files: Sequence[Sequence[str]]) -> list[Path]:
+    """The files of a problem, all in the first folder below `root` that holds every one of them.
+
+    Args:
+        problem: its name, for the message.
+        root: the data root.
+        folders: places below it, best first; "" is the root itself.
+        files: for each file wanted, the names that it may have, best first.
+
+    Returns:
+        One path for each file wanted.
+
+    Raises:
+        DataNotFound: if no folder holds them all.
+    """
+    missing: dict[Path, list[str]] = {}
+    for folder in (root / name for name in folders):
+        found = [next((folder / name for name in names if (folder / name).is_file()), None) for names in files]
+        paths = [path for path in found if path is not None]
+        if len(paths) == len(files):
+            return paths
+        if paths:
+            missing[folder] = [names[0] for names, path in zip(files, found, strict=True) if path is None]
+    raise DataNotFound(_advice(problem, root, folders, files, missing))
+
+
+def _advice(
+    problem: str, root: Path, folders: Sequence[str], files: Sequence[Sequence[str]], missing: dict[Path, list[str]]
+) -> str:
+    wanted = ", ".join(names[0] for names in files)
+    places = ", ".join(str(root / name) for name in folders)
+    partly = "".join(f" {folder} lacks {', '.join(names)}." for folder, names in missing.items())
+    absent = "" if root.is_dir() else f" {root} is not a folder."
+    command = f'python -c "from variegrad.problems import fetch; fetch({problem!r}, {str(root)!r})"'
+    return (
+        f"{problem} needs the files {wanted}. Looked in: {places}.{absent}{partly} Three ways to get it: "
+        f"(1) name the folder that holds them: --data-root DIR (data_root=DIR in Python); (2) set {VARIABLE}=DIR; "
+        f"(3) with a network, fetch them from OpenML through scikit-learn: {command}"
+    )

@@ -1,0 +1,38 @@
+"""A problem: a model, a loss for each example, and data. Everything the commands run on is one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A model to train, how each example is scored, and the data.
+
+    Attributes:
+        name: what to call it in tables and reports.
+        model: the model at its starting weights.
+        losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
+        train: the training set; `train[i]` is one example, any nesting of tensors.
+        test: a test set, where there is one.
+        accuracy: `accuracy(model, batch) → (b,)`, 1 where an example is answered right, where that means something.
+        step_size: γ of the sum-normalised update w − γ·Σ∇f_i that trains it sensibly from its start at a batch of 64.
+        description: one line: data, model, sizes.
+    """
+
+    name: str
+    model: nn.Module
+    losses: Losses
+    train: Dataset[Any]
+    test: Dataset[Any] | None = None
+    accuracy: Losses | None = None
+    step_size: float = 1e-3
+    description: str = ""

@@ -1,0 +1,75 @@
+"""Problems by name: what a person types after `variegrad measure`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from variegrad.problems.built_in import BUILT_IN, libsvm_problem
+from variegrad.problems.data_root import DataNotFound, root_folder
+from variegrad.problems.problem import Problem
+from variegrad.problems.subset import size, some
+from variegrad.problems.user_function import call
+
+
+def names() -> dict[str, str]:
+    """The problems that `load` knows by name.
+
+    Returns:
+        One line for each name.
+    """
+    return {name: entry.summary for name, entry in BUILT_IN.items()}
+
+
+def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_examples: int | None = None) -> Problem:
+    """The problem of this name.
+
+    Args:
+        name: one of `names()`, the path of a LIBSVM file, or `package.module:function`.
+        seed: of the starting weights and of the choice of examples; a user's function chooses its own weights.
+        data_root: where data files are; by default VARIEGRAD_DATA, else ~/.cache/variegrad.
+        max_examples: keep so many training examples at most, and as many test examples, chosen at random.
+
+    Returns:
+        The problem.
+
+    Raises:
+        DataNotFound: if its files are missing; nothing is downloaded without being asked for (`fetch`).
+        ValueError: if the name is unknown, a file is malformed, a user's function fails or `max_examples` < 1.
+        TypeError: if a user's function does not return a Problem.
+    """
+    if max_examples is not None and max_examples < 1:  # before time is spent on reading
+        raise ValueError(f"max_examples must be at least 1; got {max_examples}.")
+    problem = _build(name, seed, root_folder(data_root))
+    return problem if max_examples is None else _limited(problem, max_examples, seed)
+
+
+def _build(name: str, seed: int, root: Path) -> Problem:
+    if name in BUILT_IN:
+        return BUILT_IN[name].build(seed, root)
+    path = next((path for path in (Path(name).expanduser(), root / name) if name and path.exists()), None)
+    if path is not None:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; a problem is a name, a LIBSVM file or package.module:function.")
+        return libsvm_problem(path.name, path, seed=seed)
+    if ":" in name:
+        return call(name)
+    if os.sep in name or Path(name).suffix:
+        raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.")
+    near = get_close_matches(name, BUILT_IN, n=1)
+    raise ValueError(
+        f"unknown problem {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(BUILT_IN)}, "
+        "the path of a LIBSVM file, and package.module:function for one of your own."
+    )
+
+
+def _limited(problem: Problem, max_examples: int, seed: int) -> Problem:
+    train = some(problem.train, max_examples, seed=seed)
+    test = None if problem.test is None else some(problem.test, max_examples, seed=seed)
+    if train is problem.train and test is problem.test:
+        return problem
+    kept = f"{size(train):,}" + ("" if test is None else f" + {size(test):,}")
+    about = "; ".join(part for part in (problem.description, f"{kept} examples kept") if part)
+    return replace(problem, train=train, test=test, description=about)

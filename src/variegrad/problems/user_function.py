@@ -1,0 +1,62 @@
+"""A problem of the user's own: `package.module:function`, a function without arguments that returns a Problem."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from variegrad.problems.problem import Problem
+
+
+def call(target: str) -> Problem:
+    """The problem that a user's function returns.
+
+    As under `python -m`, the current directory comes first among the places that modules are imported from, and stays
+    there, since the function's model and losses may import more when they run.
+
+    Args:
+        target: `package.module:function`.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        ValueError: if the module cannot be imported, has no such attribute, or the function raises.
+        TypeError: if the attribute cannot be called or does not return a `Problem`.
+    """
+    module_name, _, name = target.partition(":")
+    if not (module_name and name):
+        raise ValueError(f"{target!r}: a function of your own is named as package.module:function.")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # any code may run, so anything may be raised
+        raise ValueError(
+            f"{target}: importing {module_name} failed with {type(error).__name__}: {error}. "
+            f"Is it importable from here ({here})? Try: python -c 'import {module_name}'"
+        ) from error
+    if not hasattr(module, name):
+        near = get_close_matches(name, vars(module), n=1)
+        raise ValueError(
+            f"{target}: module {module_name} has no attribute {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else " Check its spelling.")
+        )
+    function = getattr(module, name)
+    if not callable(function):
+        raise TypeError(f"{target}: must be a function that returns a Problem; it is a {type(function).__name__}.")
+    try:
+        problem = function()
+    except Exception as error:
+        raise ValueError(
+            f"{target}: the function raised {type(error).__name__}: {error}. It is called without arguments; "
+            f"see where it happens by: python -c 'import {module_name}; {module_name}.{name}()'"
+        ) from error
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"{target}: the function must return a variegrad.problems.Problem; it returned a {type(problem).__name__}."
+        )
+    return problem

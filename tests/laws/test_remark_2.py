@@ -1,0 +1,53 @@
+"""Remark 2: with sparse conflicts B_D(w) ≥ n/(ρ+1) for all w; sharpened to n over the largest column count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from theory.brute_force import batch_size_bound, conflict_degree, random_matrix
+
+from variegrad import theory
+
+
+def check_case(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    X = random_matrix(generator)
+    found = theory.sparse_bound(X, paper=True)
+    degree = conflict_degree(X)
+    assert found.conflict_degree == (degree, degree)
+    assert found.paper_bound == len(X) / (degree + 1) <= found.bound
+    assert found.bound == len(X) / np.count_nonzero(X, axis=0).max()
+    for _ in range(5):
+        gradients = generator.standard_normal(X.shape) * (X != 0)  # any gradient within the supports
+        if gradients.sum(axis=0).any():
+            assert batch_size_bound(gradients) >= found.bound * (1 - 1e-12)
+
+
+def test_no_gradient_within_the_supports_falls_below_the_bound() -> None:
+    for seed in range(400):
+        check_case(seed)
+
+
+@pytest.mark.slow
+def test_no_gradient_within_the_supports_falls_below_the_bound_in_ten_thousand_cases() -> None:
+    for seed in range(1000, 11000):
+        check_case(seed)
+
+
+def test_the_column_count_is_attained() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(50):
+        X = random_matrix(generator)
+        column = theory.sparse_bound(X).column
+        gradients = np.zeros_like(X)
+        gradients[X[:, column] != 0, column] = 1.0
+        assert theory.sparse_bound(X).bound == pytest.approx(batch_size_bound(gradients), rel=1e-12)
+
+
+def test_the_three_bounds_are_ordered_as_a_chain() -> None:
+    generator = np.random.default_rng(2)
+    for _ in range(100):
+        X = random_matrix(generator)
+        spectral = theory.glm_bound(X, centring=False).high
+        sparse = theory.sparse_bound(X, paper=True)
+        assert spectral * (1 + 1e-9) >= sparse.bound >= sparse.paper_bound
