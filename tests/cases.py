@@ -98,12 +98,16 @@ def weight_on_the_left():
 
 @case
 def conv1d():
-    return on(nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 2, 2, stride=2)), torch.randn(B, 3, 9))
+    return on(
+        nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 2, 2, stride=2)), torch.randn(B, 3, 9)
+    )
 
 
 @case
 def conv2d_stack():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 5, padding=2), nn.Flatten(), nn.Linear(256, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 5, padding=2), nn.Flatten(), nn.Linear(256, 3)
+    )
     return on(model, torch.randn(B, 3, 8, 8))
 
 
@@ -119,7 +123,10 @@ def conv_asymmetric():
 
 @case
 def conv_groups():
-    return on(nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3, groups=6)), torch.randn(B, 4, 6, 6))
+    return on(
+        nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3, groups=6)),
+        torch.randn(B, 4, 6, 6),
+    )
 
 
 @case
@@ -129,7 +136,9 @@ def conv_same_padding_even_kernel():
 
 @case
 def conv_padding_modes():
-    model = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1, padding_mode=m) for m in ("circular", "reflect", "replicate")))
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 3, 3, padding=1, padding_mode=m) for m in ("circular", "reflect", "replicate"))
+    )
     return on(model, torch.randn(B, 3, 6, 6))
 
 
@@ -208,7 +217,9 @@ def embedding_bag_offsets():
 
 @case
 def norms():
-    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.LayerNorm(6, bias=False), nn.RMSNorm(6), nn.Linear(6, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.LayerNorm(6, bias=False), nn.RMSNorm(6), nn.Linear(6, 2)
+    )
     return on(model, torch.randn(B, 3, 4))
 
 
@@ -219,7 +230,9 @@ def layer_norm_of_two_dimensions():
 
 @case
 def group_and_instance_norm():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.InstanceNorm2d(6, affine=True), nn.PReLU(6))
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU(), nn.InstanceNorm2d(6, affine=True), nn.PReLU(6)
+    )
     return on(model, torch.randn(B, 3, 6, 6))
 
 
@@ -230,7 +243,9 @@ def prelu_shared():
 
 @case
 def batch_norm_with_running_statistics():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6)
+    )
     model[1].running_mean.normal_()
     model[1].running_var.uniform_(0.5, 2)
     return on(model.eval(), torch.randn(B, 3, 6, 6))
@@ -322,7 +337,9 @@ def chunks_of_one_weight():
 
 @case
 def overlapping_slices_of_one_weight():
-    return on(Fn(lambda m, x: F.linear(x, m.w[:3]) + torch.tanh(F.linear(x, m.w[1:])), w=parameter(4, 4)), torch.randn(B, 4))
+    return on(
+        Fn(lambda m, x: F.linear(x, m.w[:3]) + torch.tanh(F.linear(x, m.w[1:])), w=parameter(4, 4)), torch.randn(B, 4)
+    )
 
 
 @case
@@ -429,7 +446,9 @@ def partly_frozen():
 
 @case
 def weight_normalised():
-    return on(nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), weight_norm(nn.Conv1d(3, 3, 2))), torch.randn(B, 3, 4))
+    return on(
+        nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), weight_norm(nn.Conv1d(3, 3, 2))), torch.randn(B, 3, 4)
+    )
 
 
 @case
@@ -464,7 +483,11 @@ def in_place_residuals():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
+            self.a, self.b, self.relu = (
+                nn.Conv2d(3, 3, 3, padding=1),
+                nn.Conv2d(3, 3, 3, padding=1),
+                nn.ReLU(inplace=True),
+            )
 
         def forward(self, x):
             out = self.b(self.relu(self.a(x)))
@@ -491,7 +514,9 @@ def experts():
         gate = m.gate(x).softmax(-1)
         return torch.einsum("bteh,ehd,bte->btd", torch.relu(hidden), m.outer, gate)
 
-    return on(Fn(forward, inner=parameter(3, 4, 5), outer=parameter(3, 5, 4), gate=nn.Linear(4, 3)), torch.randn(B, 6, 4))
+    return on(
+        Fn(forward, inner=parameter(3, 4, 5), outer=parameter(3, 5, 4), gate=nn.Linear(4, 3)), torch.randn(B, 6, 4)
+    )
 
 
 @case
@@ -546,7 +571,10 @@ def zero_gradient_of_some_examples():
 
 @case
 def addmm_with_factors():
-    return on(Fn(lambda m, x: torch.addmm(m.c, x, m.w, beta=0.5, alpha=2.0), c=parameter(3), w=parameter(4, 3)), torch.randn(B, 4))
+    return on(
+        Fn(lambda m, x: torch.addmm(m.c, x, m.w, beta=0.5, alpha=2.0), c=parameter(3), w=parameter(4, 3)),
+        torch.randn(B, 4),
+    )
 
 
 @case
@@ -562,7 +590,10 @@ def lstm_below_dropout_in_training():
 
 @case
 def complex_spectrum_of_a_weight():
-    return on(Fn(lambda m, x: torch.fft.irfft(torch.fft.rfft(x) * torch.view_as_complex(m.w), n=6), w=parameter(4, 2)), torch.randn(B, 6))
+    return on(
+        Fn(lambda m, x: torch.fft.irfft(torch.fft.rfft(x) * torch.view_as_complex(m.w), n=6), w=parameter(4, 2)),
+        torch.randn(B, 6),
+    )
 
 
 @case

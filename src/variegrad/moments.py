@@ -276,7 +276,9 @@ class Diversity:
                 f"zero_total: the {n} gradients cancel to zero while single ones do not, so B_D is infinite "
                 "(a stationary point: noise is all there is)."
             )
-        sentence = f"B_D = {bound:.4g} examples: a batch of {max(1, round(bound + 1))} wastes about half of its examples."
+        sentence = (
+            f"B_D = {bound:.4g} examples: a batch of {max(1, round(bound + 1))} wastes about half of its examples."
+        )
         if self.conflicting:
             sentence += f" conflicting: B_D exceeds n = {n}, the gradients oppose each other on average."
         return sentence

@@ -29,7 +29,9 @@ def test_the_formula_is_the_paper_s() -> None:
     mean, second_moment = gradients.mean(axis=0), np.square(gradients).sum() / 5
     printed = np.square(w - target).sum() - 2 * B * gamma * mean @ (w - target)
     printed += (1 + delta) * B * gamma**2 * second_moment
-    assert expected_sq_distance(gradients, w, target, step_size=gamma, batch_size=B) == pytest.approx(printed, rel=1e-12)
+    assert expected_sq_distance(gradients, w, target, step_size=gamma, batch_size=B) == pytest.approx(
+        printed, rel=1e-12
+    )
 
 
 def test_a_projection_onto_a_convex_set_around_the_target_only_helps() -> None:

@@ -22,7 +22,9 @@ def test_the_stationary_error_is_the_theorem_with_its_constant() -> None:
     for kappa, batch in ((1.0, 300), (2.0, 900), (4.0, 1800), (4.0, 19_000)):
         case = worst_case(step_size=2.5e-5, batch_size=batch, curvature_ratio=kappa)
         moment = case.smoothness**2 * (case.variance + case.stationary_error)
-        assert case.stationary_error == pytest.approx((1 + case.delta) * case.step_size * moment / (2 * case.smoothness))
+        assert case.stationary_error == pytest.approx(
+            (1 + case.delta) * case.step_size * moment / (2 * case.smoothness)
+        )
 
 
 def test_the_recurrence_is_that_of_projected_mini_batch_sgd() -> None:

@@ -9,7 +9,14 @@ import torch
 from variegrad.mechanisms import DropConnect, Langevin, Quantize
 from variegrad.moments import GradientMoments
 
-MECHANISMS = [DropConnect(0.1), DropConnect(0.7), DropConnect(0.5, rescale=False), Langevin(0.3), Langevin(3.0), Quantize()]
+MECHANISMS = [
+    DropConnect(0.1),
+    DropConnect(0.7),
+    DropConnect(0.5, rescale=False),
+    Langevin(0.3),
+    Langevin(3.0),
+    Quantize(),
+]
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS, ids=str)

@@ -42,8 +42,15 @@ def test_norms_and_sums_equal_the_loop(case, dtype):
         found = batch_norms(model, losses, batch, l1=True)
         whole = sum(r.double().reshape(len(r), -1).square().sum(1) for r in rows.values())
         for name, r in rows.items():
-            assert torch.allclose(found.sq_norms[name], r.double().reshape(len(r), -1).square().sum(1), rtol=0, atol=tolerance * float(whole.max())), name
-            assert torch.allclose(found.total[name].double(), r.double().sum(0), rtol=0, atol=tolerance * float(whole.max().sqrt())), name
+            assert torch.allclose(
+                found.sq_norms[name],
+                r.double().reshape(len(r), -1).square().sum(1),
+                rtol=0,
+                atol=tolerance * float(whole.max()),
+            ), name
+            assert torch.allclose(
+                found.total[name].double(), r.double().sum(0), rtol=0, atol=tolerance * float(whole.max().sqrt())
+            ), name
         assert torch.allclose(sum(found.sq_norms.values()), whole, rtol=tolerance)
         l1 = sum(r.double().reshape(len(r), -1).abs().sum(1) for r in rows.values())
         assert torch.allclose(found.l1_norms, l1, rtol=tolerance)

@@ -34,10 +34,31 @@ def test_collatz_wielandt_survives_columns_apart() -> None:
 
 
 def test_lanczos_bounds_from_above_except_with_the_stated_probability() -> None:
-    # A spectrum with a lonely top: a random start may miss it. 300 starts at 5 %: more than 30 failures would be 6σ too many.
-    spectrum = np.concatenate([[1.0], np.linspace(0, 0.9, 199)])
-    failures = 0
-    for seed in range(300):
+    # A spectrum with a lonely top: a random start may miss it. 300 starts at 5 %: more than 30 failures would be 6σ
+   
+    too many. spectrum = np.concatenate([[1.0], np.linspace(0, 0.9,
+    199)]) failures
+  
+   
+    =
+   
+   
+    0 for
+   
+   
+   
+    seed in
+  
+   
+  
+   
+  
+   
+  
+   
+    range(300):
+       
+       
         found = lanczos(
             lambda v: spectrum * v, side=200, tolerance=1.0, failure_probability=0.05, seed=seed, basis_bytes=1 << 20
         )
@@ -78,6 +99,7 @@ def test_a_large_sparse_matrix_gets_an_interval_within_one_per_cent(signed: bool
     assert found.failure_probability == (1e-9 if signed else 0)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_the_same_matrix_in_every_container_gives_the_same_bound() -> None:
     X = np.random.default_rng(4).standard_normal((50, 6)) * (np.random.default_rng(5).random((50, 6)) < 0.5)
     expected = glm_bound(X).bound

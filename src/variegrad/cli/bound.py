@@ -21,9 +21,13 @@ from variegrad.theory.files import opened
 
 
 def bound(
-    file: Annotated[Path, typer.Argument(help="A LIBSVM, npy or npz file, one example a row; .gz and .bz2 are undone.")],
+    file: Annotated[
+        Path, typer.Argument(help="A LIBSVM, npy or npz file, one example a row; .gz and .bz2 are undone.")
+    ],
     tolerance: Annotated[float, typer.Option(help="Relative width of the certified interval of σ²_max.")] = 0.01,
-    passes: Annotated[int, typer.Option(help="At most so many passes to search the conflict degree of Remark 2.")] = 100,
+    passes: Annotated[
+        int, typer.Option(help="At most so many passes to search the conflict degree of Remark 2.")
+    ] = 100,
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for temporary files, 12 bytes for each non-zero of a text file.")
     ] = None,

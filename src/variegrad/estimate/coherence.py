@@ -109,9 +109,7 @@ def coherence_from_norms(
     )
 
 
-def coherence_from_gram(
-    gram: Float[Tensor, "*batch m m"], noise: Float[Tensor, "*batch m"] | None = None
-) -> Coherence:
+def coherence_from_gram(gram: Float[Tensor, "*batch m m"], noise: Float[Tensor, "*batch m"] | None = None) -> Coherence:
     """ρ̂ and its uncertainty from the Gram matrix K = G·Gᵀ, the second-order variance included.
 
     Args:

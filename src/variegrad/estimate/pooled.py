@@ -33,7 +33,9 @@ class PooledCoherence:
 
     def __init__(self, max_blocks: int = 64) -> None:
         if max_blocks < 16 or max_blocks % 2:
-            raise ValueError(f"max_blocks must be even and at least 16, for a variance to mean something; got {max_blocks}.")
+            raise ValueError(
+                f"max_blocks must be even and at least 16, for a variance to mean something; got {max_blocks}."
+            )
         self.max_blocks = max_blocks
         self._capacity = 1
         self._steps: list[int] = []

@@ -88,7 +88,9 @@ class Capture:
         try:
             ones = torch.ones_like(per_example)
             gradients = (
-                torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True) if targets else ()
+                torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
+                if targets
+                else ()
             )
         finally:
             for handle in handles:
@@ -259,7 +261,11 @@ def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batche
         return gradient.transpose(-1, -2) if len(use.chain) % 2 else gradient
     gradient = gradient.to(_dtype(use))
     (result,) = torch.autograd.grad(
-        [use.edge], [parameter], [gradient], retain_graph=True, is_grads_batched=batched  # type: ignore[list-item]
+        [use.edge],
+        [parameter],
+        [gradient],
+        retain_graph=True,
+        is_grads_batched=batched,  # type: ignore[list-item]
     )
     return result
 

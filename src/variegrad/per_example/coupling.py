@@ -44,7 +44,9 @@ def refuse_batch_statistics(model: nn.Module, name: str, nodes: Sequence[Node], 
     met += [arc.node for arc in arcs if arc.node in met]
     if met:
         owner = next((key for key, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training), None)
-        which = f"{type(model.get_submodule(owner)).__name__} {owner!r}" if owner is not None else "a batch normalisation"
+        which = (
+            f"{type(model.get_submodule(owner)).__name__} {owner!r}" if owner is not None else "a batch normalisation"
+        )
         raise ValueError(
             f"{which} uses the statistics of the batch, which couples the examples: there is no gradient of one "
             f"example alone (met at parameter {name!r}). {WAYS_ON}"
@@ -85,7 +87,9 @@ def refuse_if_coupled(
                     continue  # random: this says nothing yet
                 alone = losses(model, map_tensors(lambda t: t[:part], batch))
             tolerance = 1e-8 if whole.dtype == torch.float64 else 1e-3
-            if len(alone) == part and torch.allclose(alone, whole[:part], rtol=tolerance, atol=tolerance * float(whole.abs().mean())):
+            if len(alone) == part and torch.allclose(
+                alone, whole[:part], rtol=tolerance, atol=tolerance * float(whole.abs().mean())
+            ):
                 return
             raise ValueError(
                 f"the loss of an example depends on the other examples of the batch (seen at parameter {name!r}: {why}; "
@@ -115,6 +119,8 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     statistics = [key for key, m in model.named_modules() if m.training and hasattr(m, "running_mean")]
     if statistics:
-        raise ValueError(f"{statistics[0]!r} keeps running statistics of batches, which couples the examples. {WAYS_ON}")
+        raise ValueError(
+            f"{statistics[0]!r} keeps running statistics of batches, which couples the examples. {WAYS_ON}"
+        )
     model.eval()
     yield

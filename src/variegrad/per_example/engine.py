@@ -303,7 +303,9 @@ def _worst_mismatch(
         errors = [(float(off.square().sum()) / parts) ** 0.5 if parts else 0.0]
         for i, gradient in expected.items():
             whole = sum(float(g.double().square().sum()) for g in gradient.values())
-            difference = abs(float(found.sq_norms[name][wanted.index(i)]) - float(gradient[name].double().square().sum()))
+            difference = abs(
+                float(found.sq_norms[name][wanted.index(i)]) - float(gradient[name].double().square().sum())
+            )
             errors.append(difference / whole if whole else difference)
         error = max(errors)
         if not error <= tolerance and (worst is None or error > worst[1]):

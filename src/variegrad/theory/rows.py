@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
-from scipy.sparse import csc_matrix, csr_matrix, issparse
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, issparse
 
 # Entries of a block: about 3 MB of a sparse matrix, so that X·v and Xᵀ·u read it from memory once.
 BLOCK_ENTRIES = 1 << 18
@@ -230,11 +230,10 @@ def _numpy(X: torch.Tensor) -> Any:
         X = X.float()
     if X.layout == torch.strided:
         return X.numpy()
-    if X.layout != torch.sparse_csr:
-        X = X.to_sparse_csr()
-    return csr_matrix(
-        (X.values().numpy(), X.col_indices().numpy(), X.crow_indices().numpy()), shape=(X.shape[0], X.shape[1])
-    )
+    if X.layout == torch.sparse_csr:
+        return csr_matrix((X.values().numpy(), X.col_indices().numpy(), X.crow_indices().numpy()), shape=tuple(X.shape))
+    X = X.to_sparse_coo().coalesce()
+    return coo_matrix((X.values().numpy(), tuple(X.indices().numpy())), shape=tuple(X.shape))
 
 
 class Survey:

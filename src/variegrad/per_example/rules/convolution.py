@@ -92,7 +92,15 @@ class Convolution(Contribution):
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
     def summed(self, *, total: bool = True) -> Summed:
-        key = ("convolution", total, self.inputs.shape, self.gradients.shape, self.shape, self.inputs.dtype, self.geometry)
+        key = (
+            "convolution",
+            total,
+            self.inputs.shape,
+            self.gradients.shape,
+            self.shape,
+            self.inputs.dtype,
+            self.geometry,
+        )
         return choose(key, self.variants(total))
 
     def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:

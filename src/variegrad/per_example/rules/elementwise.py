@@ -35,7 +35,9 @@ def reduce_rows(entries: Tensor, layout: Layout, count: int, shape: torch.Size) 
         raise NotCovered("a parameter with entries for each example")
     view = layout.split(entries, count)
     # `split` leaves the example first and what is left of its dimension in place, so shapes still align after it.
-    summed = [k + 1 for k, (size, full) in enumerate(zip(aligned, entries.shape, strict=True)) if size == 1 and full >= 1]
+    summed = [
+        k + 1 for k, (size, full) in enumerate(zip(aligned, entries.shape, strict=True)) if size == 1 and full >= 1
+    ]
     summed = [k for k in summed if view.shape[k] != 1]
     return (view.sum(summed) if summed else view).reshape(count, *shape)
 

@@ -1,0 +1,148 @@
+"""Gradient diversity along a training run: plain mini-batch SGD, with an exact measurement at chosen points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from variegrad.batches import passes_over, to_device
+from variegrad.measure import BATCH_SIZE, measure
+from variegrad.mechanisms import Mechanism
+from variegrad.moments import Diversity
+from variegrad.per_example.evaluate import Losses
+from variegrad.problems import Problem
+from variegrad.training import descend
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A measurement along a run.
+
+    Attributes:
+        updates: updates made so far.
+        passes: passes over the training set so far.
+        loss: mean training loss.
+        accuracy: training accuracy in [0, 1], where the problem has one.
+        test_loss: mean test loss, where there is a test set.
+        test_accuracy: test accuracy.
+        diversity: that of the training set's gradients.
+    """
+
+    updates: int
+    passes: float
+    loss: float
+    accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    diversity: Diversity
+
+
+def measure_along(
+    problem: Problem,
+    *,
+    passes: float,
+    points: int,
+    batch_size: int,
+    step_size: float,
+    mechanisms: Sequence[Mechanism] = (),
+    seed: int = 0,
+    on_update: Callable[[int, int], None] = lambda done, of: None,
+) -> Iterator[Point]:
+    """Train the problem's model in place and measure it exactly at points along the way, denser at the start.
+
+    Args:
+        problem: what to train.
+        passes: how long, in passes over the training set, ≥ 0.
+        points: how many measurements, ≥ 1: one before the first update, one after the last.
+        batch_size: B of the run.
+        step_size: γ of the summed gradient.
+        mechanisms: whose closed forms will be asked for.
+        seed: of the order of the data.
+        on_update: told (updates done, updates of the whole run) after each update.
+
+    Yields:
+        A point as soon as it is measured.
+
+    Raises:
+        ValueError: if a setting is out of range or the training diverges.
+    """
+    if points < 1:
+        raise ValueError(f"points must be at least 1; got {points}.")
+    if not passes >= 0:
+        raise ValueError(f"passes must not be negative; got {passes}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+    if not (step_size > 0 and step_size < float("inf")):
+        raise ValueError(f"step_size must be positive and finite; got {step_size}.")
+    count = len(problem.train)  # type: ignore[arg-type]
+    if count == 0:
+        raise ValueError(f"{problem.name}: the training set holds no examples.")
+    in_epoch = -(-count // batch_size)
+    last = round(passes * in_epoch)
+    at = stops(last, points)
+    run = descend(problem.model, problem.losses, problem.train, batch_size=batch_size, step_size=step_size, seed=seed)
+    for updates in range(last + 1):
+        if updates:
+            next(run)
+            on_update(updates, last)
+        if updates in at:
+            yield _point(problem, updates, updates / in_epoch, mechanisms)
+
+
+def stops(last: int, points: int) -> set[int]:
+    """The updates to measure at: from 0 to `last`, spaced quadratically, since most changes early.
+
+    Args:
+        last: the last update.
+        points: how many are wanted.
+
+    Returns:
+        At most `points` of them; the ends are always among them (the end alone where one is wanted).
+    """
+    if points == 1:
+        return {last}
+    return {round(last * (k / (points - 1)) ** 2) for k in range(points)}
+
+
+def _point(problem: Problem, updates: int, passes: float, mechanisms: Sequence[Mechanism]) -> Point:
+    loss = mean_of(problem.losses, problem.model, problem.train)
+    score, test = problem.accuracy, problem.test
+    return Point(
+        updates=updates,
+        passes=passes,
+        loss=loss,
+        accuracy=None if score is None else mean_of(score, problem.model, problem.train),
+        test_loss=None if test is None else mean_of(problem.losses, problem.model, test),
+        test_accuracy=None if test is None or score is None else mean_of(score, problem.model, test),
+        diversity=measure(problem.model, problem.losses, problem.train, mechanism=mechanisms),
+    )
+
+
+def mean_of(function: Losses, model: nn.Module, data: Any) -> float:
+    """The mean of a per-example function over a data set, in evaluation mode and without a graph.
+
+    Args:
+        function: `function(model, batch) → (b,)`.
+        model: the model.
+        data: a data set or loader.
+
+    Returns:
+        The mean; NaN for an empty set.
+    """
+    was_training = model.training
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in passes_over(data, BATCH_SIZE):
+                values = function(model, to_device(batch, device))
+                total += float(values.double().sum())
+                count += len(values)
+    finally:
+        model.train(was_training)
+    return total / count if count else float("nan")
