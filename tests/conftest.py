@@ -1,7 +1,14 @@
 import os
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+
+# Shapes and types in signatures are checked wherever a test calls these rooms; it has to happen before they are imported.
+CHECKED = ("moments", "batches", "keys", "measure", "along", "training", "mechanisms", "cli", "problems", "per_example",
+           "report", "estimate")  # fmt: skip
+jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +17,12 @@ def _quiet_and_seeded():
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def data_root():
+    """The folder with the published data files; a test that needs it is skipped where there is none."""
+    root = os.environ.get("VARIEGRAD_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs published data files: set VARIEGRAD_DATA to their folder")
+    return Path(root)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from variegrad.batches import passes_over, to_device
+from variegrad.keys import torch_draws
 from variegrad.measure import BATCH_SIZE, measure
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
-from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.problems import Problem
 from variegrad.training import descend
 
@@ -50,9 +51,11 @@ def measure_along(
     step_size: float,
     mechanisms: Sequence[Mechanism] = (),
     seed: int = 0,
-    on_update: Callable[[int, int], None] = lambda done, of: None,
+    on_update: Callable[[int, int], None] | None = None,
 ) -> Iterator[Point]:
     """Train the problem's model in place and measure it exactly at points along the way, denser at the start.
+
+    The run does not depend on how often it is measured, and all its draws are functions of the seed.
 
     Args:
         problem: what to train.
@@ -61,19 +64,19 @@ def measure_along(
         batch_size: B of the run.
         step_size: γ of the summed gradient.
         mechanisms: whose closed forms will be asked for.
-        seed: of the order of the data.
+        seed: of the order of the data and of the model's own draws (dropout masks).
         on_update: told (updates done, updates of the whole run) after each update.
 
-    Yields:
-        A point as soon as it is measured.
+    Returns:
+        The points, each as soon as it is measured.
 
     Raises:
-        ValueError: if a setting is out of range or the training diverges.
+        ValueError: if a setting is out of range; while it runs, if the training diverges.
     """
     if points < 1:
         raise ValueError(f"points must be at least 1; got {points}.")
-    if not passes >= 0:
-        raise ValueError(f"passes must not be negative; got {passes}.")
+    if not 0 <= passes < float("inf"):
+        raise ValueError(f"passes must be a finite number and not negative; got {passes}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
     if not (step_size > 0 and step_size < float("inf")):
@@ -83,14 +86,28 @@ def measure_along(
         raise ValueError(f"{problem.name}: the training set holds no examples.")
     in_epoch = -(-count // batch_size)
     last = round(passes * in_epoch)
-    at = stops(last, points)
     run = descend(problem.model, problem.losses, problem.train, batch_size=batch_size, step_size=step_size, seed=seed)
-    for updates in range(last + 1):
-        if updates:
-            next(run)
-            on_update(updates, last)
-        if updates in at:
-            yield _point(problem, updates, updates / in_epoch, mechanisms)
+
+    def points_of_run() -> Iterator[Point]:
+        at = stops(last, points)
+        for updates in range(last + 1):
+            try:
+                if updates:
+                    next(run)
+                if updates and on_update is not None:
+                    on_update(updates, last)
+                point = _point(problem, updates, updates / in_epoch, mechanisms, seed) if updates in at else None
+            except ValueError as error:
+                if not updates:
+                    raise
+                raise ValueError(
+                    f"at update {updates} of {last}, with step size {step_size:g} of the summed gradient: {error} "
+                    "If the training diverged, choose a smaller step size."
+                ) from error
+            if point is not None:
+                yield point
+
+    return points_of_run()
 
 
 def stops(last: int, points: int) -> set[int]:
@@ -108,22 +125,22 @@ def stops(last: int, points: int) -> set[int]:
     return {round(last * (k / (points - 1)) ** 2) for k in range(points)}
 
 
-def _point(problem: Problem, updates: int, passes: float, mechanisms: Sequence[Mechanism]) -> Point:
-    loss = mean_of(problem.losses, problem.model, problem.train)
-    score, test = problem.accuracy, problem.test
-    return Point(
-        updates=updates,
-        passes=passes,
-        loss=loss,
-        accuracy=None if score is None else mean_of(score, problem.model, problem.train),
-        test_loss=None if test is None else mean_of(problem.losses, problem.model, test),
-        test_accuracy=None if test is None or score is None else mean_of(score, problem.model, test),
-        diversity=measure(problem.model, problem.losses, problem.train, mechanism=mechanisms),
-    )
+def _point(problem: Problem, updates: int, passes: float, mechanisms: Sequence[Mechanism], seed: int) -> Point:
+    model, score, test = problem.model, problem.accuracy, problem.test
+    with torch_draws(seed, "point", updates):
+        return Point(
+            updates=updates,
+            passes=passes,
+            diversity=measure(model, problem.losses, problem.train, mechanism=mechanisms),
+            loss=mean_of(problem.losses, model, problem.train),
+            accuracy=None if score is None else mean_of(score, model, problem.train),
+            test_loss=None if test is None else mean_of(problem.losses, model, test),
+            test_accuracy=None if test is None or score is None else mean_of(score, model, test),
+        )
 
 
 def mean_of(function: Losses, model: nn.Module, data: Any) -> float:
-    """The mean of a per-example function over a data set, in evaluation mode and without a graph.
+    """The mean of a per-example function over a data set, in evaluation mode and without a graph; all is left as found.
 
     Args:
         function: `function(model, batch) → (b,)`.
@@ -133,16 +150,12 @@ def mean_of(function: Losses, model: nn.Module, data: Any) -> float:
     Returns:
         The mean; NaN for an empty set.
     """
-    was_training = model.training
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in passes_over(data, BATCH_SIZE):
-                values = function(model, to_device(batch, device))
-                total += float(values.double().sum())
-                count += len(values)
-    finally:
-        model.train(was_training)
+    with left_as_found(model), torch.no_grad():
+        model.eval()
+        for batch in passes_over(data, BATCH_SIZE):
+            values = function(model, to_device(batch, device))
+            total += float(values.double().sum())
+            count += len(values)
     return total / count if count else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 Batch = Any
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:  # noqa: PLR0911 - a kind of nesting each
     """The same nesting with `function` applied to every tensor; everything else is passed on as it is.
 
     Args:
@@ -122,21 +123,22 @@ def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
         An iterable of batches; sized where the data is.
 
     Raises:
-        TypeError: if the data cannot be iterated, or is an iterator that was handed over half-used.
+        TypeError: if the data cannot be iterated, or is a single batch.
         ValueError: if `batch_size` is below one.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # not its subclasses, which may transform what they return
         return _Slices(data.tensors, batch_size)
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             return []
         return DataLoader(data, batch_size=batch_size)
-    if isinstance(data, Tensor):
+    # Iterating over these would take a tensor's rows, a dict's keys or a pair's halves for batches.
+    if isinstance(data, Tensor | Mapping) or (isinstance(data, tuple) and any(isinstance(t, Tensor) for t in data)):
         raise TypeError(
-            "data must be batches or a data set, not one tensor. For a single batch pass [batch]; for tensors of a "
-            "whole data set pass torch.utils.data.TensorDataset(x, y)."
+            f"data must be batches or a data set; got one {type(data).__name__}. For a single batch pass [batch]; for "
+            "tensors of a whole data set pass torch.utils.data.TensorDataset(x, y)."
         )
     if not isinstance(data, Iterable):
         raise TypeError(f"data must be a DataLoader, a Dataset or an iterable of batches; got {type(data).__name__}.")
@@ -150,7 +152,7 @@ class _Slices:
         self.columns, self.batch_size = columns, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.columns[0]) // self.batch_size)
+        return math.ceil(len(self.columns[0]) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for start in range(0, len(self.columns[0]), self.batch_size):

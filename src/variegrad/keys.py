@@ -6,6 +6,8 @@ Nothing here touches a global generator, so results do not depend on the number 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,8 +25,28 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
     Returns:
         A generator of its own.
     """
-    digest = hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(key=_hashed(seed, key)))
+
+
+@contextmanager
+def torch_draws(seed: int, *key: int | str) -> Iterator[None]:
+    """Let torch's own draws (dropout masks) inside the block be a function of the key; its global state is given back.
+
+    Args:
+        seed: the run's seed.
+        *key: what the draws are for.
+
+    Yields:
+        Nothing.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(_hashed(seed, key) % 2**63)
+        yield
+
+
+def _hashed(seed: int, key: tuple[int | str, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=16).digest(), "little")
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Int[Tensor, " n"]:

@@ -1,14 +1,14 @@
-"""Gradient diversity of a model on a data set, exactly: one streaming pass at fixed weights (Definitions 4, 5 and 6)."""
+"""Gradient diversity of a model on a data set, exactly: one streaming pass at fixed weights (Definitions 4, 5, 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import track
 from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, passes_over, shared_length, split, to_device
@@ -75,7 +75,7 @@ def measure(
         return batch_norms(model, losses, batch, l1=l1)
 
     with left_as_found(model):
-        return _sum(visit, parameters, data, batch_size, chunk_size, l1, progress)
+        return _sum(visit, parameters, data, batch_size=batch_size, chunk_size=chunk_size, l1=l1, progress=progress)
 
 
 def measure_differential(
@@ -123,13 +123,14 @@ def measure_differential(
         return differential_norms(model, other, losses, batch)
 
     with left_as_found(model), left_as_found(other):
-        return _sum(visit, parameters, data, batch_size, chunk_size, False, progress)
+        return _sum(visit, parameters, data, batch_size=batch_size, chunk_size=chunk_size, l1=False, progress=progress)
 
 
 def _sum(
-    visit: Any,
+    visit: Callable[[Batch], Norms],
     parameters: dict[str, nn.Parameter],
     data: Any,
+    *,
     batch_size: int,
     chunk_size: int | None,
     l1: bool,
@@ -144,7 +145,14 @@ def _sum(
         for batch in split(to_device(whole, device), chunk_size):
             if shared_length(batch) == 0:
                 continue
-            norms = visit(batch)
+            try:
+                norms = visit(batch)
+            except ValueError as error:
+                if first:
+                    raise ValueError(
+                        f"in the batch that begins with example {first}, counted from 0: {error}"
+                    ) from error
+                raise
             sums.add(norms, first)
             first = sums.count
     if not sums.count:
@@ -183,9 +191,12 @@ class _Sums:
         )
 
 
-def _shown(batches: Any, progress: bool) -> Iterator[Batch]:
+def _shown(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
     if not progress:
         yield from batches
         return
-    total = len(batches) if hasattr(batches, "__len__") else None
+    try:
+        total = len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set has a length in name only
+        total = None
     yield from track(batches, description="measuring", total=total, console=Console(stderr=True), transient=True)

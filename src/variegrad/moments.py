@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from torch import Tensor
 ZERO_TOTAL = 1e-12
 
 
+@runtime_checkable
 class NormSums(Protocol):
     """What the law of a mechanism may depend on: sums over n gradients in d dimensions."""
 
@@ -34,6 +34,7 @@ class NormSums(Protocol):
     def sum_l1_l2_norms(self) -> float | None: ...
 
 
+@runtime_checkable
 class Law(Protocol):
     """A mechanism m as its law: E m(g) = c·g and Σ_i E‖m(g_i)‖² (theory of Section 4.4)."""
 

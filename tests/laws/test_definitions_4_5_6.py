@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from theory.brute_force import batch_size_bound
 
+from theory.brute_force import batch_size_bound
 from variegrad.moments import GradientMoments
 
 

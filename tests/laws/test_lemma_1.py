@@ -6,8 +6,8 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from theory.brute_force import batch_size_bound
 
+from theory.brute_force import batch_size_bound
 from variegrad.theory import expected_sq_distance
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theory.brute_force import batch_size_bound, normalised_infimum, random_matrix
 
+from theory.brute_force import batch_size_bound, normalised_infimum, random_matrix
 from variegrad.theory import glm_bound, remark_1
 
 

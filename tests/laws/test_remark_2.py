@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theory.brute_force import batch_size_bound, conflict_degree, random_matrix
 
+from theory.brute_force import batch_size_bound, conflict_degree, random_matrix
 from variegrad import theory
 
 

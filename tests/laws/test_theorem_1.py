@@ -1,10 +1,10 @@
-"""Theorem 1 (informal): within the bound, the same step and the same number of gradients give the same accuracy up to 1+δ/2."""
+"""Theorem 1 (informal): within the bound, as many gradients at the same step give the same accuracy up to 1+δ/2."""
 
 from __future__ import annotations
 
 import pytest
-from laws.quadratic import problem
 
+from laws.quadratic import problem
 from variegrad.theory import strongly_convex
 
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from laws.quadratic import problem
 
+from laws.quadratic import problem
 from variegrad.theory import gap_along, polyak_lojasiewicz
 
 

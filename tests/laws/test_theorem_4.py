@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from laws.quadratic import problem
 
+from laws.quadratic import problem
 from variegrad.theory import average_gap_along, convex
 
 

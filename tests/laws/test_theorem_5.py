@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from laws.quadratic import problem
 
+from laws.quadratic import problem
 from variegrad.theory import distance_along, strongly_convex
 
 

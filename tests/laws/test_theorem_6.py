@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from theory.brute_force import batch_size_bound
 
+from theory.brute_force import batch_size_bound
 from variegrad.theory.worst_case import largest_delta, simulate, worst_case
 from variegrad.theory.worst_case_figure import plot
 

@@ -1,10 +1,10 @@
-"""Theorem 8 (informal): for B below B_D(w, w′) two mini-batch runs drift apart no faster than two serial ones are allowed to."""
+"""Theorem 8 (informal): for B below B_D(w, w′) mini-batch runs drift apart no faster than serial ones may."""
 
 from __future__ import annotations
 
 import numpy as np
-from laws.least_squares_twins import expected_growth
 
+from laws.least_squares_twins import expected_growth
 from variegrad.theory import least_squares_bound
 
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+
 from laws.least_squares_twins import expected_growth
 from theory.brute_force import batch_size_bound
-
 from variegrad.theory import glm_bound, least_squares_bound, stability_convex, threshold
 
 NUMBERS = {"smoothness": 2.0, "lipschitz": 3.0, "updates": 500, "examples": 101}

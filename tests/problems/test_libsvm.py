@@ -92,7 +92,7 @@ def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("labels", "outputs"), [([0, 1, 1, 0, 1], 1), ([0, 1, 2, 0, 1], 3)])
-def test_the_default_step_size_bounds_the_curvature_of_a_whole_batch(
+def test_the_default_step_size_is_the_inverse_of_a_batchs_largest_curvature(
     tmp_path: Path, labels: list[int], outputs: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -106,11 +106,13 @@ def test_the_default_step_size_bounds_the_curvature_of_a_whole_batch(
     parameters = list(problem.model.parameters())
     for parameter in parameters:
         torch.nn.init.zeros_(parameter)  # curvature is largest there
+    largest = 0.0
     for index in range(5):
         loss = problem.losses(problem.model, problem.train[torch.tensor([index])]).sum()
         gradient = flat(torch.autograd.grad(loss, parameters, create_graph=True))
         hessian = torch.stack([flat(torch.autograd.grad(entry, parameters, retain_graph=True)) for entry in gradient])
-        assert torch.linalg.eigvalsh(hessian)[-1] <= (1 + 1e-5) / gamma
+        largest = max(largest, float(torch.linalg.eigvalsh(hessian)[-1]))
+    assert 0.6 / gamma < largest <= (1 + 1e-5) / gamma  # equal for two classes, 2/3 at the uniform answer of three
 
 
 def test_a9a_is_the_published_one(real_data: Path) -> None:

@@ -30,7 +30,7 @@ def conflict_degree(X: np.ndarray) -> int:
 
 
 def random_matrix(generator: np.random.Generator) -> np.ndarray:
-    """A small matrix of any kind the bounds must survive: signed or not, sparse, with zero rows, wide scales, repeats."""
+    """A small matrix of any kind the bounds must survive: signed or not, sparse, zero rows, wide scales, repeats."""
     n, d = generator.integers(1, 13, size=2)
     X = generator.standard_normal((n, d)) * (generator.random((n, d)) < generator.choice([0.2, 0.5, 1.0]))
     if generator.random() < 0.5:

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from variegrad.cli import main
 from variegrad.cli.bound import bound
 from variegrad.theory import glm_bound, sparse_bound
 
@@ -48,19 +49,25 @@ def test_the_json_holds_what_the_functions_return(file: Path) -> None:
     ("content", "message"),
     [(b"", "the file is empty"), (b"1 2:1\n1 2:nan\n", "data.svm, line 2: a value must be finite; found '2:nan'")],
 )
-def test_bad_input_is_one_line_and_exit_code_two(file: Path, content: bytes, message: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_two(
+    file: Path, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file.write_bytes(content)
-    result = CliRunner().invoke(app, [str(file)])
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
+    monkeypatch.setattr("variegrad.cli.app", app)
+    monkeypatch.setattr("sys.argv", ["variegrad", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
 
 
 def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "absent.npy")])
-    assert result.exit_code == 2
-    assert "there is no such file" in result.stderr
+    assert isinstance(result.exception, FileNotFoundError)
+    assert "there is no such file" in str(result.exception)
 
 
 def test_an_array_file_works_too(tmp_path: Path) -> None:

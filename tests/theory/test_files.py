@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csc_matrix, csr_matrix, random_array, save_npz
 from sklearn.datasets import dump_svmlight_file, load_svmlight_file
-from theory.brute_force import data_file
 
+from theory.brute_force import data_file
 from variegrad.theory import conflict_degree, files, glm_bound, libsvm, rows, sparse_bound
 from variegrad.theory.files import opened
 
@@ -188,7 +187,7 @@ def test_nan_in_an_npy_file_is_named_by_its_row(tmp_path: Path) -> None:
 
 def test_columns_outside_an_npz_matrix_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
-    arrays = {"format": np.array("csr".encode()), "shape": np.array([1, 2]), "data": np.ones(1)}
+    arrays = {"format": np.array(b"csr"), "shape": np.array([1, 2]), "data": np.ones(1)}
     np.savez(path, **arrays, indices=np.array([7], np.int32), indptr=np.array([0, 1], np.int32))
     with pytest.raises(ValueError, match="not a valid sparse matrix"):
         glm_bound(path)
@@ -220,7 +219,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         glm_bound(tmp_path / "absent.svm")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_named_with_the_way_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "plain.svm"
     path.write_bytes(FILES["plain.svm"])

@@ -1,4 +1,4 @@
-"""Least squares: the generalised eigenvalue is the infimum of B_D(w, w′), and at least the bound from the rows alone."""
+"""Least squares: the generalised eigenvalue is the infimum of B_D(w, w′), at least the bound from the rows alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 from scipy.sparse import csr_matrix
-from theory.brute_force import batch_size_bound
 
+from theory.brute_force import batch_size_bound
 from variegrad.theory import glm_bound, least_squares_bound
 
 

@@ -73,7 +73,7 @@ def test_delta_and_batch_size_are_two_ways_to_say_one_thing() -> None:
 
 def test_a_batch_beyond_the_cap_is_refused_and_a_step_too_large_for_one_example_too() -> None:
     numbers = {"strong_convexity": 0.5, "second_moment": 4.0, "sq_distance": 1.0, "bound": 1e6}
-    with pytest.raises(ValueError, match="allows a batch of at most 800 examples here .*; got batch_size=801"):
+    with pytest.raises(ValueError, match=r"allows a batch of at most 800 examples here .*; got batch_size=801"):
         strongly_convex(error=0.01, **numbers, batch_size=801)
     with pytest.raises(ValueError, match="less than one; ask for a smaller error"):
         strongly_convex(error=100.0, **numbers)

@@ -23,19 +23,35 @@ app.command("measure")(measure)
 app.command("list")(list_all)
 
 
+# What typer raises for an unknown option or a value that does not parse; it has no public name of its own there.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+# Raised on purpose, with a message that says what to do; anything else comes from a user's code or a defect of ours.
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
+
+
 def main() -> None:
     """Run the command; bad input ends in one line on standard error and exit code 2, never in a traceback.
 
     Set VARIEGRAD_TRACEBACK=1 to see where an error came from.
     """
     try:
-        app()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        code = app(standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
         if os.environ.get("VARIEGRAD_TRACEBACK"):
             raise
-        line = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"variegrad: {line}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("variegrad: interrupted\n")
-        sys.exit(130)
+        if line := _in_one_line(error):
+            sys.stderr.write(f"variegrad: {line}\n")
+        code = 2
+    sys.exit(code)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, UsageError):  # without any command there is no message: the help was printed instead
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        return message and f"{message.rstrip('.')}. Try: {error.ctx.command_path} --help"  # type: ignore[attr-defined]
+    message = " ".join(str(error).split())
+    if isinstance(error, EXPECTED) and message:
+        return message
+    return f"{type(error).__name__}: {message} (where: set VARIEGRAD_TRACEBACK=1)"

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from variegrad.along import Point, measure_along
@@ -71,8 +72,8 @@ def measure(
 ) -> None:
     """Train a problem by plain mini-batch SGD and measure its gradient diversity exactly along the run.
 
-    B_D (examples) is the batch size at which half of the examples are wasted: efficiency is 1/(1 + (B−1)/B_D).
-    Everything up to it trains per example as well as B = 1 does. Ctrl-C keeps what was measured.
+    Of a batch of B examples the fraction 1/(1 + (B−1)/B_D) counts: at B = 1 + B_D half of them are wasted.
+    Ctrl-C keeps what was measured.
 
     Examples: `variegrad measure digits --report runs/digits`,
     `variegrad measure mnist --data-root data --max-examples 2000 --mechanism dropconnect:0.4`
@@ -80,10 +81,10 @@ def measure(
     mechanisms = [parse_mechanism(text) for text in mechanism or ["dropconnect:0.4", "dropconnect:0.5"]]
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1 example; got {batch_size}.")
-    if report is not None and report.exists() and not report.is_dir():
-        raise ValueError(f"--report {report} is a file; name a folder.")
-    errors = Console(stderr=True)
-    with errors.status(f"reading {problem} …"):
+    if report is not None and not (standing := next(p for p in (report, *report.parents) if p.exists())).is_dir():
+        raise ValueError(f"--report {report}: {standing} is a file; name a folder.")
+    errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    with errors.status(escape(f"reading {problem} …")):
         loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
     settings = Settings(
         passes=passes, points=points, batch_size=batch_size, seed=seed, mechanisms=mechanisms, data_root=data_root,
@@ -91,10 +92,11 @@ def measure(
     )  # fmt: skip
     started, began = datetime.now(UTC), time.perf_counter()
     found: list[Point] = []
-    interrupted, failure = False, None
+    interrupted = False
+    failure: Exception | None = None
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(),
-        console=errors, transient=True,
+        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(), console=errors, transient=True, disable=not errors.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(f"{loaded.name}: measuring at the start", total=None)
 
@@ -107,13 +109,13 @@ def measure(
                 step_size=settings.step_size, mechanisms=mechanisms, seed=seed, on_update=show,
             ):  # fmt: skip
                 found.append(point)
-                bar.update(
-                    task,
-                    description=f"{loaded.name}: B_D {point.diversity.batch_size_bound:.4g} at pass {point.passes:.2g}",
-                )
+                said = f"{loaded.name}: B_D {point.diversity.batch_size_bound:.4g} at pass {point.passes:.3g}"
+                bar.update(task, description=said)
+                if not errors.is_terminal:  # a log file shows no bar
+                    errors.print(f"{said} (measurement {len(found)} of {points})")
         except KeyboardInterrupt:
             interrupted = True
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # the user's code runs here: what was measured is kept, whatever it raises
             if not found:
                 raise
             failure = error
@@ -121,24 +123,21 @@ def measure(
         loaded, settings, found, command=_command(), started=started, seconds=time.perf_counter() - began,
         interrupted=interrupted or failure is not None,
     )  # fmt: skip
-    _print(made, found, mechanisms, json_, errors)
+    _print(made, found, mechanisms, json_)
     if report is not None and found:
         page = write_report(made, report)
-        (errors if json_ else Console(soft_wrap=True)).print(f"report: {page}", highlight=False, soft_wrap=True)
+        (errors if json_ else Console(markup=False, highlight=False, soft_wrap=True)).print(f"report: {page}")
     if failure is not None:
-        raise ValueError(f"stopped after {len(found)} of {points} measurements: {failure}")
+        raise ValueError(f"stopped after {len(found)} of {points} measurements: {failure}") from failure
     if interrupted:
+        errors.print(f"variegrad: interrupted after {len(found)} of {points} measurements")
         raise typer.Exit(130)
 
 
-def _print(
-    made: dict[str, Any], found: list[Point], mechanisms: Sequence[Mechanism], as_json: bool, errors: Console
-) -> None:
+def _print(made: dict[str, Any], found: list[Point], mechanisms: Sequence[Mechanism], as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
         return
-    if made["interrupted"]:
-        errors.print(f"interrupted: {len(found)} measurements were kept")
     if found:
         # A pipe has no width of its own: keep the columns whole there.
         console = Console() if sys.stdout.isatty() else Console(width=120)

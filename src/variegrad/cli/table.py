@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from variegrad.along import Point
@@ -25,7 +26,8 @@ def table(name: str, points: Sequence[Point], mechanisms: Sequence[Mechanism]) -
     scored = any(point.accuracy is not None for point in points)
     tested = any(point.test_accuracy is not None for point in points)
     result = Table(
-        title=f"Gradient diversity along {name}", title_justify="left", caption_justify="left", box=None, pad_edge=False,
+        title=f"Gradient diversity along {escape(name)}", title_justify="left", caption_justify="left", box=None,
+        pad_edge=False,
         caption="Δ_D: gradient diversity; B_D, B_wor (examples): bounds for draws with and without replacement; "
         "with a mechanism: B_eff, its bound for fresh draws (examples).",
     )  # fmt: skip

@@ -121,7 +121,7 @@ def estimate_from_coherence(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1; got {confidence}. Use 0.95, for example.")
     row = float(coherence.value)
-    common = {"confidence": confidence, "count": coherence.count, "population": population}
+    common = {"confidence": confidence, "count": coherence.rows, "population": population}
     if math.isnan(row):
         return BatchSizeEstimate(
             batch_size_bound=math.nan,
@@ -142,7 +142,7 @@ def estimate_from_coherence(
 
     least = 0.0 if population is None else _per_row(-1 / max(population - 1, 1), examples_per_row)
     known = sampled_fraction == 1
-    enough = known or coherence.count >= minimum
+    enough = known or (coherence.rows >= minimum and bool(coherence.variance.isfinite()))
     if known:
         limits = CoherenceLimits(coherence.value, coherence.value, coherence.value)
         standard_error = 0.0

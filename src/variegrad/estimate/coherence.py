@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-# Chosen by measurement (docs/decisions/0004): weight of the second-order variance, and of the skewness in one tail.
+# Chosen by measurement (docs/decisions): weight of the second-order variance, and of the skewness in one tail.
 SECOND_ORDER_WEIGHT = 2.0
 SKEWNESS_WEIGHT = 2.0
 
@@ -31,14 +31,14 @@ class Coherence(NamedTuple):
         jackknife_variance: the delete-1 jackknife's variance of ρ̂.
         second_order_variance: 2·tr(Σ²)/(m(m−1)M⁴), the variance of ρ̂ at ‖∇F‖ = 0; 0 where no Gram matrix was at hand.
         skewness: of the jackknife's pseudo-values; a heavy tail of ‖g_i‖² makes it negative.
-        count: m.
+        rows: m.
     """
 
     value: Float[Tensor, "*batch"]
     jackknife_variance: Float[Tensor, "*batch"]
     second_order_variance: Float[Tensor, "*batch"]
     skewness: Float[Tensor, "*batch"]
-    count: int
+    rows: int
 
     @property
     def variance(self) -> Float[Tensor, "*batch"]:
@@ -105,7 +105,7 @@ def coherence_from_norms(
         jackknife_variance=(m - 1) * spread,
         second_order_variance=second_order.double().expand_as(value),
         skewness=torch.where(spread > 0, skewness, torch.zeros_like(skewness)),
-        count=m,
+        rows=m,
     )
 
 
@@ -172,7 +172,7 @@ def coherence_limits(
     Returns:
         The limits of ρ.
     """
-    m = coherence.count
+    m = coherence.rows
     standard_error = (coherence.variance * (1 - sampled_fraction)).sqrt()
     t = float(stdtrit(m - 1, (1 + confidence) / 2))
     t_safe = float(stdtrit(m - 1, 1 - (1 - confidence) / BOUND_STRICTNESS))

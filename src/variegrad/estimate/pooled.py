@@ -10,9 +10,10 @@ Source: Busing, Meijer and van der Leeden (1999) for unequal blocks.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -20,15 +21,21 @@ from variegrad.estimate.batch_size_estimate import BatchSizeEstimate, estimate_f
 from variegrad.estimate.coherence import Coherence
 from variegrad.estimate.step_moments import StepMoments
 
+Block = tuple[float, float, float]
+"""Steps of a block, ΣÛ and ΣM̂² over them."""
+
 
 class PooledCoherence:
     """A running ratio of sums over steps, in bounded memory: three numbers for each of at most `max_blocks` blocks.
 
-    A million steps take no more room than `max_blocks` of them. Weights should stay about the same while one pool
-    fills: it estimates the mean over those steps.
+    A million steps take no more room than `max_blocks` of them. A pool estimates the mean over its steps: begin a new
+    one where the answer has moved on.
 
-    Attributes:
-        max_blocks: even, at least 16.
+    Args:
+        max_blocks: even, at least 16; between half as many and all of them are in use once they were full.
+
+    Raises:
+        ValueError: if it is odd or smaller.
     """
 
     def __init__(self, max_blocks: int = 64) -> None:
@@ -38,14 +45,12 @@ class PooledCoherence:
             )
         self.max_blocks = max_blocks
         self._capacity = 1
-        self._steps: list[int] = []
-        self._products: list[float] = []
-        self._norms: list[float] = []
+        self._blocks: list[Block] = []
 
     @property
     def steps(self) -> int:
         """Steps pooled so far."""
-        return sum(self._steps)
+        return int(sum(steps for steps, _, _ in self._blocks))
 
     def add(self, moments: StepMoments) -> None:
         """Pools one more step.
@@ -56,25 +61,23 @@ class PooledCoherence:
         Raises:
             ValueError: if either is not finite; nothing is pooled then.
         """
-        if not (math.isfinite(moments.mean_product) and math.isfinite(moments.mean_sq_norm)):
+        if not all(map(math.isfinite, moments)):
             raise ValueError(f"moments must be finite; got {moments}. Leave a step with NaN or inf gradients out.")
-        if self._steps and self._steps[-1] < self._capacity:
-            self._steps[-1] += 1
-            self._products[-1] += moments.mean_product
-            self._norms[-1] += moments.mean_sq_norm
+        step = (1.0, float(moments.mean_product), float(moments.mean_sq_norm))
+        if self._blocks and self._blocks[-1][0] < self._capacity:
+            self._blocks[-1] = _sum(self._blocks[-1], step)
             return
-        if len(self._steps) == self.max_blocks:
-            self._merge()
-        self._steps.append(1)
-        self._products.append(moments.mean_product)
-        self._norms.append(moments.mean_sq_norm)
+        if len(self._blocks) == self.max_blocks:
+            self._blocks = [_sum(a, b) for a, b in zip(self._blocks[::2], self._blocks[1::2], strict=True)]
+            self._capacity *= 2
+        self._blocks.append(step)
 
     def estimate(self, *, population: int | None = None, confidence: float = 0.95) -> BatchSizeEstimate:
         """B̂_D over all pooled steps, with `count` = steps.
 
         Args:
             population: n where each step's examples are distinct members of a data set of n; None for fresh data. Steps
-                are taken as independent draws: the interval narrows with them, without a finite-population correction.
+                count as independent draws: there is no finite-population correction of the interval over steps.
             confidence: nominal level of the two-sided interval.
 
         Returns:
@@ -83,27 +86,23 @@ class PooledCoherence:
         Raises:
             ValueError: if nothing was pooled.
         """
-        if not self._steps:
+        if not self._blocks:
             raise ValueError("nothing was pooled yet: add(StepMoments(...)) at least one step before estimate().")
-        coherence = _block_jackknife(self._steps, self._products, self._norms)
-        found = estimate_from_coherence(coherence, population=population, confidence=confidence, sampled_fraction=0.0)
-        return dataclasses_replace(found, count=self.steps)
+        found = estimate_from_coherence(
+            _block_jackknife(self._blocks), population=population, confidence=confidence, sampled_fraction=0.0
+        )
+        return dataclasses.replace(found, count=self.steps)
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain numbers that survive a checkpoint, about 3·max_blocks of them.
 
         Returns:
             What `from_state_dict` takes.
         """
-        return {
-            "layout": [float(self.max_blocks), float(self._capacity)],
-            "steps": [float(s) for s in self._steps],
-            "products": list(self._products),
-            "sq_norms": list(self._norms),
-        }
+        return {"max_blocks": self.max_blocks, "capacity": self._capacity, "blocks": [list(b) for b in self._blocks]}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, list[float]]) -> Self:
+    def from_state_dict(cls, state: Mapping[str, Any]) -> PooledCoherence:
         """The pool that `state_dict` described.
 
         Args:
@@ -115,34 +114,25 @@ class PooledCoherence:
         Raises:
             ValueError: if the state is not one of `state_dict`.
         """
-        if state.keys() != {"layout", "steps", "products", "sq_norms"}:
+        if state.keys() != {"max_blocks", "capacity", "blocks"}:
             raise ValueError(f"state must be what PooledCoherence.state_dict() returned; got the keys {sorted(state)}.")
-        max_blocks, capacity = state["layout"]
-        pool = cls(int(max_blocks))
-        pool._capacity = int(capacity)
-        pool._steps = [int(s) for s in state["steps"]]
-        pool._products, pool._norms = list(state["products"]), list(state["sq_norms"])
+        pool = cls(int(state["max_blocks"]))
+        pool._capacity = int(state["capacity"])
+        pool._blocks = [(float(steps), float(product), float(norm)) for steps, product, norm in state["blocks"]]
         return pool
 
-    def _merge(self) -> None:
-        self._steps = _pairwise(self._steps)
-        self._products, self._norms = _pairwise(self._products), _pairwise(self._norms)
-        self._capacity *= 2
+
+def _sum(a: Block, b: Block) -> Block:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
-def _block_jackknife(steps: list[int], products: list[float], norms: list[float]) -> Coherence:
-    size = torch.tensor(steps, dtype=torch.float64)
-    product, norm = torch.tensor(products, dtype=torch.float64), torch.tensor(norms, dtype=torch.float64)
-    value = product.sum() / norm.sum()
-    zero = torch.zeros_like(value)
-    if len(steps) < 2:
-        return Coherence(value, torch.full_like(value, torch.inf), zero, zero, len(steps))
+def _block_jackknife(blocks: Sequence[Block]) -> Coherence:
+    size, product, norm = torch.tensor(blocks, dtype=torch.float64).unbind(-1)
+    value, zero = product.sum() / norm.sum(), torch.zeros((), dtype=torch.float64)
+    left_norm = norm.sum() - norm
+    if len(blocks) < 2 or not bool((left_norm > 0).all()):
+        return Coherence(value, torch.full_like(zero, torch.inf), zero, zero, len(blocks))
     share = size.sum() / size
-    without = (product.sum() - product) / (norm.sum() - norm)
-    pseudo = share * value - (share - 1) * without
+    pseudo = share * value - (share - 1) * (product.sum() - product) / left_norm
     variance = ((pseudo - pseudo.mean()).square() / (share - 1)).mean()
-    return Coherence(value, variance, zero, zero, len(steps))
-
-
-def _pairwise[T: (int, float)](values: list[T]) -> list[T]:
-    return [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
+    return Coherence(value, variance, zero, zero, len(blocks))

@@ -1,8 +1,8 @@
 """Σ‖g_i‖² of a batch from balanced sign probes: one extra backward each, on any architecture.
 
-Σε_iℓ_i with exactly half of the signs +1 has E‖Σεg‖² = (bΣ‖g‖² − ‖Σg‖²)/(b−1). The interval is over probes of the *same*
-batch: it says what the batch's own Σ‖g‖² is, and nothing of other batches. For B_D pool `moments_from_sign_probe` over
-steps, where the sampling of examples shows.
+Σε_iℓ_i with exactly half of the signs +1 has E‖Σεg‖² = (bΣ‖g‖² − ‖Σg‖²)/(b−1). The interval is over probes of the
+*same* batch: it says what the batch's own Σ‖g‖² is, and nothing of other batches. For B_D pool
+`moments_from_sign_probe` over steps, where the sampling of examples shows.
 """
 
 from __future__ import annotations

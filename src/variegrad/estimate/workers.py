@@ -1,8 +1,8 @@
 """B_D from the gradients of P workers or micro-batches, each the mean over b_j examples.
 
-ρ_w = Û_w/S_small of the worker means, with Û_w = mean_{j≠k}⟨ḡ_j, ḡ_k⟩ and S_small = mean‖ḡ_j‖², and B = 1 + b(1/ρ_w − 1)
-with b the harmonic mean of the b_j (then trΣ = (Σ‖ḡ_j‖² − PÛ_w)/Σ(1/b_j)). B is monotone in ρ_w, so an interval of the
-one is an interval of the other. Where single examples' norms can be had, they tell more.
+ρ_w = Û_w/S_small of the worker means, with Û_w = mean_{j≠k}⟨ḡ_j, ḡ_k⟩ and S_small = mean‖ḡ_j‖², and
+B = 1 + b(1/ρ_w − 1) with b the harmonic mean of the b_j (then trΣ = (Σ‖ḡ_j‖² − PÛ_w)/Σ(1/b_j)). B is monotone in ρ_w,
+so an interval of the one is an interval of the other. Where single examples' norms can be had, they tell more.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def estimate_from_workers(
         The estimate in examples, with `count` = P; no interval ("cannot tell") below 4 workers.
 
     Raises:
-        ValueError: for a single worker (not identifiable), sizes that do not fit, a population smaller than the step, or
-            a gradient that is not finite.
+        ValueError: for a single worker (not identifiable), sizes that do not fit, a population smaller than the step,
+            or a gradient that is not finite.
     """
     gram = gram.double()
     examples = _checked_sizes([sizes] * len(gram) if isinstance(sizes, int) else sizes, len(gram))
@@ -48,8 +48,8 @@ def estimate_from_workers(
             "Pass len(dataset), or None for fresh or augmented data."
         )
     if not gram.isfinite().all():
-        worker = int((~gram.diagonal().isfinite()).nonzero()[0]) if not gram.diagonal().isfinite().all() else 0
-        raise ValueError(f"gradients must be finite; that of worker {worker} is not. Skip this step.")
+        bad = (~gram.diagonal().isfinite()).nonzero().flatten().tolist()
+        raise ValueError(f"gradients must be finite; those of workers {bad} are not. Skip this step.")
     noise = 1 / torch.tensor(examples, dtype=torch.float64, device=gram.device)
     return estimate_from_coherence(
         coherence_from_gram(gram, noise=noise if len(set(examples)) > 1 else None),

@@ -21,7 +21,7 @@ class Mechanism(ABC):
     @property
     @abstractmethod
     def mean_scale(self) -> float:
-        """c in E m(g) = c·g."""
+        """The factor c in E m(g) = c·g."""
 
     @abstractmethod
     def expected_sq_norm(self, norms: NormSums) -> float:

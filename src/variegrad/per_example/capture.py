@@ -16,7 +16,7 @@ from variegrad.per_example.graph import Graph, Use, lowest
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import Layout
 from variegrad.per_example.plan import Plan, following
-from variegrad.per_example.rules import RULES, Contribution, Dense, NotCovered, combine
+from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
 
 
@@ -46,8 +46,8 @@ class Capture:
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
         self.own, self.keep = examples is None, keep
-        self.examples = None if examples is None else torch.as_tensor(examples, dtype=torch.long)
-        self.wanted = count if self.examples is None else len(self.examples)
+        self.examples = None if examples is None else _index(examples)
+        self.wanted = count if examples is None else len(examples)
         self.uncovered: list[str] = []
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
@@ -134,19 +134,17 @@ class Capture:
         layout = self.known.owner(self.graph, node)
         assert isinstance(layout, Layout)
         with following(self.plan), _no_autocast(gradient.device):
+            visit = Visit(node, gradient.detach(), layout, self.count, self.examples)
             for name, use in self.visits[node]:
                 if name in self.late:
                     continue
                 try:
                     if gradient.is_complex():
                         raise NotCovered("complex gradients")
-                    rule = RULES[node.name()]
-                    part = rule(node, use.arc.slot, gradient.detach(), layout, self.count, use.shape)
+                    part = RULES[node.name()](visit, use.arc.slot, use.shape)
                 except NotCovered as reason:
                     self.late[name] = str(reason)
                     continue
-                if self.examples is not None:
-                    part = part.subset(self.examples)
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
                     self._settle(name, use, part)
                 else:
@@ -239,6 +237,13 @@ class Capture:
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
         self.l1_norms = values if self.l1_norms is None else self.l1_norms + values
+
+
+def _index(examples: Sequence[int]) -> Tensor | slice:
+    # The first m of a shuffled batch are as good as any m, and a slice copies nothing.
+    if len(examples) and list(examples) == list(range(examples[0], examples[0] + len(examples))):
+        return slice(examples[0], examples[0] + len(examples))
+    return torch.as_tensor(examples, dtype=torch.long)
 
 
 def _sum_down(

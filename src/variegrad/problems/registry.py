@@ -40,8 +40,6 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_e
         ValueError: if the name is unknown, a file is malformed, a user's function fails or `max_examples` < 1.
         TypeError: if a user's function does not return a Problem.
     """
-    if max_examples is not None and max_examples < 1:  # before time is spent on reading
-        raise ValueError(f"max_examples must be at least 1; got {max_examples}.")
     problem = _build(name, seed, root_folder(data_root))
     return problem if max_examples is None else _limited(problem, max_examples, seed)
 

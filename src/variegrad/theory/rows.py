@@ -232,7 +232,7 @@ def _numpy(X: torch.Tensor) -> Any:
         return X.numpy()
     if X.layout == torch.sparse_csr:
         return csr_matrix((X.values().numpy(), X.col_indices().numpy(), X.crow_indices().numpy()), shape=tuple(X.shape))
-    X = X.to_sparse_coo().coalesce()
+    X = X.to_sparse().coalesce()
     return coo_matrix((X.values().numpy(), tuple(X.indices().numpy())), shape=tuple(X.shape))
 
 

@@ -1,6 +1,7 @@
 """Mini-batch SGD with a sum-normalised step: w ← w − γ·Σ_{i in batch} ∇f_i(w) (equation 2, one worker, no projection).
 
-The order of the data is a pure function of the seed and the position, and the global random state is left alone by it.
+The order of the data and the model's own draws (dropout masks) are pure functions of the seed and the number of the
+update, so that a run can be continued anywhere; the global random state is left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from variegrad.batches import Batch, to_device
-from variegrad.keys import epoch_order
+from variegrad.keys import epoch_order, torch_draws
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
 
 
@@ -51,7 +52,7 @@ def descend(
         dataset: the training set.
         batch_size: B, examples an update; the last batch of an epoch may be short.
         step_size: γ of the summed gradient (for a mean-normalised learning rate η, γ = η/B).
-        seed: of the order of the data.
+        seed: of the order of the data and of the model's own draws.
         first_update: where to start, so that a run can be continued.
 
     Yields:
@@ -78,8 +79,9 @@ def descend(
         order = epoch_order(seed, epoch, count)
         for start in range(place * batch_size, count, batch_size):
             batch = to_device(fetch(order[start : start + batch_size]), device)
-            per_example = evaluate(model, losses, batch)
-            gradients = torch.autograd.grad(per_example.sum(), parameters, allow_unused=True)
+            with torch_draws(seed, "update", update):
+                per_example = evaluate(model, losses, batch)
+                gradients = torch.autograd.grad(per_example.sum(), parameters, allow_unused=True)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
@@ -98,6 +100,6 @@ def examples_of(dataset: Dataset[Any]) -> Callable[[Tensor], Batch]:
     Returns:
         Indices → batch.
     """
-    if isinstance(dataset, TensorDataset):
+    if type(dataset) is TensorDataset:  # not its subclasses, which may transform what they return
         return lambda indices: tuple(column[indices] for column in dataset.tensors)
     return lambda indices: default_collate([dataset[i] for i in indices.tolist()])

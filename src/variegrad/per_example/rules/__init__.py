@@ -1,24 +1,25 @@
 """One rule a family of graph nodes: from a node's saved inputs and its output gradient to per-example gradients.
 
-A rule is a function (node, slot, gradient, layout, b, shape) → `Contribution`: what this use adds to the gradient of
+A rule is a function (visit, slot, shape) → `Contribution`: what this use adds to the gradient of
 its input `slot`, for each example, without forming b gradients where only their norms are wanted. It raises
 `NotCovered` where a setting is outside what it is exact for; the parameter then goes, whole, to the exact fallback.
 """
 
 from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered, Summed, combine
 from variegrad.per_example.rules.convolution import convolution
-from variegrad.per_example.rules.elementwise import add, broadcast, div, mul, prelu, sub
+from variegrad.per_example.rules.elementwise import add, div, expand, mul, prelu, repeat, sub
 from variegrad.per_example.rules.embedding import embedding, embedding_bag
 from variegrad.per_example.rules.matmul import addmm, bmm, mm
 from variegrad.per_example.rules.normalization import batch_norm, group_norm, layer_norm, rms_norm
+from variegrad.per_example.rules.visit import Visit
 
 RULES = {
     "AddBackward0": add,
     "SubBackward0": sub,
     "MulBackward0": mul,
     "DivBackward0": div,
-    "ExpandBackward0": broadcast,
-    "RepeatBackward0": broadcast,
+    "ExpandBackward0": expand,
+    "RepeatBackward0": repeat,
     "PreluKernelBackward0": prelu,
     "MmBackward0": mm,
     "AddmmBackward0": addmm,
@@ -32,4 +33,4 @@ RULES = {
     "NativeBatchNormBackward0": batch_norm,
 }
 
-__all__ = ["RULES", "Contribution", "Dense", "NotCovered", "Summed", "combine"]
+__all__ = ["RULES", "Contribution", "Dense", "NotCovered", "Summed", "Visit", "combine"]

@@ -49,17 +49,6 @@ class Contribution(ABC):
             Shape (stop − start, *shape).
         """
 
-    @abstractmethod
-    def subset(self, examples: Tensor) -> Contribution:
-        """The same for some of the examples.
-
-        Args:
-            examples: their indices.
-
-        Returns:
-            A contribution of those alone.
-        """
-
     def summed(self, *, total: bool = True) -> Summed:
         """‖g_i‖² and Σg_i; rules override this with cheaper ways.
 
@@ -123,9 +112,6 @@ class Dense(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.gradients[start:stop]
 
-    def subset(self, examples: Tensor) -> Dense:
-        return Dense(self.gradients[examples])
-
     def summed(self, *, total: bool = True) -> Summed:
         return Summed(sq_norms(self.gradients), self.gradients.sum(0) if total else None)
 
@@ -150,9 +136,6 @@ class Together(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         first, *others = (part.rows(start, stop) for part in self.parts)
         return sum(others, start=first)
-
-    def subset(self, examples: Tensor) -> Together:
-        return Together(tuple(part.subset(examples) for part in self.parts))
 
 
 def combine(parts: Sequence[Contribution]) -> Contribution:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
-from torch.autograd.graph import Node
+from torch import Size, Tensor
 
-from variegrad.per_example.ownership import Layout
 from variegrad.per_example.plan import choose
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
-from variegrad.per_example.rules.elementwise import reduce_rows
+from variegrad.per_example.rules.visit import Visit
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 
@@ -75,14 +73,11 @@ class Convolution(Contribution):
         return len(self.inputs)
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
+    def shape(self) -> Size:  # type: ignore[override]
         return self.weight.shape
 
     def rows(self, start: int, stop: int) -> Tensor:
         return torch.stack([self._one(i) for i in range(start, stop)])
-
-    def subset(self, examples: Tensor) -> Convolution:
-        return Convolution(self.inputs[examples], self.gradients[examples], self.weight, self.geometry)
 
     def merged(self, other: Contribution) -> Convolution | None:
         same = isinstance(other, Convolution) and other.geometry == self.geometry
@@ -189,15 +184,12 @@ class Convolution(Contribution):
         return rows.unflatten(1, (size, self.shape[0])).permute(1, 2, 0, *range(3, rows.dim() + 1))
 
 
-def convolution(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def convolution(visit: Visit, slot: int, shape: Size) -> Contribution:
     """Y = X ∗ W + bias.
 
     Args:
-        node: the convolution.
+        visit: the convolution.
         slot: 1 for the weight, 2 for the bias.
-        gradient: the gradient at its output, (N, O, …).
-        layout: where its examples are.
-        count: b.
         shape: of the parameter.
 
     Returns:
@@ -206,11 +198,13 @@ def convolution(node: Node, slot: int, gradient: Tensor, layout: Layout, count: 
     Raises:
         NotCovered: for the input, or where examples do not run along the batch.
     """
-    if slot == INPUT or layout.dim != 0:
+    node = visit.node
+    if slot == INPUT or visit.layout.dim != 0:
         raise NotCovered("a convolution whose examples do not run along its batch")
+    # Channels-last tensors are welcome: one contiguous copy here saves every way below its own strides.
+    gradients = visit.rows(visit.gradient.contiguous())
     if slot == BIAS:
-        positions = gradient.dim() - 2
-        return Dense(reduce_rows(gradient, layout, count, torch.Size((*shape, *(1,) * positions))).flatten(1))
+        return Dense(gradients.flatten(3).sum((1, 3)))
     geometry = Geometry(
         stride=tuple(node._saved_stride),  # type: ignore[attr-defined]
         padding=tuple(node._saved_padding),  # type: ignore[attr-defined]
@@ -219,11 +213,5 @@ def convolution(node: Node, slot: int, gradient: Tensor, layout: Layout, count: 
         transposed=bool(node._saved_transposed),  # type: ignore[attr-defined]
         output_padding=tuple(node._saved_output_padding),  # type: ignore[attr-defined]
     )
-    inputs: Tensor = node._saved_input  # type: ignore[attr-defined]
-    # Channels-last tensors are welcome: one contiguous copy here saves every way below its own strides.
-    return Convolution(
-        layout.split(inputs.contiguous(), count),
-        layout.split(gradient.contiguous(), count),
-        node._saved_weight,  # type: ignore[attr-defined]
-        geometry,
-    )
+    inputs = visit.rows(node._saved_input.contiguous())  # type: ignore[attr-defined]
+    return Convolution(inputs, gradients, node._saved_weight, geometry)  # type: ignore[attr-defined]

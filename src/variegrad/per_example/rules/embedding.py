@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.autograd.graph import Node
+from torch import Size, Tensor
 
-from variegrad.per_example.ownership import Layout
 from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed
+from variegrad.per_example.rules.visit import Visit
 
 SUM, MEAN = 0, 1
 
@@ -37,8 +36,8 @@ class Lookup(Contribution):
         return len(self.tokens)
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return torch.Size((self.vocabulary, self.gradients.shape[2]))
+    def shape(self) -> Size:  # type: ignore[override]
+        return Size((self.vocabulary, self.gradients.shape[2]))
 
     def rows(self, start: int, stop: int) -> Tensor:
         tokens, gradients = self.tokens[start:stop], self.gradients[start:stop]
@@ -46,9 +45,6 @@ class Lookup(Contribution):
         table = gradients.new_zeros(stop - start, self.vocabulary + 1, width)  # one row more: where padding goes
         at = torch.where(tokens < 0, self.vocabulary, tokens).unsqueeze(2).expand(-1, -1, width)
         return table.scatter_add_(1, at, gradients)[:, : self.vocabulary]
-
-    def subset(self, examples: Tensor) -> Lookup:
-        return Lookup(self.tokens[examples], self.gradients[examples], self.vocabulary)
 
     def merged(self, other: Contribution) -> Lookup | None:
         if not isinstance(other, Lookup) or other.shape != self.shape:
@@ -71,15 +67,12 @@ class Lookup(Contribution):
         return Summed(norms, rows.new_zeros(self.shape).index_add_(0, keys % self.vocabulary, rows))
 
 
-def embedding(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     """Y = W[tokens].
 
     Args:
-        node: the look-up.
+        visit: the look-up.
         slot: 0, the table.
-        gradient: the gradient at its output, (…, d).
-        layout: where its examples are.
-        count: b.
         shape: (V, d).
 
     Returns:
@@ -88,31 +81,22 @@ def embedding(node: Node, slot: int, gradient: Tensor, layout: Layout, count: in
     Raises:
         NotCovered: with `scale_grad_by_freq`, which couples the examples, or where examples run along d.
     """
+    node = visit.node
     if node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
         raise NotCovered("scale_grad_by_freq, which divides by counts over the whole batch")
-    if layout.dim == gradient.dim() - 1:
+    if visit.layout.dim == visit.gradient.dim() - 1:
         raise NotCovered("a table whose columns belong to examples")
-    tokens: Tensor = node._saved_indices  # type: ignore[attr-defined]
-    # A negative padding index is stored as an unsigned number in some versions: it never equals a token.
-    tokens = torch.where(tokens == _signed(node._saved_padding_idx), -1, tokens)  # type: ignore[attr-defined]
-    return Lookup(
-        layout.split(tokens, count).reshape(count, -1),
-        layout.split(gradient, count).reshape(count, -1, gradient.shape[-1]),
-        shape[0],
-    )
+    tokens = visit.rows(node._saved_indices).flatten(1)  # type: ignore[attr-defined]
+    tokens = tokens.masked_fill(tokens == _signed(node._saved_padding_idx), -1)  # type: ignore[attr-defined]
+    return Lookup(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0])
 
 
-def embedding_bag(
-    node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size
-) -> Contribution:
+def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
     """Y[bag] = Σ or mean of W[tokens of the bag], weighted on request.
 
     Args:
-        node: the look-up.
+        visit: the look-up.
         slot: 0, the table.
-        gradient: the gradient at its output, (bags, d).
-        layout: where its examples are.
-        count: b.
         shape: (V, d).
 
     Returns:
@@ -122,25 +106,28 @@ def embedding_bag(
         NotCovered: for the maximum, for `scale_grad_by_freq`, for the weights of the tokens, or where several bags
             make one example.
     """
-    mode = int(node._saved_mode)  # type: ignore[attr-defined]
-    bags = len(gradient)
-    if slot != 0 or mode not in (SUM, MEAN) or node._saved_scale_grad_by_freq or bags != count or layout.dim != 0:  # type: ignore[attr-defined]
+    node, gradient = visit.node, visit.gradient
+    mode, bags = int(node._saved_mode), len(gradient)  # type: ignore[attr-defined]
+    scaled = bool(node._saved_scale_grad_by_freq)  # type: ignore[attr-defined]
+    if slot != 0 or mode not in (SUM, MEAN) or scaled or bags != visit.count or visit.layout.dim != 0:
         raise NotCovered("an EmbeddingBag of another form than one bag an example, summed or averaged")
     tokens: Tensor = node._saved_indices  # type: ignore[attr-defined]
-    offsets: Tensor = node._saved_offsets  # type: ignore[attr-defined]
-    bag = torch.bucketize(torch.arange(len(tokens), device=tokens.device), offsets[:bags], right=True) - 1
-    kept = tokens != _signed(node._saved_padding_idx)  # type: ignore[attr-defined]
-    sizes = torch.zeros(bags, dtype=torch.long, device=tokens.device).index_add_(0, bag, kept.long())
+    offsets: Tensor = node._saved_offsets[:bags]  # type: ignore[attr-defined]
+    places = torch.arange(len(tokens), device=tokens.device)
+    bag = torch.bucketize(places, offsets, right=True) - 1
+    kept = torch.ne(tokens, _signed(node._saved_padding_idx))  # type: ignore[attr-defined]
+    sizes = torch.bincount(bag[kept], minlength=bags).clamp(min=1)
     longest = int(torch.bincount(bag, minlength=bags).max()) if len(tokens) else 0
-    place = torch.arange(len(tokens), device=tokens.device) - offsets[:bags][bag]
+    at = (bag, places - offsets[bag])
     padded = tokens.new_full((bags, longest), -1)
-    padded[bag, place] = torch.where(kept, tokens, -1)
-    factor = gradient.new_zeros(bags, longest)
+    padded[at] = tokens.masked_fill(~kept, -1)
     weights: Tensor | None = node._saved_per_sample_weights  # type: ignore[attr-defined]
-    values = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights
-    factor[bag, place] = values / sizes[bag].clamp(min=1) if mode == MEAN else values
-    return Lookup(padded, gradient.unsqueeze(1) * factor.unsqueeze(2), shape[0])
+    values = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
+    factor = gradient.new_zeros(bags, longest)
+    factor[at] = values / sizes[bag] if mode == MEAN else values
+    return Lookup(visit.rows(padded)[:, 0], visit.rows(gradient) * visit.rows(factor).transpose(1, 2), shape[0])
 
 
 def _signed(index: int) -> int:
+    # A negative padding index is stored as an unsigned number in some versions: it never equals a token.
     return index - (1 << 64) if index >= 1 << 63 else index

@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.autograd.graph import Node
+from torch import Size, Tensor
 
-from variegrad.per_example.ownership import Layout
 from variegrad.per_example.plan import choose
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
-from variegrad.per_example.rules.elementwise import reduce_rows
+from variegrad.per_example.rules.visit import Visit
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,12 @@ class Outer(Contribution):
         return len(self.left)
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return torch.Size((self.left.shape[2], self.right.shape[2]))
+    def shape(self) -> Size:  # type: ignore[override]
+        return Size((self.left.shape[2], self.right.shape[2]))
 
     def rows(self, start: int, stop: int) -> Tensor:
         rows = torch.bmm(self.left[start:stop].transpose(1, 2), self.right[start:stop])
         return rows if self.scale == 1 else rows * self.scale
-
-    def subset(self, examples: Tensor) -> Outer:
-        return Outer(self.left[examples], self.right[examples], self.scale)
 
     def merged(self, other: Contribution) -> Outer | None:
         if not isinstance(other, Outer) or other.shape != self.shape or other.scale != self.scale:
@@ -126,14 +121,11 @@ class Stacked(Contribution):
         return self.parts[0].count
 
     @property
-    def shape(self) -> torch.Size:  # type: ignore[override]
-        return torch.Size((len(self.parts), *self.parts[0].shape))
+    def shape(self) -> Size:  # type: ignore[override]
+        return Size((len(self.parts), *self.parts[0].shape))
 
     def rows(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.rows(start, stop) for part in self.parts], 1)
-
-    def subset(self, examples: Tensor) -> Stacked:
-        return Stacked(tuple(part.subset(examples) for part in self.parts))
 
     def summed(self, *, total: bool = True) -> Summed:
         each = [part.summed(total=total) for part in self.parts]
@@ -141,54 +133,47 @@ class Stacked(Contribution):
         return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if totals else None)
 
 
-def mm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     """Y = A·W: rows of A and of ∂Y (slot 1); or Y = W·A: columns (slot 0).
 
     Args:
-        node: the product.
+        visit: the product.
         slot: which factor is the parameter.
-        gradient: the gradient at its output, (n, p).
-        layout: where its examples are.
-        count: b.
         shape: of the parameter's derived form.
 
     Returns:
         The contribution.
     """
-    return _product(node, "_saved_self", "_saved_mat2", slot, gradient, layout, count, 1.0)
+    node = visit.node
+    return _outer(visit, node._saved_mat2 if slot == 0 else node._saved_self, visit.gradient, slot, 1.0)  # type: ignore[attr-defined]
 
 
-def addmm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """Y = β·bias + α·A·W: the bias is slot 0, the factors are slots 1 and 2.
 
     Args:
-        node: the product.
+        visit: the product.
         slot: which input is the parameter.
-        gradient: the gradient at its output, (n, p).
-        layout: where its examples are.
-        count: b.
         shape: of the parameter's derived form.
 
     Returns:
         The contribution.
     """
+    node = visit.node
     if slot == 0:
-        bias = reduce_rows(gradient, layout, count, shape)
         beta = node._saved_beta  # type: ignore[attr-defined]
+        bias = visit.reduced(visit.rows(visit.gradient), shape)
         return Dense(bias if beta == 1 else bias * beta)
-    alpha = float(node._saved_alpha)  # type: ignore[attr-defined]
-    return _product(node, "_saved_mat1", "_saved_mat2", slot - 1, gradient, layout, count, alpha)
+    factor: Tensor = node._saved_mat2 if slot == 1 else node._saved_mat1  # type: ignore[attr-defined]
+    return _outer(visit, factor, visit.gradient, slot - 1, float(node._saved_alpha))  # type: ignore[attr-defined]
 
 
-def bmm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     """Y[k] = A[k]·W[k] for each k of a batched weight, the examples running along the rows (or columns) of every k.
 
     Args:
-        node: the product.
+        visit: the product.
         slot: which factor is the parameter.
-        gradient: the gradient at its output, (k, n, p).
-        layout: where its examples are.
-        count: b.
         shape: of the parameter's derived form.
 
     Returns:
@@ -197,28 +182,17 @@ def bmm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, sha
     Raises:
         NotCovered: if the examples run along k, so that the weight has a slice for each.
     """
-    if layout.dim == 0:
+    if visit.layout.dim == 0:
         raise NotCovered("a batched product whose examples run along its batch")
-    inner = replace(layout, dim=layout.dim - 1)
-    factor: Tensor = node._saved_mat2 if slot == 0 else node._saved_self  # type: ignore[attr-defined]
-    parts = tuple(_outer(factor[k], slot, gradient[k], inner, count, 1.0) for k in range(len(gradient)))
-    return Stacked(parts)
+    factor: Tensor = visit.node._saved_mat2 if slot == 0 else visit.node._saved_self  # type: ignore[attr-defined]
+    inner = replace(visit, layout=replace(visit.layout, dim=visit.layout.dim - 1))
+    return Stacked(tuple(_outer(inner, factor[k], visit.gradient[k], slot, 1.0) for k in range(len(factor))))
 
 
-def _product(
-    node: Node, first: str, second: str, slot: int, gradient: Tensor, layout: Layout, count: int, scale: float
-) -> Contribution:
-    return _outer(getattr(node, second if slot == 0 else first), slot, gradient, layout, count, scale)
-
-
-def _outer(factor: Tensor, slot: int, gradient: Tensor, layout: Layout, count: int, scale: float) -> Outer:
-    if layout.dim != (1 if slot == 0 else 0):
+def _outer(visit: Visit, factor: Tensor, gradient: Tensor, slot: int, scale: float) -> Outer:
+    if visit.layout.dim != (1 if slot == 0 else 0):
         raise NotCovered("a product whose examples run along the summed dimension")
-    if slot == 0:  # Y = W·A has the columns of A as its rows: Yᵀ = AᵀWᵀ, and g_i = ∂Y_i A_iᵀ
-        rows = replace(layout, dim=0)
-        return Outer(_examples_first(gradient.t(), rows, count), _examples_first(factor.t(), rows, count), scale)
-    return Outer(_examples_first(factor, layout, count), _examples_first(gradient, layout, count), scale)
-
-
-def _examples_first(rows: Tensor, layout: Layout, count: int) -> Float[Tensor, "b t d"]:
-    return layout.split(rows, count)
+    if slot == 0:  # Y = W·A is Yᵀ = AᵀWᵀ: its columns are the rows, and g_i = ∂Y_i A_iᵀ
+        turned = replace(visit, layout=replace(visit.layout, dim=0))
+        return Outer(turned.rows(gradient.t()), turned.rows(factor.t()), scale)
+    return Outer(visit.rows(factor), visit.rows(gradient), scale)

@@ -1,120 +1,124 @@
-"""Weights and biases of LayerNorm, RMSNorm, GroupNorm (InstanceNorm) and of BatchNorm with fixed statistics.
+"""Weights and biases of LayerNorm, RMSNorm, GroupNorm and of BatchNorm with fixed statistics.
 
 With x̂ the normalised input, g_γ = Σ_t δ_t·x̂_t and g_β = Σ_t δ_t over an example's positions. Batch statistics couple
-the examples; such a node's gradients are found to be mixed before a rule is asked.
+the examples: such a node is refused before a rule is asked. (InstanceNorm is batch normalisation of a reshaped batch
+in the graph, and its weight is a repetition.)
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import Node
+from torch import Size, Tensor
 
-from variegrad.per_example.ownership import Layout
 from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered
-from variegrad.per_example.rules.elementwise import reduce_rows
+from variegrad.per_example.rules.visit import Visit
 
 WEIGHT, BIAS = 1, 2
 
 
-def layer_norm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def layer_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """x̂ = (x − mean)/std over the last dimensions.
 
     Args:
-        node: the normalisation.
+        visit: the normalisation.
         slot: 1 for the weight, 2 for the bias.
-        gradient: the gradient at its output.
-        layout: where its examples are.
-        count: b.
         shape: of the parameter.
 
     Returns:
         The contribution.
     """
     _only_parameters(slot)
+    rows = visit.rows(visit.gradient)
     if slot == BIAS:
-        return Dense(reduce_rows(gradient, layout, count, shape))
-    mean, reciprocal = node._saved_result1, node._saved_result2  # type: ignore[attr-defined]
-    normalised = (node._saved_input - mean).mul_(reciprocal).mul_(gradient)  # type: ignore[attr-defined]
-    return Dense(reduce_rows(normalised, layout, count, shape))
+        return Dense(visit.reduced(rows, shape))
+    node = visit.node
+    mean, reciprocal = visit.rows(node._saved_result1), visit.rows(node._saved_result2)  # type: ignore[attr-defined]
+    entries = (visit.rows(node._saved_input) - mean).mul_(reciprocal).mul_(rows)  # type: ignore[attr-defined]
+    return Dense(visit.reduced(entries, shape))
 
 
-def rms_norm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def rms_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """x̂ = x/rms(x) over the last dimensions.
 
     Args:
-        node: the normalisation.
+        visit: the normalisation.
         slot: 1, the weight.
-        gradient: the gradient at its output.
-        layout: where its examples are.
-        count: b.
         shape: of the parameter.
 
     Returns:
         The contribution.
     """
     _only_parameters(slot)
-    normalised = node._saved_input * node._saved_result1 * gradient  # type: ignore[attr-defined]
-    return Dense(reduce_rows(normalised, layout, count, shape))
+    node = visit.node
+    entries = visit.rows(node._saved_input) * visit.rows(node._saved_result1)  # type: ignore[attr-defined]
+    return Dense(visit.reduced(entries * visit.rows(visit.gradient), shape))
 
 
-def group_norm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
+def group_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """x̂ by groups of channels; a weight and a bias for each channel.
 
-    Args:
-        node: the normalisation.
-        slot: 1 for the weight, 2 for the bias.
-        gradient: the gradient at its output, (N, C, …).
-        layout: where its examples are.
-        count: b.
-        shape: (C,).
-
-    Returns:
-        The contribution.
-    """
-    _only_parameters(slot)
-    channels = torch.Size((*shape, *(1,) * (gradient.dim() - 2)))
-    if slot == BIAS:
-        return Dense(reduce_rows(gradient, layout, count, channels).flatten(1))
-    # Σ δ·(x − mean)·r = r·(Σ δ·x − mean·Σ δ), channel by channel: no normalised copy of the input is needed.
-    batch, width = gradient.shape[:2]
-    groups = int(node._saved_group)  # type: ignore[attr-defined]
-    inputs: Tensor = node._saved_input  # type: ignore[attr-defined]
-    product = (gradient * inputs).reshape(batch, width, -1).sum(2).view(batch, groups, -1)
-    plain = gradient.reshape(batch, width, -1).sum(2).view(batch, groups, -1)
-    mean, reciprocal = (s.view(batch, groups, 1) for s in (node._saved_result1, node._saved_result2))  # type: ignore[attr-defined]
-    entries = ((product - mean * plain) * reciprocal).view(batch, width)
-    return Dense(reduce_rows(entries, layout, count, shape))
-
-
-def batch_norm(node: Node, slot: int, gradient: Tensor, layout: Layout, count: int, shape: torch.Size) -> Contribution:
-    """x̂ by running statistics, channel by channel.
+    Σ_t δ_t·(x_t − mean)·r = r·(Σ_t δ_t·x_t − mean·Σ_t δ_t): no normalised copy of the input is made.
 
     Args:
-        node: the normalisation.
+        visit: the normalisation.
         slot: 1 for the weight, 2 for the bias.
-        gradient: the gradient at its output, (N, C, …).
-        layout: where its examples are.
-        count: b.
         shape: (C,).
 
     Returns:
         The contribution.
 
     Raises:
-        NotCovered: if statistics of the batch are used.
+        NotCovered: if examples do not run along the batch.
     """
     _only_parameters(slot)
-    if node._saved_training or node._saved_running_mean is None:  # type: ignore[attr-defined]
-        raise NotCovered("batch statistics")
-    channels = torch.Size((*shape, *(1,) * (gradient.dim() - 2)))
+    if visit.layout.dim != 0:
+        raise NotCovered("a normalisation whose examples do not run along its batch")
+    node = visit.node
+    images, groups = len(visit.gradient), int(node._saved_group)  # type: ignore[attr-defined]
+    plain = visit.once("sum", lambda: _positions(visit.rows(visit.gradient)).sum(-1))
     if slot == BIAS:
-        return Dense(reduce_rows(gradient, layout, count, channels).flatten(1))
-    mean = node._saved_running_mean.view(channels)  # type: ignore[attr-defined]
-    variance = node._saved_running_var  # type: ignore[attr-defined]
-    reciprocal = (variance + node._saved_eps).rsqrt()  # type: ignore[attr-defined]
-    entries = (node._saved_input - mean).mul_(gradient)  # type: ignore[attr-defined]
-    return Dense(reduce_rows(entries, layout, count, channels).flatten(1) * reciprocal)
+        return Dense(plain.sum(1))
+    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(node._saved_input)))  # type: ignore[attr-defined]
+    mean, reciprocal = (
+        visit.rows(s.view(images, groups)).repeat_interleave(shape[0] // groups, dim=-1)
+        for s in (node._saved_result1, node._saved_result2)  # type: ignore[attr-defined]
+    )
+    return Dense(((product - mean * plain) * reciprocal).sum(1))
+
+
+def batch_norm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
+    """x̂ by running statistics, channel by channel.
+
+    Args:
+        visit: the normalisation.
+        slot: 1 for the weight, 2 for the bias.
+        shape: (C,).
+
+    Returns:
+        The contribution.
+
+    Raises:
+        NotCovered: if statistics of the batch are used, or examples do not run along the batch.
+    """
+    _only_parameters(slot)
+    node = visit.node
+    if node._saved_training or node._saved_running_mean is None or visit.layout.dim != 0:  # type: ignore[attr-defined]
+        raise NotCovered("batch statistics")
+    plain = visit.once("sum", lambda: _positions(visit.rows(visit.gradient)).sum(-1))
+    if slot == BIAS:
+        return Dense(plain.sum(1))
+    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(node._saved_input)))  # type: ignore[attr-defined]
+    reciprocal = (node._saved_running_var + node._saved_eps).rsqrt()  # type: ignore[attr-defined]
+    return Dense(((product - node._saved_running_mean * plain) * reciprocal).sum(1))  # type: ignore[attr-defined]
+
+
+def _positions(rows: Tensor) -> Tensor:
+    # (m, images, C, …) → (m, images, C, positions); a normalisation of vectors has one position.
+    return rows.flatten(3) if rows.dim() > 3 else rows.unsqueeze(3)
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    return torch.linalg.vecdot(first, second)
 
 
 def _only_parameters(slot: int) -> None:

@@ -1,0 +1,43 @@
+"""B_D from a sample, with an honest interval: from examples, workers, sign probes, and pooled over steps."""
+
+from variegrad.estimate.advice import Advice, Regime, adam_step_size_factor, advise, sgd_step_size_factor
+from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimate.from_batch import by_group, by_layer, by_parameter, estimate
+from variegrad.estimate.pooled import PooledCoherence
+from variegrad.estimate.sample import estimate_from_gram, estimate_from_norms
+from variegrad.estimate.sample_size import GradientShape, examples_needed, gradient_shape
+from variegrad.estimate.sign_probe import SignProbeEstimate, balanced_signs, estimate_from_sign_probes
+from variegrad.estimate.step_moments import (
+    StepMoments,
+    moments_from_norms,
+    moments_from_sign_probe,
+    moments_from_workers,
+)
+from variegrad.estimate.workers import estimate_from_workers
+
+__all__ = [
+    "Advice",
+    "BatchSizeEstimate",
+    "GradientShape",
+    "PooledCoherence",
+    "Regime",
+    "SignProbeEstimate",
+    "StepMoments",
+    "adam_step_size_factor",
+    "advise",
+    "balanced_signs",
+    "by_group",
+    "by_layer",
+    "by_parameter",
+    "estimate",
+    "estimate_from_gram",
+    "estimate_from_norms",
+    "estimate_from_sign_probes",
+    "estimate_from_workers",
+    "examples_needed",
+    "gradient_shape",
+    "moments_from_norms",
+    "moments_from_sign_probe",
+    "moments_from_workers",
+    "sgd_step_size_factor",
+]

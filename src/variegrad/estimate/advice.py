@@ -1,0 +1,162 @@
+"""What an estimate of B_D means for the batch in use: its efficiency, and the step size after a change of batch.
+
+Efficiency is 1/(1+(B−1)/B_D): the fraction of a batch that a serial run would have needed for the same progress.
+Step-size factors are for *mean*-normalised steps; for the sum-normalised γ divide by the change S = B′/B.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
+
+
+class Regime(Enum):
+    """Where a batch size stands, by B−1 = δ·B_D: δ = 0.2 and δ = 1 are the borders (efficiency 5/6 and 1/2)."""
+
+    PERFECT_SCALING = "perfect scaling"
+    DIMINISHING = "diminishing returns"
+    WASTEFUL = "wasteful"
+    CANNOT_TELL = "cannot tell yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """The batch in use, seen through an estimate of B_D.
+
+    Attributes:
+        batch_size: B, examples of one optimiser step, over all workers.
+        efficiency: 1/(1+(B−1)/B̂_D).
+        low: efficiency at the estimate's lower confidence bound: the cautious figure.
+        high: efficiency at the upper end of the estimate's interval.
+        regime: by `efficiency`; `CANNOT_TELL` where the interval reaches from wasteful to perfect.
+        certain: both ends of the interval agree on the regime.
+        bound: the estimate's lower confidence bound, which step-size factors rest on.
+    """
+
+    batch_size: int
+    efficiency: float
+    low: float
+    high: float
+    regime: Regime
+    certain: bool
+    bound: float
+
+    def sgd_step_size_factor(self, new_batch_size: int) -> float:
+        """The factor of a mean-normalised SGD step size for another batch, cautiously: by the lower bound of B_D."""
+        return sgd_step_size_factor(self.batch_size, new_batch_size, self.bound)
+
+    def adam_step_size_factor(self, new_batch_size: int) -> float:
+        """The factor of an Adam step size for another batch: √(B′/B)."""
+        return adam_step_size_factor(self.batch_size, new_batch_size)
+
+    def __str__(self) -> str:
+        hedge = "" if self.certain or self.regime is Regime.CANNOT_TELL else "probably "
+        return (
+            f"batch {self.batch_size}: {hedge}{self.regime.value}, "
+            f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}]"
+        )
+
+
+def advise(estimate: BatchSizeEstimate, batch_size: int) -> Advice:
+    """How well a batch of B examples is used, according to an estimate of B_D.
+
+    Args:
+        estimate: of B_D, at the weights in question.
+        batch_size: B ≥ 1, examples of one optimiser step over all workers.
+
+    Returns:
+        Efficiency with its interval, and the regime.
+
+    Raises:
+        ValueError: if the batch size is below one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+    low = efficiency(batch_size, min(estimate.low, estimate.lower_confidence_bound))
+    high = efficiency(batch_size, estimate.high)
+    middle = 1.0 if estimate.undefined else efficiency(batch_size, estimate.batch_size_bound)
+    ends = {_regime(low), _regime(high)}
+    cannot_tell = ends == {Regime.WASTEFUL, Regime.PERFECT_SCALING}
+    return Advice(
+        batch_size=batch_size,
+        efficiency=middle,
+        low=low,
+        high=high,
+        regime=Regime.CANNOT_TELL if cannot_tell else _regime(middle),
+        certain=len(ends) == 1,
+        bound=estimate.lower_confidence_bound,
+    )
+
+
+def efficiency(batch_size: int, batch_size_bound: float) -> float:
+    """1/(1+(B−1)/B_D), in (0, 1].
+
+    Args:
+        batch_size: B ≥ 1, in examples.
+        batch_size_bound: B_D ≥ 1, +inf allowed.
+
+    Returns:
+        The fraction of the batch that is not wasted.
+    """
+    return 1 / (1 + (batch_size - 1) / batch_size_bound)
+
+
+def sgd_step_size_factor(batch_size: int, new_batch_size: int, batch_size_bound: float) -> float:
+    """The factor of a mean-normalised SGD step size when the batch goes from B to B′ = S·B.
+
+    S·B′_D/(B′_D+S−1) with B′_D = 1+(B_D−1)/B, the bound counted in batches of B; that is S·(B_D+B−1)/(B_D+B′−1):
+    linear while B′ ≪ B_D, capped at (B_D+B−1)/B. From B = 1 it is S·B_D/(B_D+S−1).
+
+    Args:
+        batch_size: B, in examples.
+        new_batch_size: B′, in examples.
+        batch_size_bound: B_D ≥ 1; +inf gives the linear rule, 1 leaves the step as it is.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: if a batch size is below one, or the bound is below one or NaN.
+
+    Source: the gain of AdaScale, Johnson et al. (2020).
+    """
+    scale = _change(batch_size, new_batch_size)
+    if not batch_size_bound >= 1:
+        raise ValueError(f"batch_size_bound must be at least 1; got {batch_size_bound}.")
+    if math.isinf(batch_size_bound):
+        return scale
+    return scale * (batch_size_bound + batch_size - 1) / (batch_size_bound + new_batch_size - 1)
+
+
+def adam_step_size_factor(batch_size: int, new_batch_size: int) -> float:
+    """The factor of an Adam step size when the batch goes from B to B′: √(B′/B).
+
+    Args:
+        batch_size: B, in examples.
+        new_batch_size: B′, in examples.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: if a batch size is below one.
+
+    Source: Malladi et al. (2022); that rule also takes 1−β to (B′/B)(1−β).
+    """
+    return math.sqrt(_change(batch_size, new_batch_size))
+
+
+def _change(batch_size: int, new_batch_size: int) -> float:
+    if not (batch_size >= 1 and new_batch_size >= 1):
+        raise ValueError(f"batch sizes must be at least 1 example; got {batch_size} and {new_batch_size}.")
+    return new_batch_size / batch_size
+
+
+def _regime(efficiency: float) -> Regime:
+    slack = 1e-12
+    if efficiency >= 5 / 6 - slack:
+        return Regime.PERFECT_SCALING
+    return Regime.DIMINISHING if efficiency >= 0.5 - slack else Regime.WASTEFUL

@@ -1,0 +1,102 @@
+"""`estimate`: B_D of a model at its weights, from one batch of examples, with an honest interval."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimate.example_gram import gram_by_part
+from variegrad.estimate.preconditioner import Preconditioner, root_preconditioner
+from variegrad.estimate.sample import estimate_from_gram
+
+
+def estimate(
+    model: nn.Module,
+    losses: Callable[[nn.Module, Any], Float[Tensor, " b"]],
+    batch: Any,
+    *,
+    population: int | None = None,
+    preconditioner: Preconditioner | None = None,
+    per: Callable[[str], str] | None = None,
+    confidence: float = 0.95,
+) -> BatchSizeEstimate:
+    """Estimates B_D, beyond which larger batches stop paying, from the per-example gradients of one batch.
+
+    Example:
+        ```python
+        estimate = vg.estimate(model, losses, batch, population=len(dataset), per=by_layer)
+        print(estimate, estimate.parts["head"])
+        ```
+
+    Args:
+        model: at the weights in question; neither them nor `.grad` are touched.
+        losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
+        batch: a random sample of distinct examples; 64 to 256 of them are usually enough (`examples_needed`).
+        population: size of the data set the batch was drawn from; None for fresh or augmented data.
+        preconditioner: for Adam: the optimizer before its step, or parameter → lagged second moment v̂. The estimate
+            is then of B_D^P, the bound that preconditioned steps obey.
+        per: also estimate each part of the model; the part of a parameter by its name: `by_parameter`, `by_layer`,
+            `by_group(...)` or your own function.
+        confidence: nominal level of the two-sided interval.
+
+    Returns:
+        The estimate with its interval and, where asked for, its `parts`.
+
+    Raises:
+        TypeError: if the losses are no tensor, or the optimizer is no Adam.
+        ValueError: if the losses are not one per example with a graph, gradients are not finite, the batch is too small
+            or larger than the population, or second moments do not fit.
+
+    Source: docs/intervals.md for what the interval covers.
+    """
+    scales = None if preconditioner is None else lambda parameters: root_preconditioner(preconditioner, parameters)
+    grams = gram_by_part(model, losses, batch, per or _whole, scales)
+    whole = estimate_from_gram(_total(grams), population=population, confidence=confidence)
+    if per is None:
+        return whole
+    parts = {k: estimate_from_gram(v, population=population, confidence=confidence) for k, v in grams.items()}
+    return dataclasses.replace(whole, parts=parts)
+
+
+def by_parameter(name: str) -> str:
+    """Every parameter is a part of its own, for `estimate(per=by_parameter)`."""
+    return name
+
+
+def by_layer(name: str) -> str:
+    """The parameters of one module are a part, named as the module is, for `estimate(per=by_layer)`."""
+    return name.rpartition(".")[0]
+
+
+def by_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[str], str]:
+    """The parameter groups of an optimizer are the parts, for `estimate(per=by_group(model, optimizer))`.
+
+    Args:
+        model: whose parameter names are meant.
+        optimizer: whose `param_groups` are meant; "group 0", "group 1", … and "no group" for what it does not train.
+
+    Returns:
+        Parameter name → name of the group.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parts = {
+        names[parameter]: f"group {index}"
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+        if parameter in names
+    }
+    return lambda name: parts.get(name, "no group")
+
+
+def _whole(_: str) -> str:
+    return ""
+
+
+def _total(grams: Mapping[str, Float[Tensor, "b b"]]) -> Float[Tensor, "b b"]:
+    return torch.stack(tuple(grams.values())).sum(0)

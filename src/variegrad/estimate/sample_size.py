@@ -1,0 +1,88 @@
+"""How many examples an estimate of B_D needs: m(ε) for a relative standard error ε.
+
+Var(B·ρ̂) ≈ [cv² + 4κ(B−1)]/m + 2(B−1)²/(d_eff·m²), with cv² = Var‖g‖²/M⁴, κ = GᵀΣG/(‖G‖²trΣ) ≤ 1 and the
+effective dimension d_eff = (trΣ)²/tr(Σ²). The second term alone asks for m ≈ B·√(2/d_eff)/ε: in a high effective
+dimension m ≪ B will do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from variegrad.estimate.coherence import trace_of_squared_covariance
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientShape:
+    """The three numbers besides B_D that say how hard it is to estimate.
+
+    Attributes:
+        norm_cv2: cv² = Var‖g‖²/M⁴, of the squared norms.
+        alignment: κ ∈ [0, 1], how much of the noise points along the gradient.
+        effective_dimension: d_eff = (trΣ)²/tr(Σ²) ≥ 1.
+    """
+
+    norm_cv2: float
+    alignment: float
+    effective_dimension: float
+
+
+def gradient_shape(gram: Float[Tensor, "m m"]) -> GradientShape:
+    """cv², κ and d_eff as a sample of gradients shows them (plug-in estimates, for planning).
+
+    Args:
+        gram: K_ij = ⟨g_i, g_j⟩ of m ≥ 4 examples.
+
+    Returns:
+        The shape; κ = 1, its worst case, where the sample does not show a gradient direction.
+
+    Raises:
+        ValueError: for fewer than four examples, or gradients that are all equal.
+    """
+    m = len(gram)
+    if m < 4:
+        raise ValueError(f"gradient_shape needs at least 4 examples, for tr(Σ²) without bias; got {m}.")
+    gram = gram.double()
+    norms = gram.diagonal()
+    product = float(gram.sum() - norms.sum()) / (m * (m - 1))
+    noise, squared = float(norms.mean()) - product, float(trace_of_squared_covariance(gram))
+    if noise <= 0 or squared <= 0:
+        raise ValueError("gradient_shape: the gradients are all equal (B_D = 1), so there is no noise to describe.")
+    # Row means of the off-diagonal vary by GᵀΣG plus the sampling noise tr(Σ²)/(m−1) of the other rows.
+    rows = (gram.sum(1) - norms) / (m - 1)
+    along = max(0.0, float(rows.var()) - squared / (m - 1))
+    return GradientShape(
+        norm_cv2=float(norms.var() / norms.mean().square()),
+        alignment=min(1.0, along / (product * noise)) if product > 0 else 1.0,
+        effective_dimension=max(1.0, noise**2 / squared),
+    )
+
+
+def examples_needed(relative_error: float, batch_size_bound: float, shape: GradientShape) -> int:
+    """m(ε): examples after which 1/B̂_D has a relative standard error of about ε.
+
+    The root of ε² = α/m + β/m², which lies between the larger and the sum of the two terms' own sizes α/ε² and √β/ε.
+
+    Args:
+        relative_error: ε > 0, 0.2 for ±20 %.
+        batch_size_bound: a guess of B_D ≥ 1, in examples.
+        shape: cv², κ and d_eff.
+
+    Returns:
+        m ≥ 2.
+
+    Raises:
+        ValueError: if ε is not positive or B_D is below one or not finite.
+    """
+    if not relative_error > 0:
+        raise ValueError(f"relative_error must be positive, such as 0.2 for ±20 %; got {relative_error}.")
+    if not 1 <= batch_size_bound < math.inf:
+        raise ValueError(f"batch_size_bound must be a finite number ≥ 1; got {batch_size_bound}. Pass a guess.")
+    excess = batch_size_bound - 1
+    linear = shape.norm_cv2 + 4 * shape.alignment * excess
+    square = 2 * excess**2 / shape.effective_dimension
+    return max(2, math.ceil((linear + math.sqrt(linear**2 + 4 * square * relative_error**2)) / (2 * relative_error**2)))

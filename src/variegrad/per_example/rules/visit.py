@@ -1,0 +1,101 @@
+"""What a rule is given: a node of the graph in the moment its output gradient is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Shaped
+from torch import Size, Tensor
+from torch.autograd.graph import Node
+
+from variegrad.per_example.ownership import Layout
+from variegrad.per_example.rules.contribution import NotCovered
+
+
+@dataclass
+class Visit:
+    """The output gradient of a node, and whose it is.
+
+    Attributes:
+        node: the node; its saved inputs are `node._saved_…`.
+        gradient: ∂(Σ losses)/∂(output).
+        layout: where in the gradient the examples are.
+        count: b, the number of examples of the batch.
+        examples: which of them are wanted; None for all.
+        memo: what several rules of one node share.
+    """
+
+    node: Node
+    gradient: Tensor
+    layout: Layout
+    count: int
+    examples: Tensor | slice | None = None
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, tensor: Tensor) -> Shaped[Tensor, "m ..."]:
+        """A tensor that is laid out like the gradient, example by example.
+
+        Args:
+            tensor: of the gradient's layout.
+
+        Returns:
+            The wanted examples in front, what is left of their dimension in its place.
+        """
+        view = self.layout.split(tensor, self.count)
+        return view if self.examples is None else view[self.examples]
+
+    def factor(self, tensor: Tensor | float) -> Tensor | float:
+        """A factor that was broadcast against the output, ready to meet `rows(gradient)`.
+
+        Args:
+            tensor: the other factor: of the output's shape, or without examples of its own.
+
+        Returns:
+            Its rows, or itself with a dimension in front.
+
+        Raises:
+            NotCovered: if the factor has a shape that is neither.
+        """
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            return tensor
+        dim = self.layout.dim - (self.gradient.dim() - tensor.dim())
+        if dim < 0 or tensor.shape[dim] == 1:
+            return tensor
+        if tensor.shape[dim] != self.gradient.shape[self.layout.dim]:
+            raise NotCovered("a factor that is broadcast in an unforeseen way")
+        missing = (None,) * (self.gradient.dim() - tensor.dim())
+        return self.rows(tensor[missing])
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Compute something that several rules of this node need, once.
+
+        Args:
+            name: what it is.
+            make: how.
+
+        Returns:
+            The value.
+        """
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
+
+    def reduced(self, rows: Float[Tensor, "m ..."], shape: Size) -> Float[Tensor, "m ..."]:
+        """Sum the gradient of a broadcast parameter over what it was broadcast along, example by example.
+
+        Args:
+            rows: the gradient before summing, as `rows` returns it.
+            shape: of the parameter; aligned to the last dimensions, as broadcasting does.
+
+        Returns:
+            Shape (m, *shape).
+
+        Raises:
+            NotCovered: if the parameter has entries of its own for each example.
+        """
+        aligned = (1,) * (rows.dim() - 1 - len(shape)) + tuple(shape)
+        if len(aligned) != rows.dim() - 1 or aligned[self.layout.dim] != 1:
+            raise NotCovered("a parameter with entries for each example")
+        summed = [k + 1 for k, size in enumerate(aligned) if size == 1 and rows.shape[k + 1] != 1]
+        return (rows.sum(summed) if summed else rows).reshape(len(rows), *shape)
