@@ -20,8 +20,8 @@ def _global_state_is_left_alone():
 
 def test_a_stream_is_pinned_for_ever():
     # Were this to change, every recorded run would.
-    assert generator(0, "epoch", 0).integers(0, 1000, 5).tolist() == PINNED
-    assert epoch_order(0, 0, 8).tolist() == ORDER
+    assert generator(0, "epoch", 0).integers(0, 1000, 5).tolist() == [877, 554, 378, 36, 853]
+    assert epoch_order(0, 0, 8).tolist() == [1, 0, 7, 5, 6, 2, 4, 3]
 
 
 def test_equal_keys_give_equal_draws_and_different_keys_different_ones():

@@ -84,7 +84,9 @@ ZERO = [0.0, 0.0]
         pytest.param([E1] * 7, 1, 1, set(), "B_D = 1 ", id="all equal"),
         pytest.param([E1, E2], 2, math.inf, set(), "B_D = 2 ", id="orthogonal"),
         pytest.param([[1.0, 1.0], [-0.5, 1.0]], 2 * 3.25 / 4.25, None, set(), "B_D = ", id="ordinary"),
-        pytest.param([[1.0, 0.5], [-1.0, 0.5]], 5, math.inf, {"conflicting"}, "conflicting: B_D exceeds n = 2", id="ρ<0"),
+        pytest.param(
+            [[1.0, 0.5], [-1.0, 0.5]], 5, math.inf, {"conflicting"}, "conflicting: B_D exceeds n = 2", id="ρ<0"
+        ),
     ],
 )
 def test_degenerate_cases_are_flagged_and_said_in_words(rows, bound, without_replacement, flags, words):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from variegrad.per_example.graph import Graph, Use, lowest
+from variegrad.per_example.graph import Arc, Graph, Use
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import Layout
 from variegrad.per_example.plan import Plan, following
@@ -48,7 +48,6 @@ class Capture:
         self.own, self.keep = examples is None, keep
         self.examples = None if examples is None else _index(examples)
         self.wanted = count if examples is None else len(examples)
-        self.uncovered: list[str] = []
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
         self.totals: dict[str, Tensor] = {}
@@ -57,14 +56,15 @@ class Capture:
         self.uses: dict[str, list[Use]] = {}
         self._kept: dict[str, list[tuple[Use, Contribution]]] = defaultdict(list)
         self._derived: list[tuple[str, Use, Tensor]] = []
-        for name in graph.leaves:
-            if name in known.uncovered:
-                self.uncovered.append(name)
-                continue
-            uses, reason = known.uses(graph, name)
-            assert reason is None
-            self.uses[name] = uses
-            for use in uses:
+        self.uncovered = [name for name in graph.leaves if name in known.uncovered]
+        program = known.program(graph)
+        self.bottom = [graph.order[number] for number in program.bottom]
+        for name, each in program.uses.items():
+            self.uses[name] = [
+                Use(Arc(graph.order[number], slot), tuple(graph.order[k] for k in chain))
+                for number, slot, chain in each
+            ]
+            for use in self.uses[name]:
                 self.visits[use.arc.node].append((name, use))
 
     def run(
@@ -80,7 +80,7 @@ class Capture:
         Returns:
             Σ∇f_i of the parameters that autograd was asked for.
         """
-        bottom = lowest(self.graph, self.visits) if self.own else []
+        bottom = self.bottom if self.own else []
         asked = {} if self.own else {name: p for name, p in parameters.items() if name in self.graph.leaves}
         targets: list[Tensor | GradientEdge] = [GradientEdge(node, 0) for node in bottom]
         targets += list(asked.values())

@@ -88,9 +88,9 @@ class Engine:
         """
         count = len(per_example)
         wanted = list(range(count)) if examples is None else list(examples)
-        if count == 1 or fallback.reentrant(per_example):
-            return _looped(per_example, parameters, l1, wanted)
         graph = self.graph(per_example, parameters)
+        if count == 1 or graph.hides_parameters:
+            return _looped(per_example, parameters, l1, wanted)
         known = self.knowledge(graph, model, losses, batch, per_example, parameters)
         if known.everything_looped:
             return _looped(per_example, parameters, l1, wanted)
@@ -135,9 +135,9 @@ class Engine:
             Parameter → (t, *shape).
         """
         count = len(per_example)
-        looped = count == 1 or fallback.reentrant(per_example)
+        graph = self.graph(per_example, parameters)
+        looped = count == 1 or graph.hides_parameters
         if not looped:
-            graph = self.graph(per_example, parameters)
             known = self.knowledge(graph, model, losses, batch, per_example, parameters)
             looped = known.everything_looped or bool(graph.opaque)
         if looped:
@@ -228,7 +228,7 @@ class Engine:
         retain = retain or not known.verified
         totals = capture.run(per_example, parameters, retain=retain)
         if late := {name: parameters[name] for name in capture.late}:
-            known.uncovered.update(capture.late)
+            known.leave_out(capture.late)
             if not retain:
                 raise RuntimeError(f"the layout of {sorted(late)} changed from one batch to the next; call again.")
             capture.add_gradients(fallback.gradients(model, losses, batch, per_example, late, known), late)

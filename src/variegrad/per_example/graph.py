@@ -62,6 +62,11 @@ class Graph:
     data_indexed: bool
     opaque: tuple[str, ...]
 
+    @property
+    def hides_parameters(self) -> bool:
+        """Whether the graph holds a re-entrant checkpoint, whose parameters it does not show."""
+        return any(kind.startswith("CheckpointFunction") for kind in self.opaque)
+
 
 def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
     """Walk the graph once from the losses down to the parameters.
@@ -134,7 +139,7 @@ class Use:
     @property
     def keeps_norms(self) -> bool:
         """Whether ‖∇ of this input‖ is ‖∇ of the parameter‖: the chain only rearranges, pads or casts."""
-        return all(
+        return not self.chain or all(
             node.name() in REARRANGE or node.name() in EMBED_IN_ZEROS or _reads_each_row_once(node)
             for node in self.chain
         )

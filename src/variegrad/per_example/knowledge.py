@@ -12,12 +12,25 @@ from torch.autograd.graph import Node
 from variegrad.batches import Batch
 from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_coupled
 from variegrad.per_example.evaluate import Losses
-from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use
+from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use, lowest
 from variegrad.per_example.ownership import ZERO, Layout, Owner, probe_ownership
 from variegrad.per_example.rules import RULES
 
 # A parameter that is prepared by more operations than this before its use is left to the fallback.
 MOST_BETWEEN = 256
+
+
+@dataclass(frozen=True)
+class Program:
+    """The uses of every covered parameter, by the numbers of the nodes.
+
+    Attributes:
+        uses: parameter → (node, slot, chain) of each use.
+        bottom: the lowest nodes that are visited.
+    """
+
+    uses: Mapping[str, list[tuple[int, int, tuple[int, ...]]]]
+    bottom: list[int]
 
 
 @dataclass
@@ -39,6 +52,40 @@ class Knowledge:
     verified: bool = False
     vectorize: bool | None = None
     everything_looped: bool = False
+    _program: Program | None = None
+
+    def program(self, graph: Graph) -> Program:
+        """Which nodes to visit for which parameters, and where the backward pass may stop.
+
+        Args:
+            graph: a graph of this structure.
+
+        Returns:
+            The same for every graph of this structure, by the nodes' numbers; worked out once.
+        """
+        if self._program is None or not self.certain:
+            uses = {name: self.uses(graph, name)[0] for name in graph.leaves if name not in self.uncovered}
+            bottom = lowest(graph, {use.arc.node for each in uses.values() for use in each})
+            self._program = Program(
+                uses={
+                    name: [
+                        (graph.number[use.arc.node], use.arc.slot, tuple(graph.number[node] for node in use.chain))
+                        for use in each
+                    ]
+                    for name, each in uses.items()
+                },
+                bottom=[graph.number[node] for node in bottom],
+            )
+        return self._program
+
+    def leave_out(self, parameters: Mapping[str, str]) -> None:
+        """Leave parameters to the fallback from now on.
+
+        Args:
+            parameters: name → why.
+        """
+        self.uncovered.update(parameters)
+        self._program = None
 
     def owner(self, graph: Graph, node: Node) -> Owner | None:
         """Who owns the first gradient that arrives at a node.
@@ -50,7 +97,11 @@ class Knowledge:
         Returns:
             The owner; None where no gradient arrives.
         """
-        found = [o for k in range(_outputs(node)) if (o := self.owners.get((graph.number[node], k))) is not None]
+        number = graph.number[node]
+        first = self.owners.get((number, 0))
+        if isinstance(first, Layout):
+            return first
+        found = [o for k in range(_outputs(node)) if (o := self.owners.get((number, k))) is not None]
         return next((o for o in found if o != ZERO), found[0] if found else None)
 
     def uses(self, graph: Graph, name: str) -> tuple[list[Use], str | None]:
@@ -96,9 +147,10 @@ class Knowledge:
         Returns:
             Whether they can.
         """
-        for (number, output), owner in self.owners.items():
+        for number in {number for each in self.program(graph).uses.values() for number, _, _ in each}:
+            owner = self.owner(graph, graph.order[number])
             if isinstance(owner, Layout):
-                shape = graph.order[number]._input_metadata[output].shape  # type: ignore[attr-defined]
+                shape = graph.order[number]._input_metadata[0].shape  # type: ignore[attr-defined]
                 size = shape[owner.dim] if owner.dim < len(shape) else 0
                 if size % count or (owner.single and size != count) or size == 0:
                     return False

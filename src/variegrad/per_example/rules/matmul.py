@@ -42,8 +42,12 @@ class Outer(Contribution):
         return Size((self.left.shape[2], self.right.shape[2]))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        rows = torch.bmm(self.left[start:stop].transpose(1, 2), self.right[start:stop])
+        rows = self._turned(start, stop).transpose(1, 2)
         return rows if self.scale == 1 else rows * self.scale
+
+    def _turned(self, start: int, stop: int) -> Float[Tensor, "t d p"]:
+        # nn.Linear multiplies by the transpose of its weight: g_iᵀ is what lies like the weight itself.
+        return torch.bmm(self.right[start:stop].transpose(1, 2), self.left[start:stop])
 
     def merged(self, other: Contribution) -> Outer | None:
         if not isinstance(other, Outer) or other.shape != self.shape or other.scale != self.scale:
@@ -70,7 +74,7 @@ class Outer(Contribution):
         gram_cost = 2 * t * t * (p + d) + (direct_cost if total else 0)
         ways: dict[str, Callable[[], Summed]] = {}
         if direct_cost < 8 * gram_cost:
-            ways["direct"] = lambda: super(Outer, self).summed(total=total)
+            ways["direct"] = lambda: self._direct(total)
             if self.count > 1:
                 ways["one by one"] = lambda: self._one_by_one(total)
         if gram_cost < 3 * direct_cost and 4 * t * t < 16 * TILE_BYTES:
@@ -79,20 +83,28 @@ class Outer(Contribution):
         return dict(sorted(ways.items(), key=lambda item: costs[item[0]]))
 
     def _rank_one(self, total: bool) -> Summed:
-        norms = sq_norms(self.left) * sq_norms(self.right) * self.scale**2
-        return Summed(norms, self._weight_gradient() if total else None)
+        norms = sq_norms(self.left) * sq_norms(self.right)
+        return self._scaled(norms, self._whole() if total else None)
+
+    def _direct(self, total: bool) -> Summed:
+        norms, sums = [], None
+        for start, stop in self.tiles():
+            rows = self._turned(start, stop)
+            norms.append(sq_norms(rows))
+            if total:
+                part = rows.sum(0) if len(rows) > 1 else rows[0]
+                sums = part if sums is None else sums.add_(part)
+        return self._scaled(torch.cat(norms), sums)
 
     def _one_by_one(self, total: bool) -> Summed:
         # A gradient that stays in cache while it is squared and added costs little more than the product itself.
         norms, sums = [], None
-        for i in range(self.count):
-            one = torch.mm(self.left[i].t(), self.right[i])
+        for left, right in zip(self.left, self.right, strict=True):
+            one = torch.mm(right.t(), left)
             norms.append(sq_norms(one.unsqueeze(0)))
             if total:
                 sums = one if sums is None else sums.add_(one)
-        if sums is not None and self.scale != 1:
-            sums = sums * self.scale
-        return Summed(torch.cat(norms) * self.scale**2, sums)
+        return self._scaled(torch.cat(norms), sums)
 
     def _gram(self, total: bool) -> Summed:
         step = max(1, TILE_BYTES // (4 * self.left.shape[1] ** 2))
@@ -102,12 +114,16 @@ class Outer(Contribution):
             product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
             norms.append(product.flatten(1).sum(1, dtype=torch.float64))
         # Rounding may leave a norm of zero slightly below it.
-        squares = torch.cat(norms).clamp_(min=0) * self.scale**2
-        return Summed(squares, self._weight_gradient() if total else None)
+        return self._scaled(torch.cat(norms).clamp_(min=0), self._whole() if total else None)
 
-    def _weight_gradient(self) -> Tensor:
-        weight = torch.mm(self.left.flatten(0, 1).t(), self.right.flatten(0, 1))
-        return weight if self.scale == 1 else weight * self.scale
+    def _whole(self) -> Float[Tensor, "d p"]:
+        return torch.mm(self.right.flatten(0, 1).t(), self.left.flatten(0, 1))
+
+    def _scaled(self, norms: Tensor, turned: Tensor | None) -> Summed:
+        if self.scale != 1:
+            norms = norms * self.scale**2
+            turned = None if turned is None else turned * self.scale
+        return Summed(norms, None if turned is None else turned.t())
 
 
 @dataclass(frozen=True)
