@@ -74,9 +74,13 @@ def student_3(rows: int, generator: torch.Generator) -> Tensor:
 
 
 def logistic(bound: float, generator: torch.Generator) -> tuple[Draw, float]:
-    """Gradients of logistic regression, 20,000 examples in 20 features, on the way to its optimum where B_D = bound."""
+    """Gradients of logistic regression, 20,000 examples in 20 features, on the way to its optimum where B_D = bound.
+
+    The way starts where the rarer label is always predicted and gradients agree (B_D below 4), and ends where they cancel.
+    """
     n, d = 20_000, 20
     features = torch.randn(n, d, dtype=torch.float64, generator=generator) * torch.arange(1, d + 1).pow(-0.5)
+    features[:, 0] = 3
     truth = 2 * torch.randn(d, dtype=torch.float64, generator=generator)
     labels = (torch.rand(n, dtype=torch.float64, generator=generator) < torch.sigmoid(features @ truth)).double()
 
@@ -89,16 +93,18 @@ def logistic(bound: float, generator: torch.Generator) -> tuple[Draw, float]:
         hessian = (features * (chance * (1 - chance))[:, None]).T @ features / n
         optimum = optimum - torch.linalg.solve(hessian, gradients(optimum).mean(0))
 
+    start = optimum.clone()
+    start[0] = -10 if labels.mean() > 0.5 else 10
+
     def bound_at(progress: float) -> float:
-        rows = gradients(progress * optimum)
+        rows = gradients(start + progress * (optimum - start))
         return float(rows.square().sum() / n / rows.mean(0).square().sum())
 
-    # From far on the wrong side (coherent gradients) to the optimum (none): B_D grows along the way.
-    low, high = -20.0, 1.0
+    low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if bound_at(middle) < bound else (low, middle)
-    rows = gradients(high * optimum)
+    rows = gradients(start + high * (optimum - start))
     return lambda count: rows[torch.randint(n, (count,), generator=generator)], bound_at(high)
 
 

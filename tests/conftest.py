@@ -5,10 +5,10 @@ import jaxtyping
 import pytest
 import torch
 
-# Shapes and types in signatures are checked wherever a test calls these rooms; it has to happen before they are imported.
+# Shapes and types in signatures are checked wherever a test calls these rooms; set up before they are imported.
 CHECKED = ("moments", "batches", "keys", "measure", "along", "training", "mechanisms", "cli", "problems", "per_example",
            "report", "estimate")  # fmt: skip
-jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "beartype.beartype")
+jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "typechecking.checked")
 
 
 @pytest.fixture(autouse=True)

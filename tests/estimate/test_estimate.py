@@ -117,10 +117,9 @@ def nan_losses(model, batch):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (lambda m, b: losses(m, b).mean(), r"shape \(b,\); got shape \(\)"),
-        (lambda m, b: losses(m, b).detach(), r"no graph"),
-        (lambda m, b: losses(m, b)[:1], r"at least 2 examples"),
-        (nan_losses, r"that of example"),
+        (lambda m, b: losses(m, b).mean(), r"got a scalar"),
+        (lambda m, b: losses(m, b).detach(), r"without a graph"),
+        (nan_losses, r"the loss of example 7 of the batch is nan"),
     ],
 )
 def test_bad_losses_are_refused(model, batch, bad, message: str) -> None:
@@ -128,13 +127,21 @@ def test_bad_losses_are_refused(model, batch, bad, message: str) -> None:
         estimate(model, bad, batch)
 
 
-def test_losses_that_are_no_tensor_are_refused(model, batch) -> None:
-    with pytest.raises(TypeError, match="got float"):
-        estimate(model, lambda m, b: 1.0, batch)
+def test_coupled_examples_are_refused_by_the_name_of_the_module(batch) -> None:
+    normed = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).double()
+    with pytest.raises(ValueError, match=r"BatchNorm1d '1' uses the statistics of the batch"):
+        estimate(normed, losses, batch)
+    assert not estimate(normed.eval(), losses, batch).undefined
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, r"holds no example"), (1, r"at least 2 examples")])
+def test_too_small_a_batch_is_refused(model, batch, count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimate(model, losses, tuple(t[:count] for t in batch))
 
 
 def test_a_frozen_model_is_refused(model, batch) -> None:
-    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         estimate(model.requires_grad_(requires_grad=False), losses, batch)
 
 

@@ -1,4 +1,4 @@
-"""The law of each mechanism, against enumeration of its draws where they are finite and simulation where they are not."""
+"""The law of each mechanism, against enumeration of its draws where they are finite, simulation where they are not."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""`variegrad plan`: every constant with its standing, the theorems, and a recommendation that follows its own formula."""
+"""`variegrad plan`: every constant with its standing, the theorems, and a recommendation by its own formula."""
 
 from __future__ import annotations
 

@@ -1,28 +1,29 @@
-"""Gram matrices of per-example gradients, part by part: the only place where `estimate` meets a gradient engine."""
+"""Gram matrices of per-example gradients, part by part: the only place where `estimate` meets the gradient engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# Rows of as many parameters at once as fit here; a single larger parameter is taken alone.
-ROWS_BYTES = 256 * 2**20
+from variegrad.batches import Batch
+from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
+from variegrad.per_example.norms import engine_of
+
+# The gradients of all examples are held for as many parameters at once as fit here; a larger parameter goes alone.
+ROWS_BYTES = 512 * 2**20
 
 
 def gram_by_part(
     model: nn.Module,
-    losses: Callable[[nn.Module, Any], Float[Tensor, " b"]],
-    batch: Any,
+    losses: Losses,
+    batch: Batch,
     part_of: Callable[[str], str],
     scales: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Float[Tensor, "b b"]]:
     """K = G·Gᵀ of each part of the model, in float64; their sum is that of the whole model.
-
-    One graph over the full batch, one backward an example: exact on any model, whatever its forward does.
 
     Args:
         model: with at least one parameter that requires a gradient.
@@ -35,54 +36,38 @@ def gram_by_part(
         Part → b×b Gram matrix.
 
     Raises:
-        TypeError: if the losses are no tensor.
-        ValueError: if no parameter is trained, or the losses are not one a example, or have no graph.
+        TypeError: if the losses are no floating-point tensor.
+        ValueError: if the batch is empty, no parameter is trained, the losses are not one finite number per example
+            with a graph, or the examples are coupled.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trained:
-        raise ValueError("model: no parameter requires a gradient, so there is nothing to measure. Unfreeze some.")
+    model = unwrap(model)
+    trained = trained_parameters(model)
     factors = scales(trained) if scales else {}
-    with torch.enable_grad():
-        values = losses(model, batch)
-        _check(values)
-        per_example = values.unbind()
     grams: dict[str, Tensor] = {}
-    for names in _portions(trained, len(per_example)):
-        rows = [
-            torch.autograd.grad(loss, [trained[n] for n in names], retain_graph=True, allow_unused=True)
-            for loss in per_example
-        ]
-        for name, column in zip(names, zip(*rows, strict=True), strict=True):
-            zero = torch.zeros_like(trained[name])
-            matrix = torch.stack([zero if g is None else g for g in column]).flatten(1).double()
-            if name in factors:
-                matrix = matrix * factors[name].flatten()
-            gram = matrix @ matrix.T
-            part = part_of(name)
-            grams[part] = grams[part] + gram if part in grams else gram
+    with left_as_found(model), torch.enable_grad():
+        per_example = evaluate(model, losses, batch)
+        count = len(per_example)
+        if not count:
+            raise ValueError("batch: it holds no example. Pass 64 to 256 of them (at least 8, for an interval).")
+        for portion in _portions(trained, count):
+            chunks = engine_of(model).gradients(model, losses, batch, per_example, portion, count)
+            for name, rows in next(chunks).items():
+                matrix = rows.detach().flatten(1).double()
+                if name in factors:
+                    matrix = matrix * factors[name].flatten()
+                gram, part = matrix @ matrix.T, part_of(name)
+                grams[part] = grams[part] + gram if part in grams else gram
     return grams
 
 
-def _portions(trained: Mapping[str, nn.Parameter], count: int) -> list[list[str]]:
-    portions: list[list[str]] = [[]]
+def _portions(trained: Mapping[str, nn.Parameter], count: int) -> Iterator[dict[str, nn.Parameter]]:
+    portion: dict[str, nn.Parameter] = {}
     used = 0
     for name, parameter in trained.items():
         size = parameter.numel() * parameter.element_size() * count
-        if portions[-1] and used + size > ROWS_BYTES:
-            portions.append([])
-            used = 0
-        portions[-1].append(name)
+        if portion and used + size > ROWS_BYTES:
+            yield portion
+            portion, used = {}, 0
+        portion[name] = parameter
         used += size
-    return portions
-
-
-def _check(values: Any) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"losses must return a tensor with one loss per example; got {type(values).__name__}.")
-    if values.dim() != 1:
-        raise ValueError(
-            f"losses must return one loss per example, shape (b,); got shape {tuple(values.shape)}. "
-            'Use reduction="none" and take the mean over everything but the example.'
-        )
-    if not values.requires_grad:
-        raise ValueError("losses: the result has no graph. Do not detach it, and do not compute it under no_grad.")
+    yield portion

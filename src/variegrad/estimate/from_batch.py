@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from variegrad.batches import Batch
 from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
 from variegrad.estimate.example_gram import gram_by_part
 from variegrad.estimate.preconditioner import Preconditioner, root_preconditioner
 from variegrad.estimate.sample import estimate_from_gram
+from variegrad.per_example.evaluate import Losses
 
 
 def estimate(
     model: nn.Module,
-    losses: Callable[[nn.Module, Any], Float[Tensor, " b"]],
-    batch: Any,
+    losses: Losses,
+    batch: Batch,
     *,
     population: int | None = None,
     preconditioner: Preconditioner | None = None,
@@ -35,7 +36,7 @@ def estimate(
         ```
 
     Args:
-        model: at the weights in question; neither them nor `.grad` are touched.
+        model: at the weights in question; its weights, buffers and `.grad` are left as they were found.
         losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
         batch: a random sample of distinct examples; 64 to 256 of them are usually enough (`examples_needed`).
         population: size of the data set the batch was drawn from; None for fresh or augmented data.
@@ -49,9 +50,9 @@ def estimate(
         The estimate with its interval and, where asked for, its `parts`.
 
     Raises:
-        TypeError: if the losses are no tensor, or the optimizer is no Adam.
-        ValueError: if the losses are not one per example with a graph, gradients are not finite, the batch is too small
-            or larger than the population, or second moments do not fit.
+        TypeError: if the losses are no floating-point tensor, or the optimizer is no Adam.
+        ValueError: if the losses are not one finite number per example with a graph, examples are coupled, the batch is
+            too small or larger than the population, or second moments do not fit.
 
     Source: docs/intervals.md for what the interval covers.
     """

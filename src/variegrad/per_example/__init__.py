@@ -1,5 +1,17 @@
 """Per-example gradient norms: exact on any model, from one forward and one backward pass."""
 
+from variegrad.per_example.engine import Engine
+from variegrad.per_example.explain import Explanation, explain
 from variegrad.per_example.norms import example_gradients, example_sq_norms, loop_gradients
+from variegrad.per_example.sign_probe import SignProbe, sign_probe
 
-__all__ = ["example_gradients", "example_sq_norms", "loop_gradients"]
+__all__ = [
+    "Engine",
+    "Explanation",
+    "SignProbe",
+    "example_gradients",
+    "example_sq_norms",
+    "explain",
+    "loop_gradients",
+    "sign_probe",
+]

@@ -170,6 +170,17 @@ class Capture:
             self.totals[name] = _carried_down(use, total, parameters[name])
         self._derived.clear()
 
+    def kept(self, name: str) -> list[tuple[Use, Contribution]]:
+        """What each use contributes to a parameter's gradients; needs `keep`.
+
+        Args:
+            name: the parameter.
+
+        Returns:
+            The uses that a gradient reached.
+        """
+        return self._kept.get(name, [])
+
     def gradients(self, start: int, stop: int, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """∇f_i of examples start … stop−1, for the parameters that rules cover; needs `keep`.
 

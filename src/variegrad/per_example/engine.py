@@ -101,11 +101,11 @@ class Engine:
         expected = {i: fallback.one_gradient(per_example, i, parameters) for i in two}
         plain = torch.autograd.grad(per_example.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
         found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=True)
-        if known.certain:
-            known.verified = True
+        known.verified = True
         worst = _worst_mismatch(found, wanted, expected, dict(zip(parameters, plain, strict=True)))
         if worst is None:
             return found
+        known.verified = False
         if graph.opaque:
             # A custom Function may hold parameters that the graph does not show: only the loop sees them.
             known.everything_looped = True
@@ -150,7 +150,7 @@ class Engine:
         if self.verify and not known.verified:
             for i in (0, count - 1):
                 _check_rows(capture.gradients(i, i + 1, parameters), fallback.one_gradient(per_example, i, parameters))
-            known.verified = known.certain
+            known.verified = True
         for start in range(0, count, step):
             rows = capture.gradients(start, min(start + step, count), parameters)
             if others is not None:
@@ -199,7 +199,7 @@ class Engine:
         """
         key = graph.signature
         known = self.known.get(key)
-        if known is None or not known.certain or graph.data_indexed or not known.fits(graph, len(per_example)):
+        if known is None or not known.certain or not known.fits(graph, len(per_example)):
             fresh = learn(graph, model, losses, batch, per_example, parameters)
             if known is not None:
                 fresh.verified, fresh.vectorize = known.verified, known.vectorize

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -46,21 +47,32 @@ class Graph:
         root: the node that made the losses.
         order: every node, losses first (breadth first).
         number: node → its place in that order.
-        above: node → the arcs that consume its outputs.
         leaves: parameter name → its `AccumulateGrad` node, where the losses depend on it.
         signature: equal for graphs of equal structure, whatever the sizes.
-        data_indexed: whether some rows are picked by an index that comes from data.
         opaque: names of nodes made by custom Functions, which may hide parameters.
     """
 
     root: Node
     order: list[Node]
     number: Mapping[Node, int]
-    above: Mapping[Node, list[Arc]]
     leaves: Mapping[str, Node]
     signature: int
-    data_indexed: bool
     opaque: tuple[str, ...]
+
+    @cached_property
+    def above(self) -> Mapping[Node, list[Arc]]:
+        """Node → the arcs that consume its outputs; worked out only for structures not met before."""
+        above: dict[Node, list[Arc]] = {node: [] for node in self.order}
+        for node in self.order:
+            for slot, (child, _) in enumerate(node.next_functions):
+                if child is not None:
+                    above[child].append(Arc(node, slot))
+        return above
+
+    @property
+    def data_indexed(self) -> bool:
+        """Whether some rows are picked by an index that comes from data."""
+        return any(node.name().startswith(DATA_INDEXED) for node in self.order)
 
     @property
     def hides_parameters(self) -> bool:
@@ -81,15 +93,12 @@ def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
     names = {id(p): name for name, p in parameters.items()}
     number = {root: 0}
     order = [root]
-    above: dict[Node, list[Arc]] = {root: []}
     leaves: dict[str, Node] = {}
     shape: list[object] = []
-    indexed = False
     opaque = []
     for node in order:  # grows while it is walked
         kind = node.name()
         shape.append(kind)
-        indexed = indexed or kind.startswith(DATA_INDEXED)
         if kind == ACCUMULATE:
             name = names.get(id(node.variable))  # type: ignore[attr-defined]
             shape.append(name)
@@ -98,17 +107,15 @@ def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
             continue
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             opaque.append(kind)
-        for slot, (child, _) in enumerate(node.next_functions):
+        for child, _ in node.next_functions:
             if child is None:
                 shape.append(-1)
                 continue
             if child not in number:
                 number[child] = len(order)
                 order.append(child)
-                above[child] = []
-            above[child].append(Arc(node, slot))
             shape.append(number[child])
-    return Graph(root, order, number, above, leaves, hash(tuple(shape)), indexed, tuple(opaque))
+    return Graph(root, order, number, leaves, hash(tuple(shape)), tuple(opaque))
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,8 @@ class Knowledge:
             arc = climb.pop()
             owner = self.owner(graph, arc.node)
             if owner is None or owner == ZERO:
-                # Nothing but zeros arrived here: nothing to add, whoever owns it.
+                # Nothing but zeros arrived here: nothing to add this time, whoever owns it.
+                self.certain = self.certain and owner is None
                 continue
             if isinstance(owner, Layout):
                 if arc.node.name() not in RULES:
@@ -185,7 +186,6 @@ def learn(
     owners = probe_ownership(per_example, nodes, [p for name, p in parameters.items() if name in graph.leaves])
     known = Knowledge({(graph.number[node], output): owner for (node, output), owner in owners.items()})
     derived: dict[str, str] = {}
-    kept: dict[tuple[int, int], Owner] = {}
     for name in parameters:
         uses, reason = known.uses(graph, name)
         touched = [node for use in uses for node in (use.arc.node, *use.chain)]
@@ -198,12 +198,11 @@ def learn(
             owner = known.owner(graph, use.arc.node)
             if isinstance(owner, Layout):
                 known.certain = known.certain and owner.certain
-                kept[graph.number[use.arc.node], 0] = owner
             odd = [n.name() for n in use.chain if n.name() not in REARRANGE and n.name() not in EMBED_IN_ZEROS]
             if odd:
                 derived[name] = f"it reaches the examples through {odd[0]}"
-    if any(owner == ZERO for owner in known.owners.values()):
-        # What a node without any gradient would do with another batch is not known yet.
+    if graph.data_indexed:
+        # Rows picked by data may be picked differently next time.
         known.certain = False
     if derived:
         refuse_if_coupled(model, losses, batch, per_example, derived)

@@ -79,6 +79,19 @@ def choose(key: object, ways: Mapping[str, Callable[[], Result]]) -> Result:
     return result
 
 
+def chosen(key: object) -> str | None:
+    """What the active plan chose for a key.
+
+    Args:
+        key: as for `choose`.
+
+    Returns:
+        The name of the way; None where there is no plan or no choice yet.
+    """
+    plan: Plan | None = getattr(_active, "plan", None)
+    return None if plan is None else plan.chosen.get(key)
+
+
 def _timed(way: Callable[[], Result]) -> tuple[float, Result]:
     start = time.perf_counter()
     result = way()

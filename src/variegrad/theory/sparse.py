@@ -247,7 +247,10 @@ class _Conflicts:
 
     def _choose(self, open_rows: NDArray[np.int64], upper: NDArray[np.int64]) -> NDArray[np.int64]:
         """The most promising rows and, while many are open, as many of the loneliest, which share least."""
-        order = np.lexsort((-self.score[open_rows], -upper[open_rows]))
+        # By the upper bound, then by the score, which is not capped at n−1: one number, to sort less than all.
+        rank = -(upper[open_rows] + self.score[open_rows] / (1.0 + self.score.max()))
+        order = np.argpartition(rank, WORD)[:WORD] if len(rank) > WORD else np.arange(len(rank))
+        order = order[np.argsort(rank[order], kind="stable")]
         lonely_room = WORD // 2 if len(open_rows) > WORD and self.best > self.filled // 2 else 0
         promising = open_rows[order[: WORD - lonely_room]]
         if not lonely_room:

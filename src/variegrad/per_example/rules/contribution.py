@@ -37,6 +37,17 @@ class Contribution(ABC):
     count: int
     shape: torch.Size
 
+    @property
+    def way(self) -> str:
+        """How its sums are found, in words."""
+        return "formed at once"
+
+    @property
+    def working_bytes(self) -> int:
+        """The memory that its sums ask for at once."""
+        first, last = self.tiles()[0] if self.count else (0, 0)
+        return 4 * (last - first) * self.shape.numel()
+
     @abstractmethod
     def rows(self, start: int, stop: int) -> Float[Tensor, "t ..."]:
         """The gradients of examples start … stop−1 themselves.
@@ -124,6 +135,10 @@ class Together(Contribution):
     """Several uses of one parameter: ‖Σ_k g_ik‖² is not Σ_k ‖g_ik‖², so tiles of their sums are formed."""
 
     parts: tuple[Contribution, ...]
+
+    @property
+    def way(self) -> str:
+        return f"tiles of {len(self.parts)} uses together"
 
     @property
     def count(self) -> int:  # type: ignore[override]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Size, Tensor
 
-from variegrad.per_example.plan import choose
+from variegrad.per_example.plan import choose, chosen
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
 from variegrad.per_example.rules.visit import Visit
 
@@ -87,16 +87,15 @@ class Convolution(Contribution):
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
     def summed(self, *, total: bool = True) -> Summed:
-        key = (
-            "convolution",
-            total,
-            self.inputs.shape,
-            self.gradients.shape,
-            self.shape,
-            self.inputs.dtype,
-            self.geometry,
-        )
-        return choose(key, self.variants(total))
+        return choose(self._key(total), self.variants(total))
+
+    @property
+    def way(self) -> str:
+        return f"convolution, {chosen(self._key(True)) or next(iter(self.variants(True)))}"
+
+    def _key(self, total: bool) -> object:
+        sizes = (self.inputs.shape, self.gradients.shape, self.shape)
+        return ("convolution", total, *sizes, self.inputs.dtype, self.geometry)
 
     def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums.

@@ -32,6 +32,14 @@ class Lookup(Contribution):
     vocabulary: int
 
     @property
+    def way(self) -> str:
+        return "tokens of each example, once"
+
+    @property
+    def working_bytes(self) -> int:
+        return self.gradients.numel() * self.gradients.element_size()
+
+    @property
     def count(self) -> int:  # type: ignore[override]
         return len(self.tokens)
 

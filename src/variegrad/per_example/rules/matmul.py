@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Size, Tensor
 
-from variegrad.per_example.plan import choose
+from variegrad.per_example.plan import choose, chosen
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
 from variegrad.per_example.rules.visit import Visit
 
@@ -57,7 +57,20 @@ class Outer(Contribution):
     def summed(self, *, total: bool = True) -> Summed:
         if self.left.shape[1] == 1:
             return self._rank_one(total)
-        return choose(("outer", total, self.left.shape, self.right.shape, self.left.dtype), self.variants(total))
+        return choose(self._key(total), self.variants(total))
+
+    @property
+    def way(self) -> str:
+        if self.left.shape[1] == 1:
+            return "rank one"
+        return f"product, {chosen(self._key(True)) or next(iter(self.variants(True)))}"
+
+    @property
+    def working_bytes(self) -> int:
+        return 0 if self.left.shape[1] == 1 else super().working_bytes
+
+    def _key(self, total: bool) -> object:
+        return ("outer", total, self.left.shape, self.right.shape, self.left.dtype)
 
     def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums, cheapest by the count of operations first.
@@ -131,6 +144,10 @@ class Stacked(Contribution):
     """Several independent products of one batched weight (experts, heads): gradients stacked along its first dimension."""
 
     parts: tuple[Contribution, ...]
+
+    @property
+    def way(self) -> str:
+        return f"{len(self.parts)} × {self.parts[0].way}"
 
     @property
     def count(self) -> int:  # type: ignore[override]

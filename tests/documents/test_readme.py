@@ -1,0 +1,84 @@
+"""What README shows is what happens: its Python is run from its source, its commands and its table are checked."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from variegrad.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+TEXT = [text for kind, text in BLOCKS if kind == "text"]
+
+
+def run(monkeypatch, capfd, *arguments):
+    monkeypatch.setattr(sys, "argv", ["variegrad", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capfd.readouterr()
+    assert not stopped.value.code, said.err
+    return said.out
+
+
+def test_the_example_pasted_into_a_file_prints_what_is_shown(tmp_path):
+    (tmp_path / "first.py").write_text(PYTHON[0])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "first.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.stderr == ""
+    assert done.stdout == TEXT[0]
+    assert sum(bool(line.strip()) for line in PYTHON[0].splitlines()) <= 13  # short enough to be read
+
+
+def test_the_table_is_the_demo_s(monkeypatch, capfd):
+    def numbers(line):
+        return [float(cell.replace(",", "")) for cell in line.replace("%", "").split()]
+
+    found = {
+        line.split()[0]: line for line in run(monkeypatch, capfd, "measure", "digits").splitlines() if line.strip()
+    }
+    shown = [line for line in TEXT[1].splitlines() if re.match(r" ?\d", line)]
+    assert len(shown) == 5
+    for line in shown:
+        # Rounding differs between processors and grows over 230 updates.
+        assert numbers(found[line.split()[0]]) == pytest.approx(numbers(line), rel=0.02)
+    sentence = " ".join(TEXT[1].splitlines()[-2:])
+    assert re.sub(r"\d+", "N", found["Up"]) == re.sub(r"\d+", "N", sentence)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("variegrad")])
+def test_each_command_runs(command, tmp_path, monkeypatch, capfd, request):
+    arguments = shlex.split(command)[1:]
+    if "mnist" in arguments:
+        arguments[arguments.index("--data-root") + 1] = str(request.getfixturevalue("data_root"))
+    (tmp_path / "mine.py").write_text(next(text for text in PYTHON if text.startswith("# mine.py")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    small = ["--passes", "0.1", "--points", "2", "--max-examples", "60"] if arguments[0] == "measure" else []
+    assert run(monkeypatch, capfd, *arguments, *small)
+    sys.modules.pop("mine", None)
+
+
+def test_each_make_target_exists():
+    targets = {c.split()[1] for c in COMMANDS if c.startswith("make")} | {"picture"}
+    assert {"demo", "test"} <= targets
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_command_is_one_of_these():
+    assert COMMANDS
+    assert all(c.startswith(("make ", "variegrad ")) for c in COMMANDS)
