@@ -1,5 +1,6 @@
-"""Documents that stay true: links lead somewhere, claims name tests and functions that exist, public names are explained."""
+"""Documents that stay true: links lead somewhere, claims name what exists, public names are explained."""
 
+import doctest
 import importlib
 import inspect
 import re
@@ -83,12 +84,8 @@ def test_every_public_name_is_explained(name):
 
 
 def test_the_examples_in_docstrings_run():
-    import doctest
-
-    from variegrad import measure
-
     finder = doctest.DocTestFinder(recurse=False)
-    tests = [t for t in finder.find(measure, "measure", globs={}) if t.examples]
+    tests = [t for t in finder.find(variegrad.measure, "measure", globs={}) if t.examples]
     assert tests
     for t in tests:
         assert doctest.DocTestRunner().run(t).failed == 0

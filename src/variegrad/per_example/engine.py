@@ -102,7 +102,7 @@ class Engine:
         plain = torch.autograd.grad(per_example.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
         found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=True)
         known.verified = True
-        worst = _worst_mismatch(found, wanted, expected, dict(zip(parameters, plain, strict=True)))
+        worst = _worst_mismatch(found, wanted, expected, dict(zip(parameters, plain, strict=True)), graph.low_precision)
         if worst is None:
             return found
         known.verified = False
@@ -149,7 +149,8 @@ class Engine:
         others = _stacked(fallback.loop(per_example, rest), step) if rest else None
         if self.verify and not known.verified:
             for i in (0, count - 1):
-                _check_rows(capture.gradients(i, i + 1, parameters), fallback.one_gradient(per_example, i, parameters))
+                expected = fallback.one_gradient(per_example, i, parameters)
+                _check_rows(capture.gradients(i, i + 1, parameters), expected, graph.low_precision)
             known.verified = True
         for start in range(0, count, step):
             rows = capture.gradients(start, min(start + step, count), parameters)
@@ -278,11 +279,11 @@ def _mismatch(name: str, relative: float) -> RuntimeError:
     )
 
 
-def _check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], low_precision: bool) -> None:
     whole = sum(float(g.double().square().sum()) for g in expected.values()) ** 0.5
     for name, rows in found.items():
         off = float((rows[0].double() - expected[name].double()).norm())
-        if not off <= TOLERANCE.get(rows.dtype, LOW_PRECISION_TOLERANCE) * whole:
+        if not off <= (LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE[rows.dtype]) * whole:
             raise _mismatch(name, off / whole if whole else off)
 
 
@@ -291,11 +292,12 @@ def _worst_mismatch(
     wanted: list[int],
     expected: Mapping[int, Mapping[str, Tensor]],
     plain: Mapping[str, Tensor | None],
+    low_precision: bool,
 ) -> tuple[str, float] | None:
     worst: tuple[str, float] | None = None
     scale = sum(float(g.double().square().sum()) for g in plain.values() if g is not None)
     for name, total in found.total.items():
-        tolerance = TOLERANCE.get(total.dtype, LOW_PRECISION_TOLERANCE)
+        tolerance = LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE[total.dtype]
         reference = plain[name]
         off = total.double() if reference is None else total.double() - reference.double()
         # Rounding of a sum that nearly cancels is relative to its parts.

@@ -75,6 +75,12 @@ class Graph:
         return any(node.name().startswith(DATA_INDEXED) for node in self.order)
 
     @property
+    def low_precision(self) -> bool:
+        """Whether some gradients are rounded to 16 bits, by the model's type or by autocast."""
+        kinds = {meta.dtype for node in self.order for meta in node._input_metadata}  # type: ignore[attr-defined]
+        return not kinds.isdisjoint({torch.bfloat16, torch.float16})
+
+    @property
     def hides_parameters(self) -> bool:
         """Whether the graph holds a re-entrant checkpoint, whose parameters it does not show."""
         return any(kind.startswith("CheckpointFunction") for kind in self.opaque)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Size, Tensor
+from torch.autograd.graph import Node
 
 from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed
 from variegrad.per_example.rules.visit import Visit
@@ -87,11 +88,11 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
         The contribution.
 
     Raises:
-        NotCovered: with `scale_grad_by_freq`, which couples the examples, or where examples run along d.
+        NotCovered: where examples run along d.
+        ValueError: with `scale_grad_by_freq`, which couples the examples.
     """
     node = visit.node
-    if node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
-        raise NotCovered("scale_grad_by_freq, which divides by counts over the whole batch")
+    _refuse_frequencies(node)
     if visit.layout.dim == visit.gradient.dim() - 1:
         raise NotCovered("a table whose columns belong to examples")
     tokens = visit.rows(node._saved_indices).flatten(1)  # type: ignore[attr-defined]
@@ -111,13 +112,13 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
         The contribution.
 
     Raises:
-        NotCovered: for the maximum, for `scale_grad_by_freq`, for the weights of the tokens, or where several bags
-            make one example.
+        NotCovered: for the maximum, for the weights of the tokens, or where several bags make one example.
+        ValueError: with `scale_grad_by_freq`, which couples the examples.
     """
     node, gradient = visit.node, visit.gradient
+    _refuse_frequencies(node)
     mode, bags = int(node._saved_mode), len(gradient)  # type: ignore[attr-defined]
-    scaled = bool(node._saved_scale_grad_by_freq)  # type: ignore[attr-defined]
-    if slot != 0 or mode not in (SUM, MEAN) or scaled or bags != visit.count or visit.layout.dim != 0:
+    if slot != 0 or mode not in (SUM, MEAN) or bags != visit.count or visit.layout.dim != 0:
         raise NotCovered("an EmbeddingBag of another form than one bag an example, summed or averaged")
     tokens: Tensor = node._saved_indices  # type: ignore[attr-defined]
     offsets: Tensor = node._saved_offsets[:bags]  # type: ignore[attr-defined]
@@ -139,3 +140,11 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
 def _signed(index: int) -> int:
     # A negative padding index is stored as an unsigned number in some versions: it never equals a token.
     return index - (1 << 64) if index >= 1 << 63 else index
+
+
+def _refuse_frequencies(node: Node) -> None:
+    if node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
+        raise ValueError(
+            "an embedding with scale_grad_by_freq=True divides gradients by how often a token occurs in the whole batch, "
+            "which couples the examples: there is no gradient of one example alone. Set it to False."
+        )
