@@ -34,16 +34,22 @@ Draw = Callable[[int], Tensor]
 """Rows → that many independent gradients."""
 
 
+Build = Callable[[float, torch.Generator], tuple[Draw, float]]
+"""The B_D asked for and a generator → a sampler and the B_D it has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Gradients with a known B_D: `build(bound, generator)` gives the sampler and the bound it really has."""
+    """Gradients with a known B_D; those not judged show where intervals end."""
 
     name: str
-    build: Callable[[float, torch.Generator], tuple[Draw, float]]
+    build: Build
     judged: bool = True
 
 
-def gaussian(spectrum: Tensor, along: int | None, scale: Callable[[int, torch.Generator], Tensor] | None = None):
+def gaussian(
+    spectrum: Tensor, along: int | None, scale: Callable[[int, torch.Generator], Tensor] | None = None
+) -> Build:
     """μ + s·z: z of the given spectrum, μ along one of its axes (or a random direction), s a random size."""
 
     def build(bound: float, generator: torch.Generator) -> tuple[Draw, float]:
@@ -73,39 +79,43 @@ def student_3(rows: int, generator: torch.Generator) -> Tensor:
     return chi.rsqrt()
 
 
-def logistic(bound: float, generator: torch.Generator) -> tuple[Draw, float]:
-    """Gradients of logistic regression, 20,000 examples in 20 features, on the way to its optimum where B_D = bound.
+def logistic(intercept: float) -> Build:
+    """Gradients of logistic regression (20,000 examples, 20 features) on the way to its optimum, where B_D = bound.
 
-    The way starts where the rarer label is always predicted and gradients agree (B_D below 4), and ends where they cancel.
+    The way starts where the rarer label is always predicted and gradients agree, and ends where they cancel.
     """
-    n, d = 20_000, 20
-    features = torch.randn(n, d, dtype=torch.float64, generator=generator) * torch.arange(1, d + 1).pow(-0.5)
-    features[:, 0] = 3
-    truth = 2 * torch.randn(d, dtype=torch.float64, generator=generator)
-    labels = (torch.rand(n, dtype=torch.float64, generator=generator) < torch.sigmoid(features @ truth)).double()
 
-    def gradients(weights: Tensor) -> Tensor:
-        return (torch.sigmoid(features @ weights) - labels)[:, None] * features
+    def build(bound: float, generator: torch.Generator) -> tuple[Draw, float]:
+        n, d = 20_000, 20
+        features = torch.randn(n, d, dtype=torch.float64, generator=generator) * torch.arange(1, d + 1).pow(-0.5)
+        features[:, 0] = 3
+        truth = 2 * torch.randn(d, dtype=torch.float64, generator=generator)
+        truth[0] = intercept / 3
+        labels = (torch.rand(n, dtype=torch.float64, generator=generator) < torch.sigmoid(features @ truth)).double()
 
-    optimum = torch.zeros(d, dtype=torch.float64)
-    for _ in range(15):
-        chance = torch.sigmoid(features @ optimum)
-        hessian = (features * (chance * (1 - chance))[:, None]).T @ features / n
-        optimum = optimum - torch.linalg.solve(hessian, gradients(optimum).mean(0))
+        def gradients(weights: Tensor) -> Tensor:
+            return (torch.sigmoid(features @ weights) - labels)[:, None] * features
 
-    start = optimum.clone()
-    start[0] = -10 if labels.mean() > 0.5 else 10
+        optimum = torch.zeros(d, dtype=torch.float64)
+        for _ in range(15):
+            chance = torch.sigmoid(features @ optimum)
+            hessian = (features * (chance * (1 - chance))[:, None]).T @ features / n
+            optimum = optimum - torch.linalg.solve(hessian, gradients(optimum).mean(0))
+        start = optimum.clone()
+        start[0] = -10 if labels.mean() > 0.5 else 10
 
-    def bound_at(progress: float) -> float:
-        rows = gradients(start + progress * (optimum - start))
-        return float(rows.square().sum() / n / rows.mean(0).square().sum())
+        def bound_at(progress: float) -> float:
+            rows = gradients(start + progress * (optimum - start))
+            return float(rows.square().sum() / n / rows.mean(0).square().sum())
 
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if bound_at(middle) < bound else (low, middle)
-    rows = gradients(start + high * (optimum - start))
-    return lambda count: rows[torch.randint(n, (count,), generator=generator)], bound_at(high)
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if bound_at(middle) < bound else (low, middle)
+        rows = gradients(start + high * (optimum - start))
+        return lambda count: rows[torch.randint(n, (count,), generator=generator)], bound_at(high)
+
+    return build
 
 
 POWER_LAW = torch.arange(1, 101, dtype=torch.float64).pow(-1.5)
@@ -115,8 +125,9 @@ POPULATIONS = (
     Population(name="power law j^−1.5, ∇F along the top", build=gaussian(POWER_LAW, 0)),
     Population(name="rank 3", build=gaussian(torch.ones(3, dtype=torch.float64), None)),
     Population(name="heavy tails, log-normal", build=gaussian(FLAT, None, log_normal)),
-    Population(name="logistic gradients", build=logistic),
-    Population(name="heavy tails, Student t₃", build=gaussian(FLAT, None, student_3), judged=False),
+    Population(name="logistic gradients", build=logistic(0.0)),
+    Population(name="limit: Student t₃", build=gaussian(FLAT, None, student_3), judged=False),
+    Population(name="limit: logistic, 2 % positive", build=logistic(-7.5), judged=False),
 )
 
 

@@ -163,7 +163,9 @@ def test_moments_of_other_parameters_are_refused():
 
 def test_what_was_not_collected_in_both_is_not_collected():
     plain = GradientMoments(count=1, sum_sq_norms={"weight": 1.0}, gradient_sum={"weight": torch.ones(1).double()})
-    assert (plain + GradientMoments.from_gradients(torch.ones(1, 1))).sum_l1_l2_norms is None
+    full = GradientMoments.from_gradients(torch.ones(1, 1))
+    assert (plain + full).sum_l1_l2_norms is None
+    assert (full + plain).sum_l1_l2_norms is None
     with pytest.raises(ValueError, match=r"Ask for it when measuring: measure\(\.\.\., mechanism=Quantize\(\)\)"):
         plain.diversity.bound_with(Quantize())
 

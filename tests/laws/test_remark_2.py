@@ -34,6 +34,17 @@ def test_no_gradient_within_the_supports_falls_below_the_bound_in_ten_thousand_c
         check_case(seed)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_the_search_over_many_rows_finds_the_degree_of_the_graph(seed: int) -> None:
+    # More rows than one pass compares, of uneven length, so that the search must prune, and be right in doing so.
+    generator = np.random.default_rng(seed)
+    share = generator.choice([0.3, 1.0, 3.0]) / np.arange(1, 61)
+    X = (generator.random((400, 60)) < share * generator.lognormal(-1, 0.7, (400, 1))).astype(float)
+    X[generator.integers(400)] = 0
+    X[0, 0] = 1
+    assert theory.conflict_degree(X) == conflict_degree(X)
+
+
 def test_the_column_count_is_attained() -> None:
     generator = np.random.default_rng(1)
     for _ in range(50):

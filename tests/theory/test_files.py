@@ -13,6 +13,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix, random_array, save_npz
 from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
+from theory import brute_force
 from theory.brute_force import data_file
 from variegrad.theory import conflict_degree, files, glm_bound, libsvm, rows, sparse_bound
 from variegrad.theory.files import opened
@@ -286,3 +287,4 @@ def test_wide_random_data_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(rows, "BLOCK_ENTRIES", 64)
     dense = X.toarray()
     assert sparse_bound(X, paper=True) == sparse_bound(dense, paper=True)
+    assert conflict_degree(X) == brute_force.conflict_degree(dense)

@@ -33,6 +33,14 @@ def test_collatz_wielandt_survives_columns_apart() -> None:
     assert found.low <= np.linalg.norm(X, 2) ** 2 <= found.high <= 1.0001 * found.low
 
 
+def test_collatz_wielandt_heeds_a_single_heavy_column() -> None:
+    X = np.zeros((49, 20))
+    X[:30, 0] = 1.0
+    X[np.arange(30, 49), np.arange(1, 20)] = 1.0
+    found = collatz_wielandt(WeightedGram(rows_of(X), np.ones(49), ""), summands=60, tolerance=1e-9, iterations=50)
+    assert found.low <= 30 <= found.high <= 30.0001
+
+
 def test_lanczos_bounds_from_above_except_with_the_stated_probability() -> None:
     # A lonely top of the spectrum, which a random start may miss.
     spectrum = np.concatenate([[1.0], np.linspace(0, 0.9, 199)])

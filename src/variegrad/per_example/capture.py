@@ -31,6 +31,7 @@ class Capture:
         l1: whether ‖∇f_i‖₁ is wanted as well.
         examples: whose norms are wanted; None for all. With some only, Σ∇f_i is left to autograd.
         keep: whether nothing is summed, and the gradients themselves can be asked for afterwards (`gradients`).
+        rehearse: whether it is only found out which rules decline (`late`).
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Capture:
         l1: bool = False,
         examples: Sequence[int] | None = None,
         keep: bool = False,
+        rehearse: bool = False,
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
-        self.own, self.keep = examples is None, keep
+        self.own, self.keep, self.rehearse = examples is None, keep, rehearse
         self.examples = None if examples is None else _index(examples)
         self.wanted = count if examples is None else len(examples)
         self.late: dict[str, str] = {}
@@ -144,6 +146,8 @@ class Capture:
                     part = RULES[node.name()](visit, use.arc.slot, use.shape)
                 except NotCovered as reason:
                     self.late[name] = str(reason)
+                    continue
+                if self.rehearse:
                     continue
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
                     self._settle(name, use, part)

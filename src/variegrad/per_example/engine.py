@@ -23,10 +23,7 @@ from variegrad.per_example.graph import Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules import Dense
-
-# Relative error of ‖∇f_i‖² against the loop above which the engine refuses its own result.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 0.1
+from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
 
 
 @dataclass(frozen=True)
@@ -97,20 +94,30 @@ class Engine:
         if not self.verify or known.verified:
             return self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples)
 
-        two = sorted({wanted[0], wanted[-1]})
-        expected = {i: fallback.one_gradient(per_example, i, parameters) for i in two}
-        plain = torch.autograd.grad(per_example.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
-        found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=True)
-        known.verified = True
-        worst = _worst_mismatch(found, wanted, expected, dict(zip(parameters, plain, strict=True)), graph.low_precision)
+        expected = self._expected(graph, per_example, parameters, sorted({wanted[0], wanted[-1]}))
+        # A custom Function may hold parameters that the graph does not show: then only the loop sees them.
+        retain = bool(graph.opaque)
+        found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=retain)
+        worst = expected.worst_mismatch(found.sq_norms, found.total, wanted)
         if worst is None:
+            known.verified = True
             return found
-        known.verified = False
-        if graph.opaque:
-            # A custom Function may hold parameters that the graph does not show: only the loop sees them.
+        if retain:
             known.everything_looped = True
             return _looped(per_example, parameters, l1, wanted)
-        raise _mismatch(*worst)
+        raise mismatch(*worst)
+
+    def _expected(
+        self, graph: Graph, per_example: Tensor, parameters: Mapping[str, nn.Parameter], examples: Sequence[int]
+    ) -> Expected:
+        # Gradients are reduced to a few numbers at once: a check must not cost the memory that the engine saves.
+        sq_norms = {
+            i: {name: fingerprint(g).sq_norm for name, g in fallback.one_gradient(per_example, i, parameters).items()}
+            for i in examples
+        }
+        whole = torch.autograd.grad(per_example.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+        total = {name: fingerprint(g) for name, g in zip(parameters, whole, strict=True)}
+        return Expected(sq_norms, total, graph.low_precision)
 
     def gradients(
         self,
@@ -148,9 +155,8 @@ class Engine:
         rest = {name: parameters[name] for name in (*capture.uncovered, *capture.late)}
         others = _stacked(fallback.loop(per_example, rest), step) if rest else None
         if self.verify and not known.verified:
-            for i in (0, count - 1):
-                expected = fallback.one_gradient(per_example, i, parameters)
-                _check_rows(capture.gradients(i, i + 1, parameters), expected, graph.low_precision)
+            expected = self._expected(graph, per_example, parameters, (0, count - 1))
+            self._check_rows(capture, expected, parameters, count)
             known.verified = True
         for start in range(0, count, step):
             rows = capture.gradients(start, min(start + step, count), parameters)
@@ -162,6 +168,17 @@ class Engine:
                 if name in absent else rows[name]
                 for name in parameters
             }  # fmt: skip
+
+    def _check_rows(
+        self, capture: Capture, expected: Expected, parameters: Mapping[str, nn.Parameter], count: int
+    ) -> None:
+        for i in (0, count - 1):
+            whole = sum(expected.sq_norms[i].values())
+            for name, rows in capture.gradients(i, i + 1, parameters).items():
+                off = abs(fingerprint(rows[0]).sq_norm - expected.sq_norms[i][name])
+                limit = LOW_PRECISION_TOLERANCE if expected.low_precision else TOLERANCE[rows.dtype]
+                if not off <= limit * whole:
+                    raise mismatch(name, off / whole if whole else off)
 
     def graph(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]) -> Graph:
         """The graph of the losses.
@@ -202,6 +219,9 @@ class Engine:
         known = self.known.get(key)
         if known is None or not known.certain or not known.fits(graph, len(per_example)):
             fresh = learn(graph, model, losses, batch, per_example, parameters)
+            rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
+            rehearsal.run(per_example, parameters, retain=True)
+            fresh.leave_out(rehearsal.late)
             if known is not None:
                 fresh.verified, fresh.vectorize = known.verified, known.vectorize
                 fresh.uncovered = {**known.uncovered, **fresh.uncovered}
@@ -226,13 +246,13 @@ class Engine:
         rest = {name: parameters[name] for name in capture.uncovered}
         if rest:
             capture.add_gradients(fallback.gradients(model, losses, batch, per_example, rest, known), rest)
-        retain = retain or not known.verified
         totals = capture.run(per_example, parameters, retain=retain)
-        if late := {name: parameters[name] for name in capture.late}:
+        if capture.late:
             known.leave_out(capture.late)
-            if not retain:
-                raise RuntimeError(f"the layout of {sorted(late)} changed from one batch to the next; call again.")
-            capture.add_gradients(fallback.gradients(model, losses, batch, per_example, late, known), late)
+            raise RuntimeError(
+                f"how {sorted(capture.late)} are used changed from one batch to the next "
+                f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
+            )
         zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=per_example.device)
         return Norms(
             sq_norms={name: capture.sq_norms.get(name, zeros) for name in parameters},
@@ -269,47 +289,3 @@ def _looped(
         total=total,
         l1_norms=torch.stack(absolute)[order] if l1 else None,  # type: ignore[arg-type]
     )
-
-
-def _mismatch(name: str, relative: float) -> RuntimeError:
-    return RuntimeError(
-        f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing to "
-        "return them. Does the backward pass of this model change from call to call, or is it non-linear in its output "
-        "gradient? variegrad.per_example.loop_gradients is slow and always right."
-    )
-
-
-def _check_rows(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], low_precision: bool) -> None:
-    whole = sum(float(g.double().square().sum()) for g in expected.values()) ** 0.5
-    for name, rows in found.items():
-        off = float((rows[0].double() - expected[name].double()).norm())
-        if not off <= (LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE[rows.dtype]) * whole:
-            raise _mismatch(name, off / whole if whole else off)
-
-
-def _worst_mismatch(
-    found: Norms,
-    wanted: list[int],
-    expected: Mapping[int, Mapping[str, Tensor]],
-    plain: Mapping[str, Tensor | None],
-    low_precision: bool,
-) -> tuple[str, float] | None:
-    worst: tuple[str, float] | None = None
-    scale = sum(float(g.double().square().sum()) for g in plain.values() if g is not None)
-    for name, total in found.total.items():
-        tolerance = LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE[total.dtype]
-        reference = plain[name]
-        off = total.double() if reference is None else total.double() - reference.double()
-        # Rounding of a sum that nearly cancels is relative to its parts.
-        parts = max(scale, float(found.sq_norms[name].sum()))
-        errors = [(float(off.square().sum()) / parts) ** 0.5 if parts else 0.0]
-        for i, gradient in expected.items():
-            whole = sum(float(g.double().square().sum()) for g in gradient.values())
-            difference = abs(
-                float(found.sq_norms[name][wanted.index(i)]) - float(gradient[name].double().square().sum())
-            )
-            errors.append(difference / whole if whole else difference)
-        error = max(errors)
-        if not error <= tolerance and (worst is None or error > worst[1]):
-            worst = (name, error)
-    return worst

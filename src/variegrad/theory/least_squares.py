@@ -65,7 +65,7 @@ def least_squares_bound(
     Example:
         >>> import numpy as np
         >>> round(least_squares_bound(np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])).bound, 6)
-        1.714157
+        1.512787
 
     Source: Definition 6 for least squares; generalised eigenvalue.
     """
