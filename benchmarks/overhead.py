@@ -6,8 +6,8 @@
 Times are interleaved (plain, ours, peer, peer, plain, …) so that a drift of the machine's speed touches all alike;
 ratios are medians over repeats of each round's ratio to that round's plain step. A step is the forward pass, the
 backward pass and dropping the gradients, without an optimizer. Peak memory is the growth of the resident set above the
-built model and batch, each in a fresh process, first use included. Norms of peers are checked against the loop: a fast
-wrong number is marked wrong.
+built model and batch, each in a fresh process; the first step, in which the
+engine learns, is given apart. Norms of peers are checked against the loop: a fast wrong number is marked wrong.
 """
 
 import argparse
@@ -174,7 +174,7 @@ def build(model_name, method):
     try:
         step = METHODS[method](model, losses, batch)
         found = step()
-    except Exception as error:  # noqa: BLE001: a peer may fail in any way; say so and go on
+    except Exception as error:  # a peer may fail in any way: say so and go on
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     if method in EXACT:
         torch.manual_seed(0)
@@ -231,7 +231,11 @@ def times(model_name, methods, repeats):
 
 
 def peak_memory(model_name, method):
-    """The growth of the resident set above the built model and batch, in MB, in this (fresh) process."""
+    """The growth of the resident set above the built model and batch, in MB, in this (fresh) process.
+
+    Returns:
+        That of the first step, with all that is learnt in it, and that of the steps after it.
+    """
     torch.manual_seed(0)
     model, losses, batch = MODELS[model_name]()
     # Code and the libraries' working space are loaded first, on a model of no size.
@@ -241,13 +245,16 @@ def peak_memory(model_name, method):
     x = torch.randn(512, 512)
     torch.autograd.grad((x.requires_grad_() @ x).sum(), x)
     process = psutil.Process()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = process.memory_info().rss
     step = METHODS[method](model, losses, batch)
-    for _ in range(4):
-        step()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return (int(peak.split()[1]) * 1024 - before) / 1e6
+    grown = []
+    for rounds in (1, 4):
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+        for _ in range(rounds):
+            step()
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        grown.append((int(peak.split()[1]) * 1024 - before) / 1e6)
+    return grown
 
 
 def losses_of_tiny(model, batch):
@@ -259,11 +266,11 @@ def memory(model_name, method):
     """`peak_memory` in a fresh process.
 
     Returns:
-        Megabytes, or None where the method fails.
+        Megabytes of the first step and of later ones, or None where the method fails.
     """
     command = [sys.executable, __file__, "--memory", model_name, method]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 and done.stdout.strip() else None
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 and done.stdout.strip() else None
 
 
 def whole_pass(repeats):
@@ -318,7 +325,9 @@ def machine():
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE
+    )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -330,7 +339,7 @@ def machine():
 
 
 def geometric_mean(values):
-    """exp of the mean logarithm."""
+    """Exp of the mean logarithm."""
     return math.exp(statistics.fmean(math.log(v) for v in values))
 
 
@@ -341,7 +350,7 @@ def markdown(document):
     lines = [
         f"# Cost of per-example gradient norms, {document['date']}",
         "",
-        f"{document['machine']['cpu']}, {document['machine']['cores']} cores, {document['machine']['threads']} threads; "
+        f"{document['machine']['cpu']}, {document['machine']['cores']} cores, {document['machine']['threads']} threads; "  # noqa: E501
         + ", ".join(f"{k} {v}" for k, v in document["machine"]["versions"].items())
         + f"; Python {document['machine']['python']}; commit {document['machine']['commit']}; "
         f"`{document['command']}`; {document['repeats']} interleaved repeats.",
@@ -365,22 +374,36 @@ def markdown(document):
     for method in ("variegrad exact", "variegrad subset of 16"):
         if slow and all("ratio" in found[n].get(method, {}) for n in slow):
             mean = geometric_mean([found[n][method]["ratio"] for n in slow])
-            lines += ["", f"{method}: geometric mean over the {len(slow)} models whose step is above 5 ms: **{mean:.3f}**."]
+            lines += [
+                "",
+                f"{method}: geometric mean over the {len(slow)} models whose step is above 5 ms: **{mean:.3f}**.",
+            ]
     for name, table in found.items():
         if name not in slow and "milliseconds" in table.get("variegrad exact", {}):
             more = table["variegrad exact"]["milliseconds"] - table["plain"]["milliseconds"]
             lines += ["", f"{name} (a step below 5 ms): exact norms take **{more:.2f} ms more** than the plain step."]
     if room:
-        lines += ["", "## Peak memory above the built model, MB (ratio to the plain step)", ""]
+        lines += [
+            "",
+            "## Peak memory above the built model, MB (ratio to the plain step; and that of the first step alone)",
+            "",
+        ]
         lines += ["| model | plain | " + " | ".join(methods) + " |", "|---|---:|" + "---:|" * len(methods)]
         for name, table in room.items():
-            cells = [f"{table['plain']:.0f}" if table["plain"] else "–"]
-            cells += [
-                f"{table[m]:.0f} ({table[m] / table['plain']:.2f})" if table.get(m) and table["plain"] else "–" for m in methods
-            ]
+            first, later = table["plain"]
+            cells = [f"{later:.0f}"]
+            for m in methods:
+                if not table.get(m) or later < 1:
+                    cells.append(f"{table[m][1]:.1f}" if table.get(m) else "–")
+                else:
+                    cells.append(f"{table[m][1]:.0f} ({table[m][1] / later:.2f}); first {table[m][0] / first:.2f}")
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if document["whole_pass"]:
-        lines += ["", "## A whole exact pass (`measure`) beside a forward and backward pass, each at its best batch size", ""]
+        lines += [
+            "",
+            "## A whole exact pass (`measure`) beside a forward and backward pass, each at its best batch size",
+            "",
+        ]
         lines += ["| model | plain, s | measure, s | ratio |", "|---|---:|---:|---:|"]
         for name, entry in document["whole_pass"].items():
             lines.append(f"| {name} | {entry['plain']:.2f} | {entry['measure']:.2f} | {entry['ratio']:.2f} |")
@@ -399,7 +422,7 @@ def main():
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     if arguments.memory:
-        print(peak_memory(*arguments.memory))
+        print(json.dumps(peak_memory(*arguments.memory)))
         return
     methods = ["plain", *(m for m in arguments.methods if m != "plain")]
     document = {
@@ -416,7 +439,9 @@ def main():
         print(name, {m: round(e.get("ratio", math.nan), 3) for m, e in document["times"][name].items()}, flush=True)
         if not arguments.no_memory:
             document["memory"][name] = {m: memory(name, m) for m in methods}
-            print("  MB", {m: v and round(v) for m, v in document["memory"][name].items()}, flush=True)
+            print(
+                "  MB", {m: v and [round(part) for part in v] for m, v in document["memory"][name].items()}, flush=True
+            )
     document["whole_pass"] = whole_pass(arguments.repeats)
     print(markdown(document))
     if not arguments.no_report:

@@ -39,7 +39,7 @@ def torch_draws(seed: int, *key: int | str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(_hashed(seed, key) % 2**63)
         yield

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+
 from cases import CASES
 from reference import loop_gradients
-
-from variegrad.per_example.norms import batch_norms, example_sq_norms
+from variegrad.per_example.norms import batch_norms
 
 
 def build(case, dtype):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cases import energy
 from torch import nn
 
+from cases import energy
 from variegrad import explain
 
 

@@ -5,10 +5,10 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import classify, energy
-from reference import loop_gradients
 from torch import nn
 
+from cases import classify, energy
+from reference import loop_gradients
 from variegrad.per_example import Engine, example_gradients, example_sq_norms
 from variegrad.per_example.norms import batch_norms
 
@@ -133,7 +133,9 @@ def test_grad_accumulates_as_backward_does():
     energy(model, x).sum().backward()
     once = [p.grad.clone() for p in model.parameters()]
     example_sq_norms(model, energy, x)
-    assert all(torch.allclose(p.grad, 2 * g, rtol=1e-5, atol=1e-6) for p, g in zip(model.parameters(), once, strict=True))
+    assert all(
+        torch.allclose(p.grad, 2 * g, rtol=1e-5, atol=1e-6) for p, g in zip(model.parameters(), once, strict=True)
+    )
 
 
 def test_nested_use_inside_the_losses():
@@ -158,7 +160,9 @@ def test_several_threads_at_once():
         model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3)), X[: 4 + k]
         found = example_sq_norms(model, energy, x)
         rows = loop_gradients(model, energy, x)
-        results[k] = torch.allclose(found, sum(r.double().reshape(len(x), -1).square().sum(1) for r in rows.values()), rtol=1e-4)
+        results[k] = torch.allclose(
+            found, sum(r.double().reshape(len(x), -1).square().sum(1) for r in rows.values()), rtol=1e-4
+        )
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for thread in threads:

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from cases import classify, energy
-from reference import loop_gradients
 from torch import nn
 
+from cases import classify, energy
+from reference import loop_gradients
 from variegrad import sign_probe
 from variegrad.per_example.sign_probe import balanced_signs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -84,7 +85,7 @@ class Capture:
         """
         bottom = self.bottom if self.own else []
         asked = {} if self.own else {name: p for name, p in parameters.items() if name in self.graph.leaves}
-        targets: list[Tensor | GradientEdge] = [GradientEdge(node, 0) for node in bottom]
+        targets: list[Any] = [GradientEdge(node, 0) for node in bottom]
         targets += list(asked.values())
         handles = self.listen(skip=bottom)
         try:
@@ -98,7 +99,7 @@ class Capture:
             for handle in handles:
                 handle.remove()
         with torch.no_grad():
-            received = list(gradients)
+            received: list[Tensor | None] = list(gradients)
             for k, node in enumerate(bottom):
                 gradient, received[k] = received[k], None  # freed as soon as it was used
                 if gradient is not None:
@@ -217,12 +218,12 @@ class Capture:
                 norms[name].append(sq_norms(rows.detach()))
                 self.totals[name] = self.totals[name] + rows.sum(0) if name in self.totals else rows.sum(0)
             if self.l1:
-                absolute.append(sum(rows.flatten(1).abs().sum(1, dtype=torch.float64) for rows in chunk.values()))
+                absolute.append(torch.stack([_l1(rows) for rows in chunk.values()]).sum(0))
         at = slice(None) if self.examples is None else self.examples
-        for name, rows in norms.items():
-            self.sq_norms[name] = torch.cat(rows)[at]
+        for name, parts in norms.items():
+            self.sq_norms[name] = torch.cat(parts)[at]
         if self.l1:
-            self._add_l1(torch.cat(absolute)[at])  # type: ignore[arg-type]
+            self._add_l1(torch.cat(absolute)[at])
 
     def _settle(self, name: str, use: Use, part: Contribution) -> None:
         if self.l1:
@@ -279,20 +280,9 @@ def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batche
         return gradient.to(parameter.dtype)
     if names == {"TBackward0"}:
         return gradient.transpose(-1, -2) if len(use.chain) % 2 else gradient
-    gradient = gradient.to(_dtype(use))
-    (result,) = torch.autograd.grad(
-        [use.edge],
-        [parameter],
-        [gradient],
-        retain_graph=True,
-        is_grads_batched=batched,  # type: ignore[list-item]
-    )
+    gradient = gradient.to(use.dtype)
+    (result,) = torch.autograd.grad([use.edge], [parameter], [gradient], retain_graph=True, is_grads_batched=batched)
     return result
-
-
-def _dtype(use: Use) -> torch.dtype:
-    node, output = use.arc.node.next_functions[use.arc.slot]
-    return node._input_metadata[output].dtype  # type: ignore[attr-defined,no-any-return]
 
 
 @contextmanager

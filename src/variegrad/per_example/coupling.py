@@ -39,7 +39,7 @@ def refuse_batch_statistics(model: nn.Module, name: str, nodes: Sequence[Node], 
     Raises:
         ValueError: naming the module.
     """
-    # InstanceNorm is batch normalisation of a reshaped batch: there the weight comes repeated, and never meets the node.
+    # InstanceNorm is batch normalisation of a reshaped batch: its weight comes repeated, and never meets the node.
     met = [node for node in nodes if node.name().startswith(BATCH_NORM) and getattr(node, "_saved_training", True)]
     met += [arc.node for arc in arcs if arc.node in met]
     if met:
@@ -92,13 +92,13 @@ def refuse_if_coupled(
             ):
                 return
             raise ValueError(
-                f"the loss of an example depends on the other examples of the batch (seen at parameter {name!r}: {why}; "
+                f"the loss of an example depends on the other examples of the batch (at parameter {name!r}: {why}; "
                 f"the first {part} examples alone have other losses than within the batch): there is no gradient of "
                 f"one example alone. {WAYS_ON}"
             )
     raise ValueError(
-        f"parameter {name!r} cannot be attributed to examples: {why}, and the losses are random even in evaluation mode, "
-        f"so that it cannot be known whether the examples are coupled. {WAYS_ON}"
+        f"parameter {name!r} cannot be attributed to examples: {why}, and the losses are random even in evaluation "
+        f"mode, so that it cannot be known whether the examples are coupled. {WAYS_ON}"
     )
 
 

@@ -62,9 +62,10 @@ class Explanation:
             memory = "–" if s.megabytes is None else f"{s.megabytes:.1f}"
             shape = "×".join(map(str, s.shape)) or "scalar"
             table.add_row(s.parameter, shape, ", ".join(s.uses) or "unused", s.rule, cost, memory)
-        console = Console(width=140, record=True, file=_Nowhere())
-        console.print(table)
-        return console.export_text().rstrip()
+        console = Console(width=140)
+        with console.capture() as text:
+            console.print(table)
+        return text.get().rstrip()
 
 
 def explain(model: nn.Module, losses: Losses, batch: Batch) -> Explanation:
@@ -134,12 +135,3 @@ def _served(name: str, parameter: nn.Parameter, capture: Capture) -> Served:
         milliseconds=milliseconds,
         megabytes=megabytes,
     )
-
-
-class _Nowhere:
-    """Where a recording console writes to."""
-
-    def write(self, _text: str) -> int:
-        return 0
-
-    def flush(self) -> None: ...

@@ -155,7 +155,7 @@ class _Functional(nn.Module):
         return losses(self.model, batch)[0]
 
     def losses(self, losses: Losses, batch: Batch) -> Tensor:
-        return torch.func.functional_call(self, self.weights, (losses, batch))  # type: ignore[no-any-return]
+        return torch.func.functional_call(self, self.weights, (losses, batch))
 
 
 def gradients(
@@ -199,7 +199,7 @@ def _agrees(
     two = map_tensors(lambda t: t[:2], batch)
     try:
         found = next(vectorized(model, losses, two, parameters))
-    except Exception:  # noqa: BLE001: whatever vmap cannot do, the loop can
+    except Exception:  # noqa: BLE001
         return False
     for i in range(min(2, len(per_example))):
         for name, g in one_gradient(per_example, i, parameters).items():

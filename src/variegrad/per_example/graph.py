@@ -6,9 +6,10 @@ patched, wrapped or hooked onto modules, and what a rule does not know is *seen*
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,46 @@ EMBED_IN_ZEROS = frozenset({"SelectBackward0", "SliceBackward0", "NarrowBackward
 # Read their rows by an index that comes from data: what belongs to whom may change from batch to batch.
 DATA_INDEXED = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Take", "Unique",
                 "NestedTensor", "PackPadded", "PadPacked")  # fmt: skip
+
+
+_CUSTOM: type = torch.autograd.function.BackwardCFunction
+
+
+def saved(node: Node, name: str) -> Any:
+    """What a node keeps for its backward pass.
+
+    Args:
+        node: the node.
+        name: the name of the tensor or setting in torch's own formula.
+
+    Returns:
+        Its value.
+    """
+    return getattr(node, f"_saved_{name}")
+
+
+def leaf(node: Node) -> Any:
+    """The parameter of an `AccumulateGrad` node.
+
+    Args:
+        node: the node.
+
+    Returns:
+        The leaf tensor.
+    """
+    return node.variable  # type: ignore[attr-defined]
+
+
+def outputs(node: Node) -> Sequence[Any]:
+    """Shape and type of each output of the operation that a node is the backward of.
+
+    Args:
+        node: the node.
+
+    Returns:
+        An object with `shape` and `dtype` for each.
+    """
+    return node._input_metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +118,7 @@ class Graph:
     @property
     def low_precision(self) -> bool:
         """Whether some gradients are rounded to 16 bits, by the model's type or by autocast."""
-        kinds = {meta.dtype for node in self.order for meta in node._input_metadata}  # type: ignore[attr-defined]
+        kinds = {meta.dtype for node in self.order for meta in outputs(node)}
         return not kinds.isdisjoint({torch.bfloat16, torch.float16})
 
     @property
@@ -106,12 +147,12 @@ def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
         kind = node.name()
         shape.append(kind)
         if kind == ACCUMULATE:
-            name = names.get(id(node.variable))  # type: ignore[attr-defined]
+            name = names.get(id(leaf(node)))
             shape.append(name)
             if name is not None:
                 leaves[name] = node
             continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        if isinstance(node, _CUSTOM):
             opaque.append(kind)
         for child, _ in node.next_functions:
             if child is None:
@@ -139,15 +180,26 @@ class Use:
     @property
     def edge(self) -> GradientEdge:
         """Where the gradient with respect to this input flows on downwards."""
-        return GradientEdge(*self.arc.node.next_functions[self.arc.slot])
+        return GradientEdge(*self.below)
 
     @property
     def shape(self) -> torch.Size:
         """The shape of this input: of the derived parameter."""
+        node, output = self.below
+        return leaf(node).shape if node.name() == ACCUMULATE else torch.Size(outputs(node)[output].shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of this input."""
+        node, output = self.below
+        return leaf(node).dtype if node.name() == ACCUMULATE else outputs(node)[output].dtype
+
+    @property
+    def below(self) -> tuple[Node, int]:
+        """The node that made this input, and which of its outputs it is."""
         node, output = self.arc.node.next_functions[self.arc.slot]
-        if node.name() == ACCUMULATE:
-            return node.variable.shape  # type: ignore[attr-defined,no-any-return]
-        return torch.Size(node._input_metadata[output].shape)  # type: ignore[attr-defined]
+        assert node is not None
+        return node, output
 
     @property
     def keeps_norms(self) -> bool:
@@ -165,11 +217,11 @@ class Use:
 
 
 def _reads_each_row_once(node: Node) -> bool:
-    if node.name() != "EmbeddingBackward0" or node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
+    if node.name() != "EmbeddingBackward0" or saved(node, "scale_grad_by_freq"):
         return False
-    indices: Tensor = node._saved_indices  # type: ignore[attr-defined]
-    padded = bool((indices == node._saved_padding_idx).any())  # type: ignore[attr-defined]
-    return not padded and indices.unique().numel() == indices.numel()
+    indices: Tensor = saved(node, "indices")
+    padded = bool((indices == saved(node, "padding_idx")).any())
+    return not padded and torch.unique(indices).numel() == indices.numel()
 
 
 def lowest(graph: Graph, nodes: Iterable[Node]) -> list[Node]:

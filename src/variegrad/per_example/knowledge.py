@@ -1,4 +1,4 @@
-"""What is learnt of a model's graph when its structure is first met: who owns which gradient, and each parameter's uses."""
+"""What is learnt of a graph when its structure is first met: whose gradient is whose, and each parameter's uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd.graph import Node
 from variegrad.batches import Batch
 from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_coupled
 from variegrad.per_example.evaluate import Losses
-from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use, lowest
+from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use, lowest, outputs
 from variegrad.per_example.ownership import ZERO, Layout, Owner, probe_ownership
 from variegrad.per_example.rules import RULES
 
@@ -101,7 +101,7 @@ class Knowledge:
         first = self.owners.get((number, 0))
         if isinstance(first, Layout):
             return first
-        found = [o for k in range(_outputs(node)) if (o := self.owners.get((number, k))) is not None]
+        found = [o for k in range(len(outputs(node))) if (o := self.owners.get((number, k))) is not None]
         return next((o for o in found if o != ZERO), found[0] if found else None)
 
     def uses(self, graph: Graph, name: str) -> tuple[list[Use], str | None]:
@@ -151,7 +151,7 @@ class Knowledge:
         for number in {number for each in self.program(graph).uses.values() for number, _, _ in each}:
             owner = self.owner(graph, graph.order[number])
             if isinstance(owner, Layout):
-                shape = graph.order[number]._input_metadata[0].shape  # type: ignore[attr-defined]
+                shape = outputs(graph.order[number])[0].shape
                 size = shape[owner.dim] if owner.dim < len(shape) else 0
                 if size % count or (owner.single and size != count) or size == 0:
                     return False
@@ -222,7 +222,3 @@ def _below(arc: Arc, between: set[Node]) -> tuple[Node, ...]:
 
 def _consumers(graph: Graph, name: str) -> list[Node]:
     return [arc.node for arc in graph.above[graph.leaves[name]]] if name in graph.leaves else []
-
-
-def _outputs(node: Node) -> int:
-    return len(node._input_metadata)  # type: ignore[attr-defined]

@@ -129,7 +129,8 @@ def _gradient(per_example: Tensor, weights: Tensor, parameters: Mapping[str, nn.
     found = torch.autograd.grad(
         [per_example], list(parameters.values()), [weights], retain_graph=True, allow_unused=True
     )
-    return [g for g in found if g is not None]
+    # torch gives None where the losses do not depend on a parameter.
+    return list(filter(None.__ne__, found))
 
 
 def _sq_norm(gradient: list[Tensor]) -> float:

@@ -104,7 +104,7 @@ def mismatch(name: str, relative: float) -> RuntimeError:
         An error that says what to do.
     """
     return RuntimeError(
-        f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing to "
-        "return them. Does the backward pass of this model change from call to call, or is it non-linear in its output "
+        f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing "
+        "to return them. Does the backward pass of this model change from call to call, or is it non-linear in its output "
         "gradient? variegrad.per_example.loop_gradients is slow and always right."
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 TILE_BYTES = 8 << 20
 
 
-class NotCovered(Exception):
+class NotCovered(Exception):  # noqa: N818
     """This use is outside what its rule is exact for."""
 
 

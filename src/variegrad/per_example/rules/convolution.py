@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Size, Tensor
 
+from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
 from variegrad.per_example.rules.visit import Visit
@@ -49,7 +50,7 @@ class Geometry:
             gradient, inputs, weight, None, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding, self.groups * groups, [False, True, False],
         )  # fmt: skip
-        return result  # type: ignore[no-any-return]
+        return result
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ class Convolution(Contribution):
         return torch.stack([self._one(i) for i in range(start, stop)])
 
     def merged(self, other: Contribution) -> Convolution | None:
-        same = isinstance(other, Convolution) and other.geometry == self.geometry
-        if not same or other.inputs.shape[2:] != self.inputs.shape[2:]:  # type: ignore[attr-defined]
+        if not isinstance(other, Convolution) or other.geometry != self.geometry:
             return None
-        inputs, gradients = torch.cat((self.inputs, other.inputs), 1), torch.cat((self.gradients, other.gradients), 1)  # type: ignore[attr-defined]
+        if other.inputs.shape[2:] != self.inputs.shape[2:]:
+            return None
+        inputs, gradients = torch.cat((self.inputs, other.inputs), 1), torch.cat((self.gradients, other.gradients), 1)
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
     def summed(self, *, total: bool = True) -> Summed:
@@ -174,16 +176,17 @@ class Convolution(Contribution):
 
     def _correlation_rows(self, start: int, stop: int) -> Tensor:
         # For few input channels: they are the batch, examples are groups, output gradients are the kernels.
-        g, size, channels = self.geometry, stop - start, self.inputs.shape[2]
+        g, size = self.geometry, stop - start
         kernels = self.gradients[start:stop, 0].flatten(0, 1).unsqueeze(1)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.inputs.dim() - 4]
         inputs = self.inputs[start:stop, 0].transpose(0, 1)
         rows = convolve(inputs, kernels, padding=g.padding, stride=g.dilation, dilation=g.stride, groups=size)
-        rows = rows[(..., *(slice(0, k) for k in self.shape[2:]))]
+        for dim, length in enumerate(self.shape[2:]):
+            rows = rows.narrow(dim + 2, 0, length)
         return rows.unflatten(1, (size, self.shape[0])).permute(1, 2, 0, *range(3, rows.dim() + 1))
 
 
-def convolution(visit: Visit, slot: int, shape: Size) -> Contribution:
+def convolution(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     """Y = X ∗ W + bias.
 
     Args:
@@ -205,12 +208,12 @@ def convolution(visit: Visit, slot: int, shape: Size) -> Contribution:
     if slot == BIAS:
         return Dense(gradients.flatten(3).sum((1, 3)))
     geometry = Geometry(
-        stride=tuple(node._saved_stride),  # type: ignore[attr-defined]
-        padding=tuple(node._saved_padding),  # type: ignore[attr-defined]
-        dilation=tuple(node._saved_dilation),  # type: ignore[attr-defined]
-        groups=int(node._saved_groups),  # type: ignore[attr-defined]
-        transposed=bool(node._saved_transposed),  # type: ignore[attr-defined]
-        output_padding=tuple(node._saved_output_padding),  # type: ignore[attr-defined]
+        stride=tuple(saved(node, "stride")),
+        padding=tuple(saved(node, "padding")),
+        dilation=tuple(saved(node, "dilation")),
+        groups=int(saved(node, "groups")),
+        transposed=bool(saved(node, "transposed")),
+        output_padding=tuple(saved(node, "output_padding")),
     )
-    inputs = visit.rows(node._saved_input.contiguous())  # type: ignore[attr-defined]
-    return Convolution(inputs, gradients, node._saved_weight, geometry)  # type: ignore[attr-defined]
+    inputs = visit.rows(saved(node, "input").contiguous())
+    return Convolution(inputs, gradients, saved(node, "weight"), geometry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Size, Tensor
 
+from variegrad.per_example.graph import saved
 from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered
 from variegrad.per_example.rules.visit import Visit
 
@@ -23,7 +24,7 @@ def add(visit: Visit, slot: int, shape: Size) -> Contribution:
     Returns:
         The contribution.
     """
-    return _scaled(visit, shape, visit.node._saved_alpha if slot == 1 else 1)  # type: ignore[attr-defined]
+    return _scaled(visit, shape, saved(visit.node, "alpha") if slot == 1 else 1)
 
 
 def sub(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -37,7 +38,7 @@ def sub(visit: Visit, slot: int, shape: Size) -> Contribution:
     Returns:
         The contribution.
     """
-    return _scaled(visit, shape, -visit.node._saved_alpha if slot == 1 else 1)  # type: ignore[attr-defined]
+    return _scaled(visit, shape, -saved(visit.node, "alpha") if slot == 1 else 1)
 
 
 def _scaled(visit: Visit, shape: Size, scale: float | int) -> Dense:
@@ -56,7 +57,7 @@ def mul(visit: Visit, slot: int, shape: Size) -> Contribution:
     Returns:
         The contribution.
     """
-    other = visit.node._saved_other if slot == 0 else visit.node._saved_self  # type: ignore[attr-defined]
+    other = saved(visit.node, "other") if slot == 0 else saved(visit.node, "self")
     return Dense(visit.reduced(visit.rows(visit.gradient) * visit.factor(other), shape))
 
 
@@ -71,10 +72,10 @@ def div(visit: Visit, slot: int, shape: Size) -> Contribution:
     Returns:
         The contribution.
     """
-    divisor = visit.factor(visit.node._saved_other)  # type: ignore[attr-defined]
+    divisor = visit.factor(saved(visit.node, "other"))
     entries = visit.rows(visit.gradient) / divisor
     if slot == 1:
-        entries = -entries * (visit.factor(visit.node._saved_self) / divisor)  # type: ignore[attr-defined]
+        entries = -entries * (visit.factor(saved(visit.node, "self")) / divisor)
     return Dense(visit.reduced(entries, shape))
 
 
@@ -94,7 +95,7 @@ def prelu(visit: Visit, slot: int, shape: Size) -> Contribution:
     """
     if slot != 1:
         raise NotCovered("the input of an activation")
-    below: Tensor = visit.rows(visit.node._saved_self).clamp(max=0)  # type: ignore[attr-defined]
+    below: Tensor = visit.rows(saved(visit.node, "self")).clamp(max=0)
     return Dense(visit.reduced(visit.rows(visit.gradient) * below, shape))
 
 

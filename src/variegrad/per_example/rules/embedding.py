@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Size, Tensor
 from torch.autograd.graph import Node
 
+from variegrad.per_example.graph import saved
 from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed
 from variegrad.per_example.rules.visit import Visit
 
@@ -95,8 +96,8 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
     _refuse_frequencies(node)
     if visit.layout.dim == visit.gradient.dim() - 1:
         raise NotCovered("a table whose columns belong to examples")
-    tokens = visit.rows(node._saved_indices).flatten(1)  # type: ignore[attr-defined]
-    tokens = tokens.masked_fill(tokens == _signed(node._saved_padding_idx), -1)  # type: ignore[attr-defined]
+    tokens = visit.rows(saved(node, "indices")).flatten(1)
+    tokens = tokens.masked_fill(tokens == _signed(saved(node, "padding_idx")), -1)
     return Lookup(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0])
 
 
@@ -117,20 +118,20 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
     """
     node, gradient = visit.node, visit.gradient
     _refuse_frequencies(node)
-    mode, bags = int(node._saved_mode), len(gradient)  # type: ignore[attr-defined]
+    mode, bags = int(saved(node, "mode")), len(gradient)
     if slot != 0 or mode not in (SUM, MEAN) or bags != visit.count or visit.layout.dim != 0:
         raise NotCovered("an EmbeddingBag of another form than one bag an example, summed or averaged")
-    tokens: Tensor = node._saved_indices  # type: ignore[attr-defined]
-    offsets: Tensor = node._saved_offsets[:bags]  # type: ignore[attr-defined]
+    tokens: Tensor = saved(node, "indices")
+    offsets: Tensor = saved(node, "offsets")[:bags]
     places = torch.arange(len(tokens), device=tokens.device)
     bag = torch.bucketize(places, offsets, right=True) - 1
-    kept = torch.ne(tokens, _signed(node._saved_padding_idx))  # type: ignore[attr-defined]
+    kept = torch.ne(tokens, _signed(saved(node, "padding_idx")))
     sizes = torch.bincount(bag[kept], minlength=bags).clamp(min=1)
     longest = int(torch.bincount(bag, minlength=bags).max()) if len(tokens) else 0
     at = (bag, places - offsets[bag])
     padded = tokens.new_full((bags, longest), -1)
     padded[at] = tokens.masked_fill(~kept, -1)
-    weights: Tensor | None = node._saved_per_sample_weights  # type: ignore[attr-defined]
+    weights: Tensor | None = saved(node, "per_sample_weights")
     values = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
     factor = gradient.new_zeros(bags, longest)
     factor[at] = values / sizes[bag] if mode == MEAN else values
@@ -143,8 +144,8 @@ def _signed(index: int) -> int:
 
 
 def _refuse_frequencies(node: Node) -> None:
-    if node._saved_scale_grad_by_freq:  # type: ignore[attr-defined]
+    if saved(node, "scale_grad_by_freq"):
         raise ValueError(
-            "an embedding with scale_grad_by_freq=True divides gradients by how often a token occurs in the whole batch, "
-            "which couples the examples: there is no gradient of one example alone. Set it to False."
+            "an embedding with scale_grad_by_freq=True divides gradients by how often a token occurs in the whole "
+            "batch, which couples the examples: there is no gradient of one example alone. Set it to False."
         )

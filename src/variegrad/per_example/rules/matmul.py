@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Size, Tensor
 
+from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
 from variegrad.per_example.rules.visit import Visit
@@ -141,7 +142,7 @@ class Outer(Contribution):
 
 @dataclass(frozen=True)
 class Stacked(Contribution):
-    """Several independent products of one batched weight (experts, heads): gradients stacked along its first dimension."""
+    """Independent products of one batched weight (experts, heads): gradients stacked along its first dimension."""
 
     parts: tuple[Contribution, ...]
 
@@ -178,7 +179,7 @@ def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
         The contribution.
     """
     node = visit.node
-    return _outer(visit, node._saved_mat2 if slot == 0 else node._saved_self, visit.gradient, slot, 1.0)  # type: ignore[attr-defined]
+    return _outer(visit, saved(node, "mat2") if slot == 0 else saved(node, "self"), visit.gradient, slot, 1.0)
 
 
 def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -194,11 +195,11 @@ def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """
     node = visit.node
     if slot == 0:
-        beta = node._saved_beta  # type: ignore[attr-defined]
+        beta = saved(node, "beta")
         bias = visit.reduced(visit.rows(visit.gradient), shape)
         return Dense(bias if beta == 1 else bias * beta)
-    factor: Tensor = node._saved_mat2 if slot == 1 else node._saved_mat1  # type: ignore[attr-defined]
-    return _outer(visit, factor, visit.gradient, slot - 1, float(node._saved_alpha))  # type: ignore[attr-defined]
+    factor: Tensor = saved(node, "mat2") if slot == 1 else saved(node, "mat1")
+    return _outer(visit, factor, visit.gradient, slot - 1, float(saved(node, "alpha")))
 
 
 def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
@@ -217,7 +218,7 @@ def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     """
     if visit.layout.dim == 0:
         raise NotCovered("a batched product whose examples run along its batch")
-    factor: Tensor = visit.node._saved_mat2 if slot == 0 else visit.node._saved_self  # type: ignore[attr-defined]
+    factor: Tensor = saved(visit.node, "mat2") if slot == 0 else saved(visit.node, "self")
     inner = replace(visit, layout=replace(visit.layout, dim=visit.layout.dim - 1))
     return Stacked(tuple(_outer(inner, factor[k], visit.gradient[k], slot, 1.0) for k in range(len(factor))))
 

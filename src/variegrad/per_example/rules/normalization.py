@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Size, Tensor
 
+from variegrad.per_example.graph import saved
 from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered
 from variegrad.per_example.rules.visit import Visit
 
@@ -32,8 +33,8 @@ def layer_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     if slot == BIAS:
         return Dense(visit.reduced(rows, shape))
     node = visit.node
-    mean, reciprocal = visit.rows(node._saved_result1), visit.rows(node._saved_result2)  # type: ignore[attr-defined]
-    entries = (visit.rows(node._saved_input) - mean).mul_(reciprocal).mul_(rows)  # type: ignore[attr-defined]
+    mean, reciprocal = visit.rows(saved(node, "result1")), visit.rows(saved(node, "result2"))
+    entries = (visit.rows(saved(node, "input")) - mean).mul_(reciprocal).mul_(rows)
     return Dense(visit.reduced(entries, shape))
 
 
@@ -50,7 +51,7 @@ def rms_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """
     _only_parameters(slot)
     node = visit.node
-    entries = visit.rows(node._saved_input) * visit.rows(node._saved_result1)  # type: ignore[attr-defined]
+    entries = visit.rows(saved(node, "input")) * visit.rows(saved(node, "result1"))
     return Dense(visit.reduced(entries * visit.rows(visit.gradient), shape))
 
 
@@ -74,14 +75,14 @@ def group_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
     if visit.layout.dim != 0:
         raise NotCovered("a normalisation whose examples do not run along its batch")
     node = visit.node
-    images, groups = len(visit.gradient), int(node._saved_group)  # type: ignore[attr-defined]
+    images, groups = len(visit.gradient), int(saved(node, "group"))
     plain = visit.once("sum", lambda: _positions(visit.rows(visit.gradient)).sum(-1))
     if slot == BIAS:
         return Dense(plain.sum(1))
-    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(node._saved_input)))  # type: ignore[attr-defined]
+    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(saved(node, "input"))))
     mean, reciprocal = (
         visit.rows(s.view(images, groups)).repeat_interleave(shape[0] // groups, dim=-1)
-        for s in (node._saved_result1, node._saved_result2)  # type: ignore[attr-defined]
+        for s in (saved(node, "result1"), saved(node, "result2"))
     )
     return Dense(((product - mean * plain) * reciprocal).sum(1))
 
@@ -102,14 +103,14 @@ def batch_norm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: A
     """
     _only_parameters(slot)
     node = visit.node
-    if node._saved_training or node._saved_running_mean is None or visit.layout.dim != 0:  # type: ignore[attr-defined]
+    if saved(node, "training") or saved(node, "running_mean") is None or visit.layout.dim != 0:
         raise NotCovered("batch statistics")
     plain = visit.once("sum", lambda: _positions(visit.rows(visit.gradient)).sum(-1))
     if slot == BIAS:
         return Dense(plain.sum(1))
-    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(node._saved_input)))  # type: ignore[attr-defined]
-    reciprocal = (node._saved_running_var + node._saved_eps).rsqrt()  # type: ignore[attr-defined]
-    return Dense(((product - node._saved_running_mean * plain) * reciprocal).sum(1))  # type: ignore[attr-defined]
+    product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(saved(node, "input"))))
+    reciprocal = (saved(node, "running_var") + saved(node, "eps")).rsqrt()
+    return Dense(((product - saved(node, "running_mean") * plain) * reciprocal).sum(1))
 
 
 def _positions(rows: Tensor) -> Tensor:
