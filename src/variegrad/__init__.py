@@ -4,6 +4,8 @@ One way in: `losses(model, batch) → (b,)`, one loss per example. See the READM
 `docs/paper.md` for which function stands for which statement of the paper.
 """
 
+from variegrad import theory
+from variegrad.estimate import BatchSizeEstimate, estimate
 from variegrad.measure import measure, measure_differential
 from variegrad.mechanisms import DropConnect, Langevin, Mechanism, Quantize
 from variegrad.moments import Diversity, GradientMoments
@@ -12,16 +14,19 @@ from variegrad.per_example import example_gradients, example_sq_norms, explain, 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchSizeEstimate",
     "Diversity",
     "DropConnect",
     "GradientMoments",
     "Langevin",
     "Mechanism",
     "Quantize",
+    "estimate",
     "example_gradients",
     "example_sq_norms",
     "explain",
     "measure",
     "measure_differential",
     "sign_probe",
+    "theory",
 ]

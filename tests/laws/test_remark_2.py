@@ -46,12 +46,12 @@ def test_the_search_over_many_rows_finds_the_degree_of_the_graph(seed: int) -> N
 
 
 def test_the_search_does_not_give_up_on_a_row_that_looks_poor() -> None:
-    # 250 rows repeat each other in ten columns and look best; one row meets four groups of 63, more than any of them.
-    X = np.zeros((503, 14))
-    X[:250, :10] = 1
-    X[np.arange(250, 502), 10 + np.arange(252) % 4] = 1
-    X[502, 10:] = 1
-    assert theory.conflict_degree(X) == conflict_degree(X) == 252
+    # 256 rows (four passes of 64) repeat each other and look best; one row meets four groups of 64, one more than they.
+    X = np.zeros((513, 14))
+    X[:256, :10] = 1
+    X[np.arange(256, 512), 10 + np.arange(256) % 4] = 1
+    X[512, 10:] = 1
+    assert theory.conflict_degree(X) == conflict_degree(X) == 256
 
 
 def test_the_column_count_is_attained() -> None:

@@ -149,6 +149,15 @@ def test_a_truncated_stream_is_refused(name: str, tmp_path: Path) -> None:
         glm_bound(path)
 
 
+def test_a_truncated_text_is_named_with_the_line_it_breaks_off_in(tmp_path: Path) -> None:
+    path = tmp_path / "cut.svm.gz"
+    text = libsvm_bytes(matrix(5000))
+    path.write_bytes(gzip.compress(text)[:-20_000])
+    with pytest.raises(ValueError, match="ends early, in line") as caught:
+        glm_bound(path)
+    assert 100 < int(str(caught.value).split("in line ")[1].split(";")[0]) < 5000
+
+
 @pytest.mark.parametrize("name", ["dense.npy", "fortran.npy", "rows.npz", "array.npz"])
 def test_a_truncated_binary_file_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

@@ -7,8 +7,10 @@ import sys
 
 import typer
 
+from variegrad.cli.bound import bound
 from variegrad.cli.listing import list_all
 from variegrad.cli.measure import measure
+from variegrad.cli.plan import plan
 
 app = typer.Typer(
     name="variegrad",
@@ -20,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("measure")(measure)
+app.command("bound")(bound)
+app.command("plan")(plan)
 app.command("list")(list_all)
 
 

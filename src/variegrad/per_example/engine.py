@@ -100,7 +100,7 @@ class Engine:
         found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=retain)
         worst = expected.worst_mismatch(found.sq_norms, found.total, wanted)
         if worst is None:
-            known.verified = True
+            known.verified = expected.finite
             return found
         if retain:
             known.everything_looped = True
@@ -115,7 +115,10 @@ class Engine:
             i: {name: fingerprint(g).sq_norm for name, g in fallback.one_gradient(per_example, i, parameters).items()}
             for i in examples
         }
-        whole = torch.autograd.grad(per_example.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+        ones = torch.ones_like(per_example)
+        whole = torch.autograd.grad(
+            [per_example], list(parameters.values()), [ones], retain_graph=True, allow_unused=True
+        )
         total = {name: fingerprint(g) for name, g in zip(parameters, whole, strict=True)}
         return Expected(sq_norms, total, graph.low_precision)
 
@@ -156,8 +159,9 @@ class Engine:
         others = _stacked(fallback.loop(per_example, rest), step) if rest else None
         if self.verify and not known.verified:
             expected = self._expected(graph, per_example, parameters, (0, count - 1))
-            self._check_rows(capture, expected, parameters, count)
-            known.verified = True
+            if expected.finite:
+                self._check_rows(capture, expected, parameters, count)
+                known.verified = True
         for start in range(0, count, step):
             rows = capture.gradients(start, min(start + step, count), parameters)
             if others is not None:

@@ -53,7 +53,8 @@ def one_gradient(
     try:
         for p in parameters.values():
             p.grad = None
-        per_example[example].backward(retain_graph=True, inputs=_inputs(per_example, parameters))
+        with torch.enable_grad():  # a caller may have switched it off around a graph that exists
+            per_example[example].backward(retain_graph=True, inputs=_inputs(per_example, parameters))
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
     finally:
         for name, p in parameters.items():

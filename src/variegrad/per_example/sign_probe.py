@@ -129,8 +129,9 @@ def _gradient(per_example: Tensor, weights: Tensor, parameters: Mapping[str, nn.
     found = torch.autograd.grad(
         [per_example], list(parameters.values()), [weights], retain_graph=True, allow_unused=True
     )
-    # torch gives None where the losses do not depend on a parameter.
-    return list(filter(None.__ne__, found))
+    # torch gives None, whatever its annotation says, where the losses do not depend on a parameter.
+    maybe: tuple[Tensor | None, ...] = found
+    return [g for g in maybe if g is not None]
 
 
 def _sq_norm(gradient: list[Tensor]) -> float:

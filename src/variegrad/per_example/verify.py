@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,13 @@ class Expected:
     total: Mapping[str, Fingerprint]
     low_precision: bool
 
+    @property
+    def finite(self) -> bool:
+        """Whether there is anything to compare: infinite gradients are the model's, and are passed on as they are."""
+        return all(math.isfinite(f.sq_norm) for f in self.total.values()) and all(
+            math.isfinite(value) for each in self.sq_norms.values() for value in each.values()
+        )
+
     def worst_mismatch(
         self, sq_norms: Mapping[str, Tensor], total: Mapping[str, Tensor], examples: Sequence[int]
     ) -> tuple[str, float] | None:
@@ -75,6 +83,8 @@ class Expected:
             Its name and relative error, or None.
         """
         worst: tuple[str, float] | None = None
+        if not self.finite:
+            return None
         # Rounding of a sum that nearly cancels, or of a part of a gradient, is relative to the whole.
         whole = {i: sum(each.values()) for i, each in self.sq_norms.items()}
         scale = max(sum(f.sq_norm for f in self.total.values()), sum(float(n.sum()) for n in sq_norms.values()))
@@ -105,6 +115,6 @@ def mismatch(name: str, relative: float) -> RuntimeError:
     """
     return RuntimeError(
         f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing "
-        "to return them. Does the backward pass of this model change from call to call, or is it non-linear in its output "
-        "gradient? variegrad.per_example.loop_gradients is slow and always right."
+        "to return them. Does the backward pass of this model change from call to call, or is it non-linear in its "
+        "output gradient? variegrad.per_example.loop_gradients is slow and always right."
     )

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -171,17 +172,20 @@ class _Watched:
             self.progress("reading the file", self.file.tell(), self.size)
         return found
 
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
 
 def _libsvm(path: Path, folder: Path, stack: ExitStack, progress: Progress | None) -> Rows:
     raw = stack.enter_context(path.open("rb"))
-    watched = cast("BinaryIO", _Watched(raw, path.stat().st_size, progress))
+    watched = cast("BufferedIOBase", _Watched(raw, path.stat().st_size, progress))
     stream = stack.enter_context(OPENERS[path.suffix](watched, "rb")) if path.suffix in OPENERS else watched
     lengths, lowest, highest = [], np.iinfo(np.int32).max, 0
     with (folder / "values").open("wb") as values, (folder / "indices").open("wb") as indices:
-        for block in read_libsvm(cast("BinaryIO", stream), path):
+        for block in read_libsvm(stream, path):
             block.data.astype(np.float64).tofile(values)
             block.indices.astype(np.int32).tofile(indices)
             lengths.append(np.diff(block.indptr))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import math
 import re
+import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from sklearn.datasets import load_svmlight_file
@@ -21,7 +22,7 @@ CHUNK_BYTES = 1 << 24
 LARGEST_INDEX = 2**31 - 2  # column indices are stored in 32 bits
 
 
-def read_libsvm(stream: BinaryIO, path: Path) -> Iterator[Block]:
+def read_libsvm(stream: BufferedIOBase, path: Path) -> Iterator[Block]:
     """The features of a LIBSVM stream, block by block; labels and query ids are not kept.
 
     Args:
@@ -40,15 +41,20 @@ def read_libsvm(stream: BinaryIO, path: Path) -> Iterator[Block]:
         line += chunk.count(b"\n")
 
 
-def _whole_lines(stream: BinaryIO, path: Path, line: int) -> bytes:
+def _whole_lines(stream: BufferedIOBase, path: Path, line: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
     try:
-        return stream.read(CHUNK_BYTES) + stream.readline()
-    except EOFError as error:
-        raise ValueError(
-            f"{path}: the compressed file ends early, after line {line} or later; copy it again ({error})."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read at line {line} or later ({error}).") from error
+        # In small reads, so that a broken stream gives what stands before the break, and with it the line.
+        while size < CHUNK_BYTES and (piece := stream.read1(min(CHUNK_BYTES, 1 << 20))):
+            pieces.append(piece)
+            size += len(piece)
+        pieces.append(stream.readline())
+    except (EOFError, OSError, zlib.error) as error:
+        reached = line + sum(piece.count(b"\n") for piece in pieces)
+        what = "the compressed file ends early" if isinstance(error, EOFError) else "the file is damaged"
+        raise ValueError(f"{path}: {what}, in line {reached}; copy it again ({error}).") from error
+    return b"".join(pieces)
 
 
 def _parse(chunk: bytes, path: Path, line: int) -> Block:
