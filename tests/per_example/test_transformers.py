@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import loop_gradients
 
+from reference import loop_gradients
 from variegrad.per_example.norms import batch_norms, engine_of
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from variegrad.batches import Batch
+from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn
+from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules import Dense
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
@@ -88,7 +89,10 @@ class Engine:
         graph = self.graph(per_example, parameters)
         if count == 1 or graph.hides_parameters:
             return _looped(per_example, parameters, l1, wanted)
-        known = self.knowledge(graph, model, losses, batch, per_example, parameters)
+        try:
+            known = self.knowledge(graph, model, losses, batch, per_example, parameters)
+        except NotFinite:
+            return _not_finite(model, losses, batch, per_example, parameters, wanted)
         if known.everything_looped:
             return _looped(per_example, parameters, l1, wanted)
         if not self.verify or known.verified:
@@ -148,8 +152,11 @@ class Engine:
         graph = self.graph(per_example, parameters)
         looped = count == 1 or graph.hides_parameters
         if not looped:
-            known = self.knowledge(graph, model, losses, batch, per_example, parameters)
-            looped = known.everything_looped or bool(graph.opaque)
+            try:
+                known = self.knowledge(graph, model, losses, batch, per_example, parameters)
+                looped = known.everything_looped or bool(graph.opaque)
+            except NotFinite:
+                looped = True
         if looped:
             yield from _stacked(fallback.loop(per_example, parameters), step)
             return
@@ -271,6 +278,27 @@ class Engine:
 def _stacked(gradients: Iterator[dict[str, Tensor]], step: int) -> Iterator[dict[str, Tensor]]:
     while waiting := list(islice(gradients, step)):
         yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}
+
+
+def _not_finite(
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    per_example: Float[Tensor, " b"],
+    parameters: Mapping[str, nn.Parameter],
+    wanted: list[int],
+) -> Norms:
+    # Within the batch one infinite derivative spoils every example (0·∞ is NaN): alone, each shows its own.
+    if shared_length(batch) is None:
+        return _looped(per_example, parameters, l1=True, wanted=wanted)
+    norms: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for i in wanted:
+        alone = losses(model, map_tensors(lambda t, i=i: t[i : i + 1], batch))  # type: ignore[misc]
+        for name, gradient in fallback.one_gradient(alone, 0, parameters).items():
+            norms[name].append(gradient.double().square().sum())
+            total[name] += gradient
+    return Norms(sq_norms={name: torch.stack(rows) for name, rows in norms.items()}, total=total)
 
 
 def _looped(

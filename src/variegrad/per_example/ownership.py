@@ -60,6 +60,10 @@ ZERO = "zero"
 Owner = Layout | str
 
 
+class NotFinite(Exception):  # noqa: N818
+    """Some gradient is infinite or not a number: nothing can be learnt from this batch."""
+
+
 def probe_ownership(
     per_example: Float[Tensor, " b"], nodes: Iterable[Node], edges: Sequence[Tensor]
 ) -> Mapping[tuple[Node, int], Owner]:
@@ -72,6 +76,9 @@ def probe_ownership(
 
     Returns:
         (node, number of its output) → owner.
+
+    Raises:
+        NotFinite: if some gradient is not finite.
     """
     count = len(per_example)
     examples = torch.arange(count, device=per_example.device)
@@ -90,6 +97,8 @@ def probe_ownership(
             if gradient is None or gradient.layout is not torch.strided:
                 continue
             key = (node, output)
+            if not bool(torch.isfinite(gradient.detach().abs().max() if gradient.numel() else gradient.sum())):
+                raise NotFinite
             if key not in where:
                 shapes[key] = gradient.shape
                 where[key] = _places(gradient)
