@@ -27,19 +27,37 @@ def run(monkeypatch, capfd, *arguments):
     return said.out
 
 
-def test_the_example_pasted_into_a_file_prints_what_is_shown(tmp_path):
-    (tmp_path / "first.py").write_text(PYTHON[0])
+def said_by(folder, *blocks):
+    (folder / "pasted.py").write_text("\n".join(blocks))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "first.py"],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error", "pasted.py"],
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
     assert done.stderr == ""
-    assert done.stdout == TEXT[0]
+    return done.stdout
+
+
+def test_the_example_pasted_into_a_file_prints_what_is_shown(tmp_path):
+    assert said_by(tmp_path, PYTHON[0]) == TEXT[0]
     assert sum(bool(line.strip()) for line in PYTHON[0].splitlines()) <= 13  # short enough to be read
+
+
+def test_the_estimate_pasted_below_it_prints_what_is_shown_and_an_account(tmp_path):
+    first, sentence, account = said_by(tmp_path, *PYTHON[:2]).partition(TEXT[2])
+    assert first == TEXT[0]
+    assert sentence
+    assert "0.weight" in account
+
+
+def test_the_bounds_of_a9a_are_those_in_the_text(monkeypatch, capfd, data_root):
+    said = run(monkeypatch, capfd, "bound", str(data_root / "sparse/a9a.svm.gz"))
+    spectrum, centred, columns = re.search(r"\((\S+) for a9a; about (\S+) if.*?\((\S+)\)", README, re.DOTALL).groups()
+    found = [float(number) for number in re.findall(r"(?:B_D\(w\) ≥|columns: about) ([\d.]+)", said)]
+    assert found == pytest.approx([float(spectrum), float(centred), float(columns)], rel=5e-3)
 
 
 def test_the_table_is_the_demo_s(monkeypatch, capfd):
@@ -63,10 +81,13 @@ def test_each_command_runs(command, tmp_path, monkeypatch, capfd, request):
     arguments = shlex.split(command)[1:]
     if "mnist" in arguments:
         arguments[arguments.index("--data-root") + 1] = str(request.getfixturevalue("data_root"))
+    if "bound" in arguments:
+        arguments[1] = str(request.getfixturevalue("data_root") / arguments[1].removeprefix("data/"))
     (tmp_path / "mine.py").write_text(next(text for text in PYTHON if text.startswith("# mine.py")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    small = ["--passes", "0.1", "--points", "2", "--max-examples", "60"] if arguments[0] == "measure" else []
+    trains = arguments[0] in {"measure", "plan"}
+    small = ["--passes", "0.1", "--points", "2", "--max-examples", "60"] if trains else []
     assert run(monkeypatch, capfd, *arguments, *small)
     sys.modules.pop("mine", None)
 

@@ -337,3 +337,26 @@ def test_the_graph_is_freed():
         assert kept[-1]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("examples", [[], [0, 0], [8], [-1]])
+def test_examples_that_are_not_in_the_batch_are_refused(examples):
+    with pytest.raises(ValueError, match="different indices from 0 to 7"):
+        example_sq_norms(nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), classify, (X, Y), examples=examples)
+
+
+def test_a_subset_where_uses_are_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.mix = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+        def forward(self, tokens):
+            return F.linear(torch.tanh(self.mix(self.mix(self.embedding(tokens)))), self.embedding.weight)
+
+    model, tokens = Tied(), torch.randint(0, 9, (6, 5))
+    rows = loop_gradients(model, energy, tokens)
+    whole = sum(r.double().reshape(6, -1).square().sum(1) for r in rows.values())
+    assert torch.allclose(example_sq_norms(model, energy, tokens, examples=[4, 1]), whole[[4, 1]], rtol=1e-4)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.grad, rows[name].sum(0), rtol=1e-4, atol=1e-4), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Capture:
         count: b.
         plan: which variants to take.
         l1: whether ‖∇f_i‖₁ is wanted as well.
-        examples: whose norms are wanted; None for all. With some only, Σ∇f_i is left to autograd.
+        examples: whose norms are wanted; None for all. Those of the others are only summed.
         keep: whether nothing is summed, and the gradients themselves can be asked for afterwards (`gradients`).
         rehearse: whether it is only found out which rules decline (`late`).
     """
@@ -48,8 +49,9 @@ class Capture:
         rehearse: bool = False,
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
-        self.own, self.keep, self.rehearse = examples is None, keep, rehearse
+        self.keep, self.rehearse = keep, rehearse
         self.examples = None if examples is None else _index(examples)
+        self.others = None if examples is None else _index([i for i in range(count) if i not in set(examples)])
         self.wanted = count if examples is None else len(examples)
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
@@ -70,43 +72,33 @@ class Capture:
             for use in self.uses[name]:
                 self.visits[use.arc.node].append((name, use))
 
-    def run(
-        self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool
-    ) -> dict[str, Tensor]:
+    def run(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool) -> None:
         """The backward pass itself.
 
         Args:
             per_example: the losses.
             parameters: the trained parameters.
             retain: whether the graph is still needed afterwards.
-
-        Returns:
-            Σ∇f_i of the parameters that autograd was asked for.
         """
-        bottom = self.bottom if self.own else []
-        asked = {} if self.own else {name: p for name, p in parameters.items() if name in self.graph.leaves}
-        targets: list[Any] = [GradientEdge(node, 0) for node in bottom]
-        targets += list(asked.values())
-        handles = self.listen(skip=bottom)
+        targets: list[Any] = [GradientEdge(node, 0) for node in self.bottom]
+        if not targets:
+            return
+        handles = self.listen(skip=self.bottom)
         try:
             ones = torch.ones_like(per_example)
-            gradients = (
-                torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
-                if targets
-                else ()
-            )
+            gradients = torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()
         with torch.no_grad():
             received: list[Tensor | None] = list(gradients)
-            for k, node in enumerate(bottom):
+            del gradients
+            for k, node in enumerate(self.bottom):
                 gradient, received[k] = received[k], None  # freed as soon as it was used
                 if gradient is not None:
                     self.receive(node, gradient)
             if not self.keep:
                 self.finish(parameters)
-        return {n: g for n, g in zip(asked, received[len(bottom) :], strict=True) if g is not None}
 
     def listen(self, skip: Iterable[Node] = ()) -> list[RemovableHandle]:
         """Hook the nodes of the graph that some rule serves.
@@ -138,6 +130,7 @@ class Capture:
         assert isinstance(layout, Layout)
         with following(self.plan), _no_autocast(gradient.device):
             visit = Visit(node, gradient.detach(), layout, self.count, self.examples)
+            others = replace(visit, examples=self.others, memo={})
             for name, use in self.visits[node]:
                 if name in self.late:
                     continue
@@ -150,6 +143,9 @@ class Capture:
                     continue
                 if self.rehearse:
                     continue
+                if self.wanted < self.count and not self.keep:
+                    rest = RULES[node.name()](others, use.arc.slot, use.shape)
+                    self._derived.append((name, use, rest.total()))
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
                     self._settle(name, use, part)
                 else:
@@ -172,7 +168,8 @@ class Capture:
                         self._settle_through_chains(name, parameters[name], parts)
             self._kept.clear()
         for name, use, total in self._derived:
-            self.totals[name] = _carried_down(use, total, parameters[name])
+            carried = _carried_down(use, total, parameters[name])
+            self.totals[name] = self.totals[name] + carried if name in self.totals else carried
         self._derived.clear()
 
     def kept(self, name: str) -> list[tuple[Use, Contribution]]:
@@ -228,10 +225,9 @@ class Capture:
     def _settle(self, name: str, use: Use, part: Contribution) -> None:
         if self.l1:
             self._add_l1(torch.cat([_l1(part.rows(*tile)) for tile in part.tiles()]))
-        summed = part.summed(total=self.own)
+        summed = part.summed()
         self.sq_norms[name] = summed.sq_norms
-        if summed.total is not None:
-            self._derived.append((name, use, summed.total))
+        self._derived.append((name, use, summed.total))
 
     def _settle_through_chains(
         self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]
@@ -243,13 +239,12 @@ class Capture:
             norms.append(sq_norms(rows))
             if self.l1:
                 absolute.append(_l1(rows))
-            if self.own:
-                total = rows.sum(0) if total is None else total + rows.sum(0)
+            total = rows.sum(0) if total is None else total + rows.sum(0)
         self.sq_norms[name] = torch.cat(norms)
         if self.l1:
             self._add_l1(torch.cat(absolute))
-        if total is not None:
-            self.totals[name] = total
+        assert total is not None
+        self.totals[name] = total
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
         self.l1_norms = values if self.l1_norms is None else self.l1_norms + values

@@ -23,7 +23,7 @@ from variegrad.per_example.graph import Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn
 from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
-from variegrad.per_example.rules import Dense
+from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
 
 
@@ -81,11 +81,15 @@ class Engine:
             The norms.
 
         Raises:
-            ValueError: if the examples are coupled.
+            ValueError: if the examples are coupled, or those asked for are not in the batch.
             RuntimeError: if the check against the loop fails.
         """
         count = len(per_example)
         wanted = list(range(count)) if examples is None else list(examples)
+        if len(set(wanted)) != len(wanted) or not set(wanted) <= set(range(count)) or not wanted:
+            raise ValueError(
+                f"examples must be different indices from 0 to {count - 1}, at least one; got {wanted[:8]}."
+            )
         graph = self.graph(per_example, parameters)
         if count == 1 or graph.hides_parameters:
             return _looped(per_example, parameters, l1, wanted)
@@ -257,7 +261,7 @@ class Engine:
         rest = {name: parameters[name] for name in capture.uncovered}
         if rest:
             capture.add_gradients(fallback.gradients(model, losses, batch, per_example, rest, known), rest)
-        totals = capture.run(per_example, parameters, retain=retain)
+        capture.run(per_example, parameters, retain=retain)
         if capture.late:
             known.leave_out(capture.late)
             raise RuntimeError(
@@ -268,7 +272,7 @@ class Engine:
         return Norms(
             sq_norms={name: capture.sq_norms.get(name, zeros) for name in parameters},
             total={
-                name: capture.totals[name] if name in capture.totals else totals.get(name, torch.zeros_like(p))
+                name: capture.totals[name] if name in capture.totals else torch.zeros_like(p)
                 for name, p in parameters.items()
             },
             l1_norms=capture.l1_norms,
@@ -312,7 +316,7 @@ def _looped(
         for name, g in gradient.items():
             total[name] += g
             if i in chosen:
-                norms[name].append(Dense(g.detach().unsqueeze(0)).summed(total=False).sq_norms)
+                norms[name].append(sq_norms(g.detach().unsqueeze(0)))
         if l1 and i in chosen:
             absolute.append(sum(g.abs().sum(dtype=torch.float64) for g in gradient.values()))
     order = torch.tensor([sorted(chosen).index(i) for i in wanted])

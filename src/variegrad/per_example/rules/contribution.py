@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,11 +24,11 @@ class Summed:
 
     Attributes:
         sq_norms: ‖g_i‖² for each example, float64.
-        total: Σ_i g_i; None where it was not wanted.
+        total: Σ_i g_i.
     """
 
     sq_norms: Float[Tensor, " b"]
-    total: Tensor | None
+    total: Tensor
 
 
 class Contribution(ABC):
@@ -60,23 +60,21 @@ class Contribution(ABC):
             Shape (stop − start, *shape).
         """
 
-    def summed(self, *, total: bool = True) -> Summed:
+    def summed(self) -> Summed:
         """‖g_i‖² and Σg_i; rules override this with cheaper ways.
-
-        Args:
-            total: whether Σg_i is wanted.
 
         Returns:
             Both.
         """
-        norms, sums = [], None
-        for start, stop in self.tiles():
-            rows = self.rows(start, stop)
-            norms.append(sq_norms(rows))
-            if total:
-                part = rows.sum(0)
-                sums = part if sums is None else sums.add_(part)
-        return Summed(torch.cat(norms), sums)
+        return by_tiles(self.rows, self.tiles())
+
+    def total(self) -> Tensor:
+        """Σg_i alone; rules override this with what an ordinary backward pass does.
+
+        Returns:
+            Shape (*shape).
+        """
+        return self.summed().total
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
         """The ranges of examples whose gradients fit a tile.
@@ -123,8 +121,11 @@ class Dense(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.gradients[start:stop]
 
-    def summed(self, *, total: bool = True) -> Summed:
-        return Summed(sq_norms(self.gradients), self.gradients.sum(0) if total else None)
+    def summed(self) -> Summed:
+        return Summed(sq_norms(self.gradients), self.total())
+
+    def total(self) -> Tensor:
+        return self.gradients.sum(0)
 
     def merged(self, other: Contribution) -> Dense | None:
         return Dense(self.gradients + other.gradients) if isinstance(other, Dense) else None
@@ -151,6 +152,27 @@ class Together(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         first, *others = (part.rows(start, stop) for part in self.parts)
         return sum(others, start=first)
+
+
+def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]]) -> Summed:
+    """Form the gradients a tile at a time, and square and add them while they are in cache.
+
+    Args:
+        form: (start, stop) → the gradients of these examples, in any layout of one shape.
+        tiles: ranges that cover all examples.
+
+    Returns:
+        Norms, and the sum in that layout.
+    """
+    norms: list[Tensor] = []
+    sums: Tensor | None = None
+    for start, stop in tiles:
+        rows = form(start, stop)
+        norms.append(sq_norms(rows))
+        part = rows.sum(0) if len(rows) > 1 else rows[0]
+        sums = part if sums is None else sums.add_(part)
+    assert sums is not None
+    return Summed(torch.cat(norms), sums)
 
 
 def combine(parts: Sequence[Contribution]) -> Contribution:

@@ -17,7 +17,7 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
-from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
+from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, by_tiles
 from variegrad.per_example.rules.visit import Visit
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
@@ -88,22 +88,23 @@ class Convolution(Contribution):
         inputs, gradients = torch.cat((self.inputs, other.inputs), 1), torch.cat((self.gradients, other.gradients), 1)
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
-    def summed(self, *, total: bool = True) -> Summed:
-        return choose(self._key(total), self.variants(total))
+    def summed(self) -> Summed:
+        return choose(self._key, self.variants())
+
+    def total(self) -> Tensor:
+        return self.geometry.weight_gradient(self.inputs.flatten(0, 1), self.gradients.flatten(0, 1), self.weight)
 
     @property
     def way(self) -> str:
-        return f"convolution, {chosen(self._key(True)) or next(iter(self.variants(True)))}"
+        return f"convolution, {chosen(self._key) or next(iter(self.variants()))}"
 
-    def _key(self, total: bool) -> object:
+    @property
+    def _key(self) -> object:
         sizes = (self.inputs.shape, self.gradients.shape, self.shape)
-        return ("convolution", total, *sizes, self.inputs.dtype, self.geometry)
+        return ("convolution", *sizes, self.inputs.dtype, self.geometry)
 
-    def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
+    def variants(self) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums.
-
-        Args:
-            total: whether Σg_i is wanted.
 
         Returns:
             Name → way.
@@ -111,28 +112,23 @@ class Convolution(Contribution):
         ways: dict[str, Callable[[], Summed]] = {}
         plain = not self.geometry.transposed and self.inputs.shape[1] == 1
         if self._pointwise:
-            ways["pointwise"] = lambda: self._by_tiles(self._pointwise_rows, self._tile(0), total)
+            ways["pointwise"] = lambda: self._by_tiles(self._pointwise_rows, self._tile(0))
         if plain and self.geometry.groups == 1 and not self._pointwise:
             for tile in dict.fromkeys((self._tile(1 << 20), self._tile(TILE_BYTES))):
-                ways[f"patches × {tile}"] = lambda tile=tile: self._by_tiles(self._patch_rows, tile, total)  # type: ignore[misc]
+                ways[f"patches × {tile}"] = lambda tile=tile: self._by_tiles(self._patch_rows, tile)  # type: ignore[misc]
             if self.inputs.shape[2] <= 4:
-                ways["correlation"] = lambda: self._by_tiles(self._correlation_rows, self.count, total)
+                ways["correlation"] = lambda: self._by_tiles(self._correlation_rows, self.count)
         if plain:
             for tile in dict.fromkeys(min(t, self.count) for t in (8, 32)):
                 if tile > 1:
-                    ways[f"grouped × {tile}"] = lambda tile=tile: self._by_tiles(self._grouped_rows, tile, total)  # type: ignore[misc]
-        ways["one by one"] = lambda: self._by_tiles(self.rows, 1, total)
+                    ways[f"grouped × {tile}"] = lambda tile=tile: self._by_tiles(self._grouped_rows, tile)  # type: ignore[misc]
+        ways["one by one"] = lambda: self._by_tiles(self.rows, 1)
         return ways
 
-    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int, total: bool) -> Summed:
-        norms, sums = [], None
-        for start in range(0, self.count, tile):
-            rows = form(start, min(start + tile, self.count))
-            norms.append(sq_norms(rows))
-            if total:
-                part = rows.sum(0) if len(rows) > 1 else rows[0]
-                sums = part if sums is None else sums.add_(part)
-        return Summed(torch.cat(norms), None if sums is None else sums.reshape(self.shape))
+    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int) -> Summed:
+        tiles = [(start, min(start + tile, self.count)) for start in range(0, self.count, tile)]
+        summed = by_tiles(form, tiles)
+        return Summed(summed.sq_norms, summed.total.reshape(self.shape))
 
     def _tile(self, size: int) -> int:
         patches = 4 * self.weight[0].numel() * self.gradients[0, 0, 0].numel()

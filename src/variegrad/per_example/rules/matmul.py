@@ -7,7 +7,7 @@ Norms without forming g_i where rows are few (Gram): ‖g_i‖² = Σ_{r,s} (x_r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,15 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
-from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, sq_norms
+from variegrad.per_example.rules.contribution import (
+    TILE_BYTES,
+    Contribution,
+    Dense,
+    NotCovered,
+    Summed,
+    by_tiles,
+    sq_norms,
+)
 from variegrad.per_example.rules.visit import Visit
 
 
@@ -55,72 +63,52 @@ class Outer(Contribution):
             return None
         return Outer(torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1), self.scale)
 
-    def summed(self, *, total: bool = True) -> Summed:
+    def summed(self) -> Summed:
         if self.left.shape[1] == 1:
-            return self._rank_one(total)
-        return choose(self._key(total), self.variants(total))
+            return self._scaled(sq_norms(self.left) * sq_norms(self.right), self._whole())
+        return choose(self._key, self.variants())
+
+    def total(self) -> Tensor:
+        return self._whole().t() * self.scale if self.scale != 1 else self._whole().t()
 
     @property
     def way(self) -> str:
         if self.left.shape[1] == 1:
             return "rank one"
-        return f"product, {chosen(self._key(True)) or next(iter(self.variants(True)))}"
+        return f"product, {chosen(self._key) or next(iter(self.variants()))}"
 
     @property
     def working_bytes(self) -> int:
         return 0 if self.left.shape[1] == 1 else super().working_bytes
 
-    def _key(self, total: bool) -> object:
-        return ("outer", total, self.left.shape, self.right.shape, self.left.dtype)
+    @property
+    def _key(self) -> object:
+        return ("outer", self.left.shape, self.right.shape, self.left.dtype)
 
-    def variants(self, total: bool) -> Mapping[str, Callable[[], Summed]]:
+    def variants(self) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums, cheapest by the count of operations first.
-
-        Args:
-            total: whether Σg_i is wanted.
 
         Returns:
             Name → way.
         """
         _, t, p = self.left.shape
         d = self.right.shape[2]
-        direct_cost = 2 * t * p * d
-        gram_cost = 2 * t * t * (p + d) + (direct_cost if total else 0)
+        direct = 2 * t * p * d
+        gram = 2 * t * t * (p + d) + direct
         ways: dict[str, Callable[[], Summed]] = {}
-        if direct_cost < 8 * gram_cost:
-            ways["direct"] = lambda: self._direct(total)
+        if direct < 8 * gram:
+            ways["direct"] = lambda: self._formed(self.tiles())
             if self.count > 1:
-                ways["one by one"] = lambda: self._one_by_one(total)
-        if gram_cost < 3 * direct_cost and 4 * t * t < 16 * TILE_BYTES:
-            ways["gram"] = lambda: self._gram(total)
-        costs = {"direct": direct_cost, "one by one": direct_cost * 1.01, "gram": gram_cost}
-        return dict(sorted(ways.items(), key=lambda item: costs[item[0]]))
+                ways["one by one"] = lambda: self._formed([(i, i + 1) for i in range(self.count)])
+        if gram < 3 * direct and 4 * t * t < 16 * TILE_BYTES:
+            ways["gram"] = self._gram
+        return ways
 
-    def _rank_one(self, total: bool) -> Summed:
-        norms = sq_norms(self.left) * sq_norms(self.right)
-        return self._scaled(norms, self._whole() if total else None)
+    def _formed(self, tiles: Sequence[tuple[int, int]]) -> Summed:
+        summed = by_tiles(self._turned, tiles)
+        return self._scaled(summed.sq_norms, summed.total)
 
-    def _direct(self, total: bool) -> Summed:
-        norms, sums = [], None
-        for start, stop in self.tiles():
-            rows = self._turned(start, stop)
-            norms.append(sq_norms(rows))
-            if total:
-                part = rows.sum(0) if len(rows) > 1 else rows[0]
-                sums = part if sums is None else sums.add_(part)
-        return self._scaled(torch.cat(norms), sums)
-
-    def _one_by_one(self, total: bool) -> Summed:
-        # A gradient that stays in cache while it is squared and added costs little more than the product itself.
-        norms, sums = [], None
-        for left, right in zip(self.left, self.right, strict=True):
-            one = torch.mm(right.t(), left)
-            norms.append(sq_norms(one.unsqueeze(0)))
-            if total:
-                sums = one if sums is None else sums.add_(one)
-        return self._scaled(torch.cat(norms), sums)
-
-    def _gram(self, total: bool) -> Summed:
+    def _gram(self) -> Summed:
         step = max(1, TILE_BYTES // (4 * self.left.shape[1] ** 2))
         norms = []
         for start in range(0, self.count, step):
@@ -128,16 +116,15 @@ class Outer(Contribution):
             product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
             norms.append(product.flatten(1).sum(1, dtype=torch.float64))
         # Rounding may leave a norm of zero slightly below it.
-        return self._scaled(torch.cat(norms).clamp_(min=0), self._whole() if total else None)
+        return self._scaled(torch.cat(norms).clamp_(min=0), self._whole())
 
     def _whole(self) -> Float[Tensor, "d p"]:
         return torch.mm(self.right.flatten(0, 1).t(), self.left.flatten(0, 1))
 
-    def _scaled(self, norms: Tensor, turned: Tensor | None) -> Summed:
+    def _scaled(self, norms: Tensor, turned: Tensor) -> Summed:
         if self.scale != 1:
-            norms = norms * self.scale**2
-            turned = None if turned is None else turned * self.scale
-        return Summed(norms, None if turned is None else turned.t())
+            norms, turned = norms * self.scale**2, turned * self.scale
+        return Summed(norms, turned.t())
 
 
 @dataclass(frozen=True)
@@ -161,10 +148,9 @@ class Stacked(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.rows(start, stop) for part in self.parts], 1)
 
-    def summed(self, *, total: bool = True) -> Summed:
-        each = [part.summed(total=total) for part in self.parts]
-        totals = [s.total for s in each if s.total is not None]
-        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if totals else None)
+    def summed(self) -> Summed:
+        each = [part.summed() for part in self.parts]
+        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack([s.total for s in each]))
 
 
 def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
