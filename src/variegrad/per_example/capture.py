@@ -22,6 +22,9 @@ from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, 
 from variegrad.per_example.rules.contribution import sq_norms
 
 
+PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
+
+
 class Capture:
     """Collects ‖∇f_i‖² while a backward pass runs, and Σ∇f_i where that is cheaper than leaving it to autograd.
 
@@ -72,6 +75,18 @@ class Capture:
             for use in self.uses[name]:
                 self.visits[use.arc.node].append((name, use))
 
+        # With norms of a few examples only, Σ∇f_i is cheapest where autograd makes it in one call with the gradient of
+        # the input; products gain nothing from that, and the gradients formed for the few are a part of their sum.
+        together = {node for node in self.visits if node.name() not in PRODUCTS} if self._some else set()
+        self.bottom = [node for node in self.bottom if node not in together]
+        self.left_to_autograd = {
+            name for name, each in self.uses.items() if any(use.arc.node in together for use in each)
+        }
+
+    @property
+    def _some(self) -> bool:
+        return self.wanted < self.count and not self.keep
+
     def run(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool) -> None:
         """The backward pass itself.
 
@@ -80,7 +95,8 @@ class Capture:
             parameters: the trained parameters.
             retain: whether the graph is still needed afterwards.
         """
-        targets: list[Any] = [GradientEdge(node, 0) for node in self.bottom]
+        left = [name for name in parameters if name in self.left_to_autograd]
+        targets: list[Any] = [GradientEdge(node, 0) for node in self.bottom] + [parameters[name] for name in left]
         if not targets:
             return
         handles = self.listen(skip=self.bottom)
@@ -93,6 +109,9 @@ class Capture:
         with torch.no_grad():
             received: list[Tensor | None] = list(gradients)
             del gradients
+            for name, gradient in zip(left, received[len(self.bottom) :], strict=True):
+                if gradient is not None:
+                    self.totals[name] = gradient
             for k, node in enumerate(self.bottom):
                 gradient, received[k] = received[k], None  # freed as soon as it was used
                 if gradient is not None:
@@ -143,7 +162,7 @@ class Capture:
                     continue
                 if self.rehearse:
                     continue
-                if self.wanted < self.count and not self.keep:
+                if self._some and name not in self.left_to_autograd:
                     rest = RULES[node.name()](others, use.arc.slot, use.shape)
                     self._derived.append((name, use, rest.total()))
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
@@ -227,7 +246,8 @@ class Capture:
             self._add_l1(torch.cat([_l1(part.rows(*tile)) for tile in part.tiles()]))
         summed = part.summed()
         self.sq_norms[name] = summed.sq_norms
-        self._derived.append((name, use, summed.total))
+        if name not in self.left_to_autograd:
+            self._derived.append((name, use, summed.total))
 
     def _settle_through_chains(
         self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]
@@ -243,8 +263,8 @@ class Capture:
         self.sq_norms[name] = torch.cat(norms)
         if self.l1:
             self._add_l1(torch.cat(absolute))
-        assert total is not None
-        self.totals[name] = total
+        if total is not None and name not in self.left_to_autograd:
+            self.totals[name] = self.totals[name] + total if name in self.totals else total
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
         self.l1_norms = values if self.l1_norms is None else self.l1_norms + values
