@@ -38,6 +38,13 @@ format: .venv/dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
+.venv-peers/ready: .venv/python pyproject.toml
+	@echo "Installing the peers in an environment of their own …" && $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -e '.[peers]' && touch $@
+
+bench: .venv-peers/ready  ## Measure the engine beside public libraries and write a dated report
+	.venv-peers/bin/python benchmarks/overhead.py
+
 picture: demo  ## Renew the picture in the README from the demo
 	mkdir -p docs/pictures && cp runs/digits/bound-along-run.png docs/pictures/digits.png
 

@@ -21,7 +21,6 @@ from variegrad.per_example.plan import Plan, following
 from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
 
-
 PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
 
 
