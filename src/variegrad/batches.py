@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -85,7 +85,28 @@ def shared_length(batch: Batch) -> int | None:
         b, or None.
     """
     lengths = {len(t) if t.dim() else None for t in tensors(batch)}
-    return lengths.pop() if len(lengths) == 1 else None
+    count = lengths.pop() if len(lengths) == 1 else None
+    return None if any(_is_column(leaf, count) for leaf in _other_leaves(batch)) else count
+
+
+def _is_column(leaf: Any, count: int | None) -> bool:
+    # A list or an array with one entry for each example would be passed on whole when the tensors are cut.
+    return isinstance(leaf, Sized) and not isinstance(leaf, str | bytes) and len(leaf) == count
+
+
+def _other_leaves(batch: Batch) -> Iterator[Any]:
+    if isinstance(batch, Tensor):
+        return
+    if isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _other_leaves(value)
+    elif isinstance(batch, list | tuple):
+        if batch and not any(tensors(value) for value in batch):
+            yield batch
+        for value in batch:
+            yield from _other_leaves(value)
+    elif not dataclasses.is_dataclass(batch):
+        yield batch
 
 
 def split(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -107,7 +128,10 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
     count = shared_length(batch)
     if count is None:
         lengths = [tuple(t.shape) for t in tensors(batch)]
-        raise ValueError(f"chunk_size needs tensors that share their first dimension; got shapes {lengths}.")
+        raise ValueError(
+            f"chunk_size needs tensors that share their first dimension; got shapes {lengths}. A list or an array that "
+            "has an entry for each example cannot be cut either: make it a tensor."
+        )
     for start in range(0, count, size):
         yield map_tensors(lambda t, s=start: t[s : s + size], batch)  # type: ignore[misc]
 

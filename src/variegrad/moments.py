@@ -160,8 +160,8 @@ class Diversity:
     @property
     def conflicting(self) -> bool:
         """Σ_{i≠j}⟨g_i, g_j⟩ < 0: gradients point against each other on average, B_D > n and B_wor = +inf."""
-        # One relative rounding unit of slack: mutually orthogonal gradients have B_D = n and are not in conflict.
-        return not self.undefined and self.sq_norm_of_sum < self.sum_sq_norms * (1 - 1e-12)
+        # Some slack for rounding in float32: mutually orthogonal gradients have B_D = n and are not in conflict.
+        return self.count > 1 and not self.undefined and self.sq_norm_of_sum < self.sum_sq_norms * (1 - 1e-7)
 
     @property
     def diversity(self) -> float:
@@ -173,7 +173,9 @@ class Diversity:
     @property
     def batch_size_bound(self) -> float:
         """B_D = n·Δ_D ≥ 1, in examples: 1 + the simple gradient noise scale (for sampling with replacement)."""
-        return self.count * self.diversity
+        bound = self.count * self.diversity
+        # Below 1 only by rounding, since ‖Σg‖² ≤ n·Σ‖g‖²; a single gradient has exactly 1.
+        return 1.0 if bound < 1 or (self.count == 1 and math.isfinite(bound)) else bound
 
     @property
     def coherence(self) -> float:

@@ -27,6 +27,23 @@ WAYS_ON = (
 )
 
 
+def refuse_training_batch_norm(model: nn.Module) -> None:
+    """Refuse a model with a batch normalisation that would use the statistics of the batch, trained or frozen.
+
+    Args:
+        model: the unwrapped model.
+
+    Raises:
+        ValueError: naming the module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{type(module).__name__} {name!r} uses the statistics of the batch, which couples the examples: there "
+                f"is no gradient of one example alone. {WAYS_ON}"
+            )
+
+
 def refuse_batch_statistics(model: nn.Module, name: str, nodes: Sequence[Node], arcs: Sequence[Arc]) -> None:
     """Refuse a parameter whose way to the losses leads through batch statistics.
 
@@ -79,13 +96,13 @@ def refuse_if_coupled(
             f"sliced it cannot be known whether the examples are coupled. {WAYS_ON}"
         )
     part = max(1, len(per_example) // 2)
-    with torch.no_grad(), left_as_found(model):
+    with torch.enable_grad(), left_as_found(model):  # a model may differentiate inside
         for quiet in (_as_it_is, _without_dropout, _evaluating):
             with quiet(model):
-                whole, again = losses(model, batch), losses(model, batch)
+                whole, again = losses(model, batch).detach(), losses(model, batch).detach()
                 if not torch.equal(whole, again):
                     continue  # random: this says nothing yet
-                alone = losses(model, map_tensors(lambda t: t[:part], batch))
+                alone = losses(model, map_tensors(lambda t: t[:part], batch)).detach()
             tolerance = 1e-8 if whole.dtype == torch.float64 else 1e-3
             if len(alone) == part and torch.allclose(
                 alone, whole[:part], rtol=tolerance, atol=tolerance * float(whole.abs().mean())

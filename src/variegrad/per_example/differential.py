@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from variegrad.batches import Batch
+from variegrad.per_example import fallback
 from variegrad.per_example.engine import Norms
-from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.evaluate import Losses, trained_parameters
 from variegrad.per_example.norms import example_gradients
 from variegrad.per_example.rules.contribution import sq_norms
 
@@ -28,13 +29,15 @@ def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch
     total: dict[str, torch.Tensor] = {}
     state = torch.get_rng_state()
     # Each generator evaluates its losses when first asked; the second must start from the same random state.
-    here = example_gradients(model, losses, batch)
+    step = fallback.chunk_size(trained_parameters(model))
+    here = example_gradients(model, losses, batch, chunk_size=step)
     first = next(here, None)
     torch.set_rng_state(state)
-    there = example_gradients(other, losses, batch)
+    there = example_gradients(other, losses, batch, chunk_size=step)
     while first is not None:
         second = next(there)
         for name, rows in first.items():
+            assert rows.shape == second[name].shape
             difference = rows.double() - second[name].double()
             norms.setdefault(name, []).append(sq_norms(difference))
             total[name] = total.get(name, 0) + difference.sum(0)

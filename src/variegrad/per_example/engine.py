@@ -19,11 +19,12 @@ from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.evaluate import Losses
-from variegrad.per_example.graph import Graph, read_graph
+from variegrad.per_example.graph import ACCUMULATE, Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn
 from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules.contribution import sq_norms
+from variegrad.per_example.trust import settings
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
 
 
@@ -230,7 +231,7 @@ class Engine:
         Returns:
             The owners of its gradients and the uses of each parameter.
         """
-        key = graph.signature
+        key = hash((graph.signature, tuple(settings(node) for node in graph.order if node.name() != ACCUMULATE)))
         known = self.known.get(key)
         if known is None or not known.certain or not known.fits(graph, len(per_example)):
             fresh = learn(graph, model, losses, batch, per_example, parameters)

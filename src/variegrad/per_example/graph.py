@@ -27,11 +27,6 @@ REARRANGE = frozenset(
 )  # fmt: skip
 # … and those that put it into a larger gradient that is zero elsewhere.
 EMBED_IN_ZEROS = frozenset({"SelectBackward0", "SliceBackward0", "NarrowBackward0"})
-# Read their rows by an index that comes from data: what belongs to whom may change from batch to batch.
-DATA_INDEXED = ("Index", "Gather", "Scatter", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Take", "Unique",
-                "NestedTensor", "PackPadded", "PadPacked")  # fmt: skip
-
-
 _CUSTOM: type = torch.autograd.function.BackwardCFunction
 
 
@@ -109,11 +104,6 @@ class Graph:
                 if child is not None:
                     above[child].append(Arc(node, slot))
         return above
-
-    @property
-    def data_indexed(self) -> bool:
-        """Whether some rows are picked by an index that comes from data."""
-        return any(node.name().startswith(DATA_INDEXED) for node in self.order)
 
     @property
     def low_precision(self) -> bool:

@@ -13,8 +13,9 @@ from variegrad.batches import Batch
 from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_coupled
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use, lowest, outputs
-from variegrad.per_example.ownership import ZERO, Layout, Owner, probe_ownership
+from variegrad.per_example.ownership import ZERO, Layout, Owner, confirm_ownership, probe_ownership
 from variegrad.per_example.rules import RULES
+from variegrad.per_example.trust import keeps_examples_apart
 
 # A parameter that is prepared by more operations than this before its use is left to the fallback.
 MOST_BETWEEN = 256
@@ -201,9 +202,20 @@ def learn(
             odd = [n.name() for n in use.chain if n.name() not in REARRANGE and n.name() not in EMBED_IN_ZEROS]
             if odd:
                 derived[name] = f"it reaches the examples through {odd[0]}"
-    if graph.data_indexed:
-        # Rows picked by data may be picked differently next time.
-        known.certain = False
+    layouts = {
+        node: owner
+        for name in parameters
+        if name not in known.uncovered
+        for use in known.uses(graph, name)[0]
+        if isinstance(owner := known.owner(graph, node := use.arc.node), Layout)
+    }
+    below = [p for name, p in parameters.items() if name in graph.leaves]
+    if mixed := confirm_ownership(per_example, layouts, below):
+        for name in parameters:
+            if any(use.arc.node in mixed for use in known.uses(graph, name)[0]):
+                known.uncovered[name] = derived[name] = "examples are mixed in some entries"
+    # Where other values could lead examples elsewhere, what was measured holds for this batch only.
+    known.certain = known.certain and keeps_examples_apart(graph, known.owners)
     if derived:
         refuse_if_coupled(model, losses, batch, per_example, derived)
     return known

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from variegrad.batches import Batch
 from variegrad.per_example import fallback
+from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine, Norms
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
 
@@ -54,6 +55,7 @@ def batch_norms(
     """
     model = unwrap(model)
     parameters = trained_parameters(model)
+    refuse_training_batch_norm(model)
     per_example = evaluate(model, losses, batch)
     engine = engine_of(model) if engine is None else engine
     return engine.norms(model, losses, batch, per_example, parameters, l1=l1, examples=examples)
@@ -105,6 +107,7 @@ def example_gradients(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 example; got {chunk_size}.")
     model = unwrap(model)
+    refuse_training_batch_norm(model)
     parameters = trained_parameters(model)
     per_example = evaluate(model, losses, batch)
     if not len(per_example):

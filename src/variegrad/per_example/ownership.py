@@ -54,8 +54,10 @@ class Layout:
         return view.movedim(self.dim if self.example_major else self.dim + 1, 0)
 
 
-# What probing can say of a gradient: its layout; MIXED (no example's own); ZERO (nothing but zeros was seen).
+# What probing can say of a gradient: its layout; MIXED (no example's own); IRREGULAR (examples' own, in no pattern);
+# ZERO (nothing but zeros was seen).
 MIXED = "mixed"
+IRREGULAR = "irregular"
 ZERO = "zero"
 Owner = Layout | str
 
@@ -121,6 +123,57 @@ def probe_ownership(
     }
 
 
+def confirm_ownership(
+    per_example: Float[Tensor, " b"], layouts: Mapping[Node, Layout], edges: Sequence[Tensor]
+) -> set[Node]:
+    """Check layouts that were found from samples on every entry: one sum for each example, under random weights.
+
+    Args:
+        per_example: the losses; their graph is kept.
+        layouts: node → layout to check.
+        edges: the parameters below them.
+
+    Returns:
+        The nodes where some entry is not its example's own.
+    """
+    count = len(per_example)
+    random = torch.Generator().manual_seed(count)
+    sums: list[dict[Node, Tensor]] = []
+
+    def reduce(node: Node, gradient: Tensor | None) -> None:
+        if gradient is None or gradient.is_complex() or gradient.shape[layouts[node].dim] % count:
+            return
+        rows = layouts[node].split(gradient.detach(), count).reshape(count, -1)
+        parts = []
+        for row in rows:  # an example at a time: no float64 copy of the whole
+            values = row.double()
+            places = torch.arange(len(values), dtype=torch.float64, device=values.device).cos_()
+            parts.append(torch.stack((values @ places, values.norm())))
+        sums[-1][node] = torch.stack(parts)
+
+    weights = [torch.zeros(count, dtype=torch.long)]
+    weights += [torch.randint(0, 1 << DIGIT_BITS, (count,), generator=random) for _ in range(2)]
+    handles = [node.register_prehook(lambda g, node=node: reduce(node, g[0])) for node in layouts]
+    try:
+        for exponents in weights:
+            sums.append({})
+            scale = torch.exp2(exponents.to(per_example))
+            torch.autograd.grad([per_example], edges, [scale], retain_graph=True, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    wrong = set()
+    # Scaling by powers of two is exact, so on one processor sums agree to the last bit; elsewhere order may differ.
+    tolerance = 1e-9 if per_example.device.type == "cpu" else 1e-4
+    for node, base in sums[0].items():
+        for exponents, found in zip(weights[1:], sums[1:], strict=True):
+            scale = torch.exp2(exponents.double()).to(base.device)
+            off = (found[node][:, 0] - base[:, 0] * scale).abs()
+            if node not in found or bool((off > tolerance * scale * (base[:, 1] + 1e-300)).any()):
+                wrong.add(node)
+    return wrong
+
+
 def _places(gradient: Tensor) -> Tensor:
     numel = gradient.numel()
     if numel <= SAMPLES:
@@ -148,7 +201,7 @@ def _owner(base: Tensor, scaled: list[Tensor], where: Tensor, shape: torch.Size,
         owner += digit.long() << (DIGIT_BITS * position)
     fits = list(_fitting(owner, where, shape, count))
     if not fits:
-        return MIXED
+        return IRREGULAR
     dim, example_major = fits[-1]
     return Layout(dim, example_major, certain=len(fits) == 1, single=shape[dim] == count)
 

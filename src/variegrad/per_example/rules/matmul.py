@@ -27,6 +27,9 @@ from variegrad.per_example.rules.contribution import (
 )
 from variegrad.per_example.rules.visit import Visit
 
+# A Gram's sum below this fraction of ‖X‖²‖D‖² has lost too many digits to cancellation.
+GRAM_FLOOR = {torch.float32: 2e-3, torch.float64: 1e-6}
+
 
 @dataclass(frozen=True)
 class Outer(Contribution):
@@ -115,8 +118,13 @@ class Outer(Contribution):
             left, right = self.left[start : start + step], self.right[start : start + step]
             product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
             norms.append(product.flatten(1).sum(1, dtype=torch.float64))
-        # Rounding may leave a norm of zero slightly below it.
-        return self._scaled(torch.cat(norms).clamp_(min=0), self._whole())
+        squares = torch.cat(norms)
+        # Terms that cancel (softmax makes Σ_t δ_t = 0) leave rounding: such examples are formed after all.
+        bound = sq_norms(self.left) * sq_norms(self.right)
+        limit = GRAM_FLOOR.get(self.left.dtype, 1.0)
+        for i in (squares < limit * bound).nonzero().flatten().tolist():
+            squares[i] = sq_norms(self._turned(i, i + 1))[0]
+        return self._scaled(squares, self._whole())
 
     def _whole(self) -> Float[Tensor, "d p"]:
         return torch.mm(self.right.flatten(0, 1).t(), self.left.flatten(0, 1))
