@@ -471,6 +471,18 @@ def checkpointed():
 
 
 @case
+def checkpointed_between_other_layers():
+    def forward(m, x):
+        hidden = torch.relu(m.z(x))
+        for block in (m.a, m.b):
+            hidden = hidden + checkpoint(lambda t, block=block: torch.tanh(block(t)), hidden, use_reentrant=False)
+        return m.out(hidden)
+
+    block = [nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)) for _ in range(2)]
+    return on(Fn(forward, z=nn.Linear(4, 6), a=block[0], b=block[1], out=nn.Linear(6, 2)), torch.randn(B, 3, 4))
+
+
+@case
 def checkpointed_reentrant():
     def forward(m, x):
         return m.b(checkpoint(lambda t: torch.tanh(m.a(t)), m.z(x), use_reentrant=True))

@@ -63,6 +63,7 @@ class Capture:
         self.uses: dict[str, list[Use]] = {}
         self._kept: dict[str, list[tuple[Use, Contribution]]] = defaultdict(list)
         self._derived: list[tuple[str, Use, Tensor]] = []
+        self._waiting: list[tuple[Node, Tensor]] = []
         self.uncovered = [name for name in graph.leaves if name in known.uncovered]
         program = known.program(graph)
         self.bottom = [graph.order[number] for number in program.bottom]
@@ -101,6 +102,7 @@ class Capture:
         handles = self.listen(skip=self.bottom)
         try:
             ones = torch.ones_like(per_example)
+            retain = retain or self.known.deferred
             gradients = torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
         finally:
             for handle in handles:
@@ -108,6 +110,8 @@ class Capture:
         with torch.no_grad():
             received: list[Tensor | None] = list(gradients)
             del gradients
+            while self._waiting:
+                self.receive(*self._waiting.pop())
             for name, gradient in zip(left, received[len(self.bottom) :], strict=True):
                 if gradient is not None:
                     self.totals[name] = gradient
@@ -130,7 +134,11 @@ class Capture:
         skipped = set(skip)
 
         def arrived(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
-            if gradients[0] is not None:
+            if gradients[0] is None:
+                return
+            if self.known.deferred:
+                self._waiting.append((node, gradients[0]))
+            else:
                 self.receive(node, gradients[0])
 
         return [

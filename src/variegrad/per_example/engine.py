@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
@@ -235,8 +236,13 @@ class Engine:
         known = self.known.get(key)
         if known is None or not known.certain or not known.fits(graph, len(per_example)):
             fresh = learn(graph, model, losses, batch, per_example, parameters)
-            rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
-            rehearsal.run(per_example, parameters, retain=True)
+            try:
+                rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
+                rehearsal.run(per_example, parameters, retain=True)
+            except CheckpointError:
+                fresh.deferred = True
+                rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
+                rehearsal.run(per_example, parameters, retain=True)
             fresh.leave_out(rehearsal.late)
             if known is not None:
                 fresh.verified, fresh.vectorize = known.verified, known.vectorize

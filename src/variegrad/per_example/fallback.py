@@ -213,6 +213,6 @@ def _agrees(
     for i in range(min(2, len(per_example))):
         for name, g in one_gradient(per_example, i, parameters).items():
             tolerance = 1e-9 if g.dtype == torch.float64 else 1e-4
-            if float((found[name][i] - g).double().norm()) > tolerance * float(g.double().norm()) + 1e-30:
+            if float((found[name][i] - g).detach().double().norm()) > tolerance * float(g.double().norm()) + 1e-30:
                 return False
     return True

@@ -17,6 +17,7 @@ from variegrad.per_example.ownership import ZERO, Layout, Owner, confirm_ownersh
 from variegrad.per_example.rules import RULES
 from variegrad.per_example.trust import keeps_examples_apart
 
+MIXED_AT = "examples are mixed at"
 # A parameter that is prepared by more operations than this before its use is left to the fallback.
 MOST_BETWEEN = 256
 
@@ -45,6 +46,8 @@ class Knowledge:
         verified: whether two examples were checked against the loop.
         vectorize: whether vmap works for the uncovered parameters; None where not tried.
         everything_looped: whether the graph hides parameters, so that only the loop is right.
+        deferred: whether saved inputs must be read after the backward pass (activation checkpoints give them out once
+            in a pass).
     """
 
     owners: Mapping[tuple[int, int], Owner]
@@ -53,6 +56,7 @@ class Knowledge:
     verified: bool = False
     vectorize: bool | None = None
     everything_looped: bool = False
+    deferred: bool = False
     _program: Program | None = None
 
     def program(self, graph: Graph) -> Program:
@@ -130,10 +134,11 @@ class Knowledge:
                 continue
             if isinstance(owner, Layout):
                 if arc.node.name() not in RULES:
-                    return [], f"no rule for {arc.node.name()}"
+                    passed = [n.name() for n in between if n.name() not in REARRANGE | EMBED_IN_ZEROS | {ACCUMULATE}]
+                    return [], f"{MIXED_AT} {passed[0]}" if passed else f"no rule for {arc.node.name()}"
                 found.append(arc)
             elif len(between) > MOST_BETWEEN or not graph.above[arc.node]:
-                return [], f"examples are mixed at {arc.node.name()}"
+                return [], f"{MIXED_AT} {arc.node.name()}"
             elif arc.node not in between:
                 between.add(arc.node)
                 climb.extend(graph.above[arc.node])
@@ -193,7 +198,7 @@ def learn(
         refuse_batch_statistics(model, name, [*touched, *_consumers(graph, name)], [use.arc for use in uses])
         if reason is not None:
             known.uncovered[name] = reason
-            if reason.startswith("examples are mixed"):
+            if reason.startswith(MIXED_AT):
                 derived[name] = reason
         for use in uses:
             owner = known.owner(graph, use.arc.node)

@@ -29,8 +29,8 @@ _ELEMENTWISE = frozenset(
 # Along one or more dimensions that the node names; sums over the examples' own dimension mix always, and are seen to.
 _REDUCING = frozenset(
     """
-    Sum Mean Amax Amin Max Min Logsumexp LinalgVectorNorm Norm Softmax LogSoftmax Var Std VarMean StdMean Prod
-    Cumsum Unbind Stack Select Squeeze Unsqueeze Repeat Flip
+    Sum Mean Amax Amin Max Min Logsumexp LinalgVectorNorm Norm Softmax SafeSoftmax LogSoftmax Var Std VarMean
+    StdMean Prod Cumsum Unbind Stack Select Squeeze Unsqueeze Repeat Flip
     """.split()  # noqa: SIM905
 )
 _BY_BATCH = frozenset(
