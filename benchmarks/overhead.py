@@ -88,7 +88,7 @@ def torch_func(model, losses, batch):
     parameters = trained_parameters(model)
 
     def step():
-        (rows,) = fallback.vectorized(model, losses, batch, parameters, chunk=10**9)
+        ((rows, _),) = fallback.vectorized(model, losses, batch, parameters, chunk=10**9)
         total = {name: r.sum(0) for name, r in rows.items()}
         return sum(r.flatten(1).square().sum(1) for r in rows.values()) if total else None
 
