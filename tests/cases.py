@@ -173,6 +173,11 @@ def embedding():
 
 
 @case
+def embedding_with_sparse_gradients():
+    return on(nn.Embedding(11, 4, sparse=True), torch.randint(0, 11, (B, 9)))
+
+
+@case
 def embedding_with_padding():
     return on(nn.Embedding(6, 4, padding_idx=0), torch.randint(0, 6, (B, 9)))
 

@@ -12,9 +12,13 @@ def loop_gradients(model, losses, batch):
         model.zero_grad(set_to_none=True)
         loss.backward(retain_graph=True)
         for name, p in parameters.items():
-            rows[name].append(torch.zeros_like(p) if p.grad is None else p.grad.detach())
+            rows[name].append(torch.zeros_like(p) if p.grad is None else _dense(p.grad.detach()))
     model.zero_grad(set_to_none=True)
     return {name: torch.stack(r) for name, r in rows.items()}
+
+
+def _dense(gradient):
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def loop_sums(model, losses, batches):

@@ -6,7 +6,7 @@ from torch import nn
 
 from cases import energy
 from reference import loop_gradients
-from variegrad import measure, measure_differential
+from variegrad import estimate, example_gradients, measure, measure_differential
 from variegrad.per_example import fallback
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.norms import batch_norms
@@ -89,6 +89,9 @@ def test_batch_norm_switched_to_training_after_a_measurement_is_refused(affine):
     model.train()
     for _ in range(2):
         assert "BatchNorm1d" in check(model, energy, [batch])[0][1]
+    for refusing in (lambda: estimate(model, energy, batch), lambda: list(example_gradients(model, energy, batch))):
+        with pytest.raises(ValueError, match="BatchNorm1d"):
+            refusing()
 
 
 def test_frozen_batch_statistics_below_a_trained_head_are_refused():

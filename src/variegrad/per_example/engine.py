@@ -19,6 +19,7 @@ from torch.utils.checkpoint import CheckpointError
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
+from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import ACCUMULATE, Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn
@@ -155,6 +156,7 @@ class Engine:
             Parameter → (t, *shape).
         """
         count = len(per_example)
+        refuse_training_batch_norm(model)
         graph = self.graph(per_example, parameters)
         looped = count == 1 or graph.hides_parameters
         if not looped:

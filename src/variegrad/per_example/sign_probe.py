@@ -58,6 +58,7 @@ def sign_probe(
 ) -> SignProbe:
     """Estimate Σ‖∇f_i‖² of a batch by balanced random signs; works where examples have no gradient of their own too.
 
+    With few examples or few probes the estimate takes few values, and the interval covers less than its nominal level.
     With batch statistics (BatchNorm in training mode) the ∇f_i are those of the coupled losses within this batch.
 
     Args:

@@ -40,6 +40,8 @@ def fingerprint(gradient: Tensor | None) -> Fingerprint:
     if gradient is None:
         return Fingerprint(0.0, 0.0)
     square = projection = 0.0
+    if gradient.is_sparse:  # an embedding's, on request
+        gradient = gradient.to_dense()
     for start, block in enumerate(gradient.detach().reshape(-1).split(BLOCK)):
         values = block.double()
         places = torch.arange(start * BLOCK, start * BLOCK + len(values), dtype=torch.float64, device=values.device)
