@@ -55,10 +55,16 @@ def one_gradient(
             p.grad = None
         with torch.enable_grad():  # a caller may have switched it off around a graph that exists
             per_example[example].backward(retain_graph=True, inputs=_inputs(per_example, parameters))
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
+        return {name: _dense(p.grad, p) for name, p in parameters.items()}
     finally:
         for name, p in parameters.items():
             p.grad = before[name]
+
+
+def _dense(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _inputs(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Sequence[Tensor] | None:
