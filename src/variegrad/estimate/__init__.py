@@ -1,6 +1,13 @@
 """B_D from a sample, with an honest interval: from examples, workers, sign probes, and pooled over steps."""
 
-from variegrad.estimate.advice import Advice, Regime, adam_step_size_factor, advise, sgd_step_size_factor
+from variegrad.estimate.advice import (
+    Advice,
+    Regime,
+    StepSizeRule,
+    adam_step_size_factor,
+    advise,
+    sgd_step_size_factor,
+)
 from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
 from variegrad.estimate.from_batch import by_group, by_layer, by_parameter, estimate
 from variegrad.estimate.pooled import PooledCoherence
@@ -23,6 +30,7 @@ __all__ = [
     "Regime",
     "SignProbeEstimate",
     "StepMoments",
+    "StepSizeRule",
     "adam_step_size_factor",
     "advise",
     "balanced_signs",

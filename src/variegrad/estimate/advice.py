@@ -9,8 +9,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol, runtime_checkable
 
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
+from torch import optim
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """What advice rests on: an estimate of B_D, or a reading of it."""
+
+    @property
+    def batch_size_bound(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+    @property
+    def lower_confidence_bound(self) -> float: ...
+
+    @property
+    def undefined(self) -> bool: ...
 
 
 class Regime(Enum):
@@ -20,6 +41,58 @@ class Regime(Enum):
     DIMINISHING = "diminishing returns"
     WASTEFUL = "wasteful"
     CANNOT_TELL = "cannot tell yet"
+
+
+class StepSizeRule(Enum):
+    """How a mean-normalised step size follows the batch from B to B′ = S·B."""
+
+    CAPPED_LINEAR = "linear, capped: S·(B_D+B−1)/(B_D+B′−1)"
+    SQUARE_ROOT = "square root: √S"
+
+    @classmethod
+    def of(cls, optimizer: optim.Optimizer | type[optim.Optimizer] | StepSizeRule) -> StepSizeRule:
+        """The rule of an optimizer: capped linear for SGD, square root for Adam and its relatives.
+
+        Args:
+            optimizer: an optimizer, wrapped or not, its class, or a rule, which is returned.
+
+        Returns:
+            The rule.
+
+        Raises:
+            TypeError: if no rule is known for its kind.
+        """
+        if isinstance(optimizer, StepSizeRule):
+            return optimizer
+        kind = optimizer if isinstance(optimizer, type) else type(getattr(optimizer, "optimizer", optimizer))
+        # By name as well: Adam in eight bits, fused or layer-wise does not derive from torch's.
+        names = [ancestor.__name__.lower() for ancestor in kind.__mro__]
+        if any("adam" in name or name in {"rmsprop", "lamb"} for name in names):
+            return cls.SQUARE_ROOT
+        if any(name.startswith("sgd") for name in names):
+            return cls.CAPPED_LINEAR
+        raise TypeError(
+            f"optimizer: a step-size rule is known for SGD and for Adam's family; got {kind.__name__}. Pass the rule "
+            "itself, StepSizeRule.CAPPED_LINEAR or StepSizeRule.SQUARE_ROOT, or leave it out."
+        )
+
+    def factor(self, batch_size: int, new_batch_size: int, batch_size_bound: float) -> float:
+        """The factor of a mean-normalised step size.
+
+        Args:
+            batch_size: B, in examples.
+            new_batch_size: B′, in examples.
+            batch_size_bound: B_D ≥ 1, +inf allowed; the square root does not look at it.
+
+        Returns:
+            The factor.
+
+        Raises:
+            ValueError: if a batch size or the bound is below one.
+        """
+        if self is StepSizeRule.CAPPED_LINEAR:
+            return sgd_step_size_factor(batch_size, new_batch_size, batch_size_bound)
+        return adam_step_size_factor(batch_size, new_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +107,8 @@ class Advice:
         regime: by `efficiency`; `CANNOT_TELL` where the interval reaches from wasteful to perfect.
         certain: both ends of the interval agree on the regime.
         bound: the estimate's lower confidence bound, which step-size factors rest on.
+        new_batch_size: B′, where a change was asked about.
+        rule: how the step size follows a change; None where it was left open.
     """
 
     batch_size: int
@@ -43,6 +118,19 @@ class Advice:
     regime: Regime
     certain: bool
     bound: float
+    new_batch_size: int | None = None
+    rule: StepSizeRule | None = None
+
+    @property
+    def step_size_factor(self) -> float | None:
+        """The factor of the step size from B to B′ by the rule, cautiously: by the lower bound of B_D.
+
+        1 where no change was asked about, None where no rule was named.
+        """
+        if self.rule is None:
+            return None
+        new = self.batch_size if self.new_batch_size is None else self.new_batch_size
+        return self.rule.factor(self.batch_size, new, self.bound)
 
     def sgd_step_size_factor(self, new_batch_size: int) -> float:
         """The factor of a mean-normalised SGD step size for another batch, cautiously: by the lower bound of B_D."""
@@ -54,18 +142,25 @@ class Advice:
 
     def __str__(self) -> str:
         hedge = "" if self.certain or self.regime is Regime.CANNOT_TELL else "probably "
-        return (
+        text = (
             f"batch {self.batch_size}: {hedge}{self.regime.value}, "
             f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}]"
         )
+        if self.new_batch_size is None or self.rule is None:
+            return text
+        return f"{text}; at {self.new_batch_size} multiply the step size by {self.step_size_factor:.3g}"
 
 
-def advise(estimate: BatchSizeEstimate, batch_size: int) -> Advice:
+def advise(
+    estimate: Bounded, batch_size: int, *, new_batch_size: int | None = None, rule: StepSizeRule | None = None
+) -> Advice:
     """How well a batch of B examples is used, according to an estimate of B_D.
 
     Args:
         estimate: of B_D, at the weights in question.
         batch_size: B ≥ 1, examples of one optimiser step over all workers.
+        new_batch_size: B′ ≥ 1, where the batch is to change.
+        rule: how the step size follows such a change.
 
     Returns:
         Efficiency with its interval, and the regime.
@@ -75,6 +170,8 @@ def advise(estimate: BatchSizeEstimate, batch_size: int) -> Advice:
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+    if new_batch_size is not None and new_batch_size < 1:
+        raise ValueError(f"new_batch_size must be at least 1 example; got {new_batch_size}.")
     low = efficiency(batch_size, min(estimate.low, estimate.lower_confidence_bound))
     high = efficiency(batch_size, estimate.high)
     middle = 1.0 if estimate.undefined else efficiency(batch_size, estimate.batch_size_bound)
@@ -88,6 +185,8 @@ def advise(estimate: BatchSizeEstimate, batch_size: int) -> Advice:
         regime=Regime.CANNOT_TELL if cannot_tell else _regime(middle),
         certain=len(ends) == 1,
         bound=estimate.lower_confidence_bound,
+        new_batch_size=new_batch_size,
+        rule=rule,
     )
 
 

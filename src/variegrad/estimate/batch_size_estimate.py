@@ -134,9 +134,7 @@ def estimate_from_coherence(
         )
 
     def bound(row_coherence: float) -> float:
-        inverse = float(
-            inverse_bound(coherence.value.new_tensor(_per_example(row_coherence, examples_per_row)), population)
-        )
+        inverse = inverse_bound(_per_example(row_coherence, examples_per_row), population)
         # Up to rounding, a population whose gradients cancel has 1/B = 0.
         return math.inf if inverse <= ZERO_TOTAL else max(1.0, 1 / inverse)
 

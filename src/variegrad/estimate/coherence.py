@@ -8,7 +8,7 @@ measured on thousands of samples with the very code that ships.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,10 @@ SKEWNESS_WEIGHT = 2.0
 
 # A nominal 99 % bound covers at least 94 % where the jackknife is at its worst, so it is the one labelled 95 %.
 BOUND_STRICTNESS = 5.0
+
+
+Real = TypeVar("Real", float, Float[Tensor, "*batch"])
+"""One number, or a tensor of them."""
 
 
 class Coherence(NamedTuple):
@@ -185,7 +189,7 @@ def coherence_limits(
     )
 
 
-def inverse_bound(coherence: Float[Tensor, "*batch"], population: int | None) -> Float[Tensor, "*batch"]:
+def inverse_bound(coherence: Real, population: int | None) -> Real:
     """1/B_D from ρ: ρ itself for fresh data, 1/n + (1−1/n)ρ for a population of n.
 
     Args:

@@ -127,12 +127,17 @@ def _sum(a: Block, b: Block) -> Block:
 
 
 def _block_jackknife(blocks: Sequence[Block]) -> Coherence:
-    size, product, norm = torch.tensor(blocks, dtype=torch.float64).unbind(-1)
-    value, zero = product.sum() / norm.sum(), torch.zeros((), dtype=torch.float64)
-    left_norm = norm.sum() - norm
-    if len(blocks) < 2 or not bool((left_norm > 0).all()):
-        return Coherence(value, torch.full_like(zero, torch.inf), zero, zero, len(blocks))
-    share = size.sum() / size
-    pseudo = share * value - (share - 1) * (product.sum() - product) / left_norm
-    variance = ((pseudo - pseudo.mean()).square() / (share - 1)).mean()
-    return Coherence(value, variance, zero, zero, len(blocks))
+    # In plain numbers: a monitored step of a small model takes less time than a dozen tensor operations.
+    steps, product, norm = (sum(column) for column in zip(*blocks, strict=True))
+    value = product / norm if norm else math.nan
+    variance = math.inf
+    if len(blocks) > 1 and all(norm - block_norm > 0 for _, _, block_norm in blocks):
+        share = [steps / size for size, _, _ in blocks]
+        pseudo = [
+            h * value - (h - 1) * (product - block_product) / (norm - block_norm)
+            for h, (_, block_product, block_norm) in zip(share, blocks, strict=True)
+        ]
+        mean = sum(pseudo) / len(pseudo)
+        variance = sum((tau - mean) ** 2 / (h - 1) for h, tau in zip(share, pseudo, strict=True)) / len(blocks)
+    zero = torch.zeros((), dtype=torch.float64)
+    return Coherence(zero + value, zero + variance, zero, zero, len(blocks))

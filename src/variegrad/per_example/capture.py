@@ -227,6 +227,23 @@ class Capture:
                 for name in self.uses if name not in self.late
             }  # fmt: skip
 
+    def rows(self, name: str, start: int, stop: int, parameter: nn.Parameter) -> Float[Tensor, "t ..."]:
+        """∇f_i of examples start … stop−1 for one parameter that rules cover; needs `keep`.
+
+        Args:
+            name: the parameter.
+            start: the first example.
+            stop: one past the last.
+            parameter: itself.
+
+        Returns:
+            Shape (stop − start, *shape).
+        """
+        with torch.no_grad(), following(self.plan), _no_autocast(parameter.device):
+            if not self._kept.get(name):
+                return parameter.new_zeros(stop - start, *parameter.shape)
+            return _sum_down(self._kept[name], start, stop, parameter)
+
     def add_gradients(self, chunks: Iterable[dict[str, Tensor]], parameters: Mapping[str, nn.Parameter]) -> None:
         """Take per-example gradients that a fallback has formed.
 

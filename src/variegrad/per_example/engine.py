@@ -188,6 +188,52 @@ class Engine:
                 for name in parameters
             }  # fmt: skip
 
+    def kept(
+        self,
+        model: nn.Module,
+        losses: Losses,
+        batch: Batch,
+        per_example: Float[Tensor, " b"],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Capture | None:
+        """What rules keep of each example's gradient, after one backward pass; the graph is kept where it is needed.
+
+        Args:
+            model: the unwrapped model.
+            losses: the user's function, for the fallbacks.
+            batch: the batch, for the fallbacks.
+            per_example: `losses(model, batch)`.
+            parameters: the trained parameters.
+
+        Returns:
+            The capture, checked against the loop at its first use; None where only the loop is right.
+        """
+        refuse_training_batch_norm(model)
+        graph = self.graph(per_example, parameters)
+        if len(per_example) == 1 or graph.hides_parameters:
+            return None
+        try:
+            known = self.knowledge(graph, model, losses, batch, per_example, parameters)
+        except NotFinite:
+            return None
+        if known.everything_looped or graph.opaque:
+            return None
+        capture = Capture(graph, known, len(per_example), self.plan, keep=True)
+        verified = known.verified or not self.verify
+        capture.run(per_example, parameters, retain=bool(capture.uncovered) or not verified)
+        if not verified:
+            expected = self._expected(graph, per_example, parameters, (0, len(per_example) - 1))
+            if expected.finite:
+                self._check_rows(capture, expected, parameters, len(per_example))
+                known.verified = True
+        if capture.late:
+            known.leave_out(capture.late)
+            raise RuntimeError(
+                f"how {sorted(capture.late)} are used changed from one batch to the next "
+                f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
+            )
+        return capture
+
     def _check_rows(
         self, capture: Capture, expected: Expected, parameters: Mapping[str, nn.Parameter], count: int
     ) -> None:

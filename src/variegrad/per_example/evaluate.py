@@ -17,6 +17,10 @@ from variegrad.batches import Batch, tensors
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 
 
+class NotFinite(ValueError):
+    """A loss or a gradient that is not finite: a property of the numbers, not of the call."""
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` and `DistributedDataParallel`: the same parameters, an ordinary graph.
 
@@ -121,7 +125,7 @@ def check_losses(per_example: object) -> None:
     finite = torch.isfinite(per_example.detach())
     if not bool(finite.all()):
         first = int((~finite).nonzero()[0])
-        raise ValueError(
+        raise NotFinite(
             f"the loss of example {first} of the batch is {per_example[first].item()}. "
             "Check this example's input and target, and the weights."
         )

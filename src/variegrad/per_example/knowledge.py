@@ -14,6 +14,7 @@ from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_co
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, Arc, Graph, Use, lowest, outputs
 from variegrad.per_example.ownership import ZERO, Layout, Owner, confirm_ownership, probe_ownership
+from variegrad.per_example.prepared import from_parameters_alone
 from variegrad.per_example.rules import RULES
 from variegrad.per_example.trust import keeps_examples_apart
 
@@ -205,7 +206,7 @@ def learn(
             if isinstance(owner, Layout):
                 known.certain = known.certain and owner.certain
             odd = [n.name() for n in use.chain if n.name() not in REARRANGE and n.name() not in EMBED_IN_ZEROS]
-            if odd:
+            if odd and not from_parameters_alone(use):
                 derived[name] = f"it reaches the examples through {odd[0]}"
     layouts = {
         node: owner

@@ -78,7 +78,20 @@ class Convolution(Contribution):
         return self.weight.shape
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return torch.stack([self._one(i) for i in range(start, stop)])
+        count = stop - start
+
+        def in_tiles(form: Callable[[int, int], Tensor], tile: int) -> Tensor:
+            cuts = range(start, stop, tile)
+            return torch.cat([form(i, min(i + tile, stop)).reshape(-1, *self.shape) for i in cuts])
+
+        ways: dict[str, Callable[[], Tensor]] = {
+            "one by one": lambda: torch.stack([self._one(i) for i in range(start, stop)])
+        }
+        if count > 1 and not self.geometry.transposed and self.inputs.shape[1] == 1:
+            ways["grouped"] = lambda: in_tiles(self._grouped_rows, 8)
+            if self.geometry.groups == 1 and not self._pointwise:
+                ways["patches"] = lambda: in_tiles(self._patch_rows, self._tile(1 << 20))
+        return choose(("rows", count, *self._key), ways)
 
     def merged(self, other: Contribution) -> Convolution | None:
         if not isinstance(other, Convolution) or other.geometry != self.geometry:
@@ -99,7 +112,7 @@ class Convolution(Contribution):
         return f"convolution, {chosen(self._key) or next(iter(self.variants()))}"
 
     @property
-    def _key(self) -> object:
+    def _key(self) -> tuple[object, ...]:
         sizes = (self.inputs.shape, self.gradients.shape, self.shape)
         return ("convolution", *sizes, self.inputs.dtype, self.geometry)
 
