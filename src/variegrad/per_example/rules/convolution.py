@@ -120,7 +120,7 @@ class Convolution(Contribution):
             if self.inputs.shape[2] <= 4:
                 forms["correlation"] = self._correlation_rows, self.count
         if plain:
-            for tile in dict.fromkeys(min(t, self.count) for t in (8, 32)):
+            for tile in dict.fromkeys(min(t, self.count) for t in (8, 16, 32)):
                 if tile > 1 and 4 * tile * self.weight.numel() <= TILE_BYTES:
                     forms[f"grouped × {tile}"] = self._grouped_rows, tile
         forms["one by one"] = self.rows, 1
@@ -150,11 +150,11 @@ class Convolution(Contribution):
         return torch.bmm(gradients, inputs.transpose(1, 2))
 
     def _grouped_rows(self, start: int, stop: int) -> Tensor:
-        # Examples become groups of one image. The weight is read for its shape only: a stride-0 view costs nothing.
+        # Examples become groups of one image. The weight is for its shape only: memory that is never touched.
         size = stop - start
         inputs = self.inputs[start:stop].flatten(0, 2).unsqueeze(0)
         gradients = self.gradients[start:stop].flatten(0, 2).unsqueeze(0)
-        like = self.weight.new_empty(1).expand(size * self.shape[0], *self.shape[1:])
+        like = self.weight.new_empty(size * self.shape[0], *self.shape[1:])
         return self.geometry.weight_gradient(inputs, gradients, like, groups=size).view(size, *self.shape)
 
     def _patch_rows(self, start: int, stop: int) -> Tensor:
