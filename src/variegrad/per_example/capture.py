@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from variegrad.per_example.plan import Plan, following
 from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
 
-PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0")
-
 
 class Capture:
     """Collects ‖∇f_i‖² while a backward pass runs, and Σ∇f_i where that is cheaper than leaving it to autograd.
@@ -33,7 +30,8 @@ class Capture:
         count: b.
         plan: which variants to take.
         l1: whether ‖∇f_i‖₁ is wanted as well.
-        examples: whose norms are wanted; None for all. Those of the others are only summed.
+        examples: whose norms are wanted; None for all.
+        totals: whether Σ∇f_i is made here too; always left to autograd where the norms of some examples are wanted.
         keep: whether nothing is summed, and the gradients themselves can be asked for afterwards (`gradients`).
         rehearse: whether it is only found out which rules decline (`late`).
     """
@@ -47,13 +45,13 @@ class Capture:
         *,
         l1: bool = False,
         examples: Sequence[int] | None = None,
+        totals: bool = True,
         keep: bool = False,
         rehearse: bool = False,
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
         self.keep, self.rehearse = keep, rehearse
         self.examples = None if examples is None else _index(examples)
-        self.others = None if examples is None else _index([i for i in range(count) if i not in set(examples)])
         self.wanted = count if examples is None else len(examples)
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
@@ -75,17 +73,11 @@ class Capture:
             for use in self.uses[name]:
                 self.visits[use.arc.node].append((name, use))
 
-        # With norms of a few examples only, Σ∇f_i is cheapest where autograd makes it in one call with the gradient of
-        # the input; products gain nothing from that, and the gradients formed for the few are a part of their sum.
-        together = {node for node in self.visits if node.name() not in PRODUCTS} if self._some else set()
-        self.bottom = [node for node in self.bottom if node not in together]
-        self.left_to_autograd = {
-            name for name, each in self.uses.items() if any(use.arc.node in together for use in each)
-        }
-
-    @property
-    def _some(self) -> bool:
-        return self.wanted < self.count and not self.keep
+        # Norms of a few examples say nothing of the sum: autograd makes it as in any step, and rules see a few rows.
+        some = self.wanted < self.count and not keep
+        self.left_to_autograd = set(self.uses) if some or not totals else set()
+        if self.left_to_autograd:
+            self.bottom = []
 
     def run(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool) -> None:
         """The backward pass itself.
@@ -102,7 +94,8 @@ class Capture:
         handles = self.listen(skip=self.bottom)
         try:
             ones = torch.ones_like(per_example)
-            retain = retain or self.known.deferred
+            # Where autograd runs through what prepares a parameter, the rules' own way down there must remain.
+            retain = retain or self.known.deferred or any(not use.plain for name in left for use in self.uses[name])
             gradients = torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
         finally:
             for handle in handles:
@@ -114,7 +107,7 @@ class Capture:
                 self.receive(*self._waiting.pop())
             for name, gradient in zip(left, received[len(self.bottom) :], strict=True):
                 if gradient is not None:
-                    self.totals[name] = gradient
+                    self.totals[name] = gradient.to_dense() if gradient.is_sparse else gradient
             for k, node in enumerate(self.bottom):
                 gradient, received[k] = received[k], None  # freed as soon as it was used
                 if gradient is not None:
@@ -156,7 +149,6 @@ class Capture:
         assert isinstance(layout, Layout)
         with following(self.plan), _no_autocast(gradient.device):
             visit = Visit(node, gradient.detach(), layout, self.count, self.examples)
-            others = replace(visit, examples=self.others, memo={})
             for name, use in self.visits[node]:
                 if name in self.late:
                     continue
@@ -169,9 +161,6 @@ class Capture:
                     continue
                 if self.rehearse:
                     continue
-                if self._some and name not in self.left_to_autograd:
-                    rest = RULES[node.name()](others, use.arc.slot, use.shape)
-                    self._derived.append((name, use, rest.total()))
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
                     self._settle(name, use, part)
                 else:
@@ -198,6 +187,11 @@ class Capture:
             self.totals[name] = self.totals[name] + carried if name in self.totals else carried
         self._derived.clear()
 
+    @property
+    def covered(self) -> list[str]:
+        """The parameters that rules cover."""
+        return [name for name in self.uses if name not in self.late]
+
     def kept(self, name: str) -> list[tuple[Use, Contribution]]:
         """What each use contributes to a parameter's gradients; needs `keep`.
 
@@ -215,7 +209,7 @@ class Capture:
         Args:
             start: the first example.
             stop: one past the last.
-            parameters: the trained parameters.
+            parameters: the trained parameters, or those of them that are wanted.
 
         Returns:
             Name → (stop − start, *shape).
@@ -224,7 +218,7 @@ class Capture:
             return {
                 name: _sum_down(self._kept[name], start, stop, parameters[name]) if self._kept[name]
                 else parameters[name].new_zeros(stop - start, *parameters[name].shape)
-                for name in self.uses if name not in self.late
+                for name in self.covered if name in parameters
             }  # fmt: skip
 
     def rows(self, name: str, start: int, stop: int, parameter: nn.Parameter) -> Float[Tensor, "t ..."]:
@@ -268,26 +262,28 @@ class Capture:
     def _settle(self, name: str, use: Use, part: Contribution) -> None:
         if self.l1:
             self._add_l1(torch.cat([_l1(part.rows(*tile)) for tile in part.tiles()]))
-        summed = part.summed()
+        summed = part.summed(total=name not in self.left_to_autograd)
         self.sq_norms[name] = summed.sq_norms
-        if name not in self.left_to_autograd:
+        if summed.total is not None:
             self._derived.append((name, use, summed.total))
 
     def _settle_through_chains(
         self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]
     ) -> None:
         norms, absolute, total = [], [], None
+        summing = name not in self.left_to_autograd
         widest = max((part for _, part in parts), key=lambda part: part.shape.numel())
         for start, stop in widest.tiles():
             rows = _sum_down(parts, start, stop, parameter)
             norms.append(sq_norms(rows))
             if self.l1:
                 absolute.append(_l1(rows))
-            total = rows.sum(0) if total is None else total + rows.sum(0)
+            if summing:
+                total = rows.sum(0) if total is None else total.add_(rows.sum(0))
         self.sq_norms[name] = torch.cat(norms)
         if self.l1:
             self._add_l1(torch.cat(absolute))
-        if total is not None and name not in self.left_to_autograd:
+        if total is not None:
             self.totals[name] = self.totals[name] + total if name in self.totals else total
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
@@ -324,7 +320,5 @@ def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batche
     return result
 
 
-@contextmanager
-def _no_autocast(device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
-        yield
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

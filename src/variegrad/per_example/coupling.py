@@ -99,10 +99,10 @@ def refuse_if_coupled(
     with torch.enable_grad(), left_as_found(model):  # a model may differentiate inside
         for quiet in (_as_it_is, _without_dropout, _evaluating):
             with quiet(model):
-                whole, again = losses(model, batch).detach(), losses(model, batch).detach()
+                whole, again = _values(model, losses, batch), _values(model, losses, batch)
                 if not torch.equal(whole, again):
                     continue  # random: this says nothing yet
-                alone = losses(model, map_tensors(lambda t: t[:part], batch)).detach()
+                alone = _values(model, losses, map_tensors(lambda t: t[:part], batch))
             tolerance = 1e-8 if whole.dtype == torch.float64 else 1e-3
             if len(alone) == part and torch.allclose(
                 alone, whole[:part], rtol=tolerance, atol=tolerance * float(whole.abs().mean())
@@ -117,6 +117,18 @@ def refuse_if_coupled(
         f"parameter {name!r} cannot be attributed to examples: {why}, and the losses are random even in evaluation "
         f"mode, so that it cannot be known whether the examples are coupled. {WAYS_ON}"
     )
+
+
+def _values(model: nn.Module, losses: Losses, batch: Batch) -> Tensor:
+    # The graph of the batch is alive: what a second one would save is dropped, unless the model differentiates inside.
+    def unpack(_: object) -> Tensor:
+        raise RuntimeError
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda _: None, unpack):
+            return losses(model, batch).detach()
+    except Exception:  # noqa: BLE001
+        return losses(model, batch).detach()
 
 
 @contextmanager

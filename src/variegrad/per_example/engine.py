@@ -19,15 +19,18 @@ from torch.utils.checkpoint import CheckpointError
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
-from variegrad.per_example.coupling import refuse_training_batch_norm
-from variegrad.per_example.evaluate import Losses
-from variegrad.per_example.graph import ACCUMULATE, Graph, read_graph
-from variegrad.per_example.knowledge import Knowledge, learn
+from variegrad.per_example.coupling import refuse_if_coupled, refuse_training_batch_norm
+from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, on_copies_of_buffers
+from variegrad.per_example.graph import Graph, read_graph
+from variegrad.per_example.knowledge import Knowledge, learn, observe
 from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules.contribution import sq_norms
-from variegrad.per_example.trust import settings
+from variegrad.per_example.trust import structure
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
+
+# A new structure is learnt from this share of the examples, at least two and at most a few, where they say all.
+FEW_SHARE, FEWEST, MOST = 1 / 8, 2, 7
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Engine:
         """
         count = len(per_example)
         wanted = list(range(count)) if examples is None else list(examples)
-        if len(set(wanted)) != len(wanted) or not set(wanted) <= set(range(count)) or not wanted:
+        if examples is not None and (len({*wanted}) != len(wanted) or not wanted or not {*wanted} <= {*range(count)}):
             raise ValueError(
                 f"examples must be different indices from 0 to {count - 1}, at least one; got {wanted[:8]}."
             )
@@ -104,16 +107,31 @@ class Engine:
             return _looped(per_example, parameters, l1, wanted)
         if not self.verify or known.verified:
             return self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples)
+        return self._checked(graph, known, model, losses, batch, per_example, parameters, l1, examples)
 
+    def _checked(
+        self,
+        graph: Graph,
+        known: Knowledge,
+        model: nn.Module,
+        losses: Losses,
+        batch: Batch,
+        per_example: Float[Tensor, " b"],
+        parameters: Mapping[str, nn.Parameter],
+        l1: bool,
+        examples: Sequence[int] | None,
+        retain: bool = False,
+    ) -> Norms:
+        wanted = list(range(len(per_example))) if examples is None else list(examples)
         expected = self._expected(graph, per_example, parameters, sorted({wanted[0], wanted[-1]}))
         # A custom Function may hold parameters that the graph does not show: then only the loop sees them.
-        retain = bool(graph.opaque)
+        retain = retain or bool(graph.opaque)
         found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=retain)
         worst = expected.worst_mismatch(found.sq_norms, found.total, wanted)
         if worst is None:
             known.verified = expected.finite
             return found
-        if retain:
+        if graph.opaque:
             known.everything_looped = True
             return _looped(per_example, parameters, l1, wanted)
         raise mismatch(*worst)
@@ -239,7 +257,8 @@ class Engine:
     ) -> None:
         for i in (0, count - 1):
             whole = sum(expected.sq_norms[i].values())
-            for name, rows in capture.gradients(i, i + 1, parameters).items():
+            for name in capture.covered:
+                ((_, rows),) = capture.gradients(i, i + 1, {name: parameters[name]}).items()
                 off = abs(fingerprint(rows[0]).sq_norm - expected.sq_norms[i][name])
                 limit = LOW_PRECISION_TOLERANCE if expected.low_precision else TOLERANCE[rows.dtype]
                 if not off <= limit * whole:
@@ -280,24 +299,94 @@ class Engine:
         Returns:
             The owners of its gradients and the uses of each parameter.
         """
-        key = hash((graph.signature, tuple(settings(node) for node in graph.order if node.name() != ACCUMULATE)))
+        key = structure(graph)
         known = self.known.get(key)
+        if known is None:
+            known = self._from_a_few(key, graph, model, losses, batch, len(per_example), parameters)
+            if known is not None:
+                if known.suspects:
+                    refuse_if_coupled(model, losses, batch, per_example, known.suspects)
+                self.known[key] = known
         if known is None or not known.certain or not known.fits(graph, len(per_example)):
             fresh = learn(graph, model, losses, batch, per_example, parameters)
-            try:
-                rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
-                rehearsal.run(per_example, parameters, retain=True)
-            except CheckpointError:
-                fresh.deferred = True
-                rehearsal = Capture(graph, fresh, len(per_example), None, rehearse=True)
-                rehearsal.run(per_example, parameters, retain=True)
-            fresh.leave_out(rehearsal.late)
+            self._rehearse(graph, fresh, per_example, parameters)
             if known is not None:
                 fresh.verified, fresh.vectorize = known.verified, known.vectorize
                 fresh.uncovered = {**known.uncovered, **fresh.uncovered}
                 fresh.everything_looped = known.everything_looped
             self.known[key] = known = fresh
         return known
+
+    def _rehearse(
+        self, graph: Graph, known: Knowledge, per_example: Tensor, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        for _ in range(2):
+            rehearsal = Capture(graph, known, len(per_example), None, totals=False, rehearse=True)
+            try:
+                rehearsal.run(per_example, parameters, retain=True)
+            except CheckpointError:
+                if known.deferred:
+                    raise
+                known.deferred = True
+            else:
+                break
+        known.leave_out(rehearsal.late)
+
+    def _from_a_few(
+        self,
+        key: int,
+        graph: Graph,
+        model: nn.Module,
+        losses: Losses | None,
+        batch: Batch,
+        count: int,
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Knowledge | None:
+        """Learn and check on the first few examples of the batch alone, where that says all about the whole batch.
+
+        It does where the few have a graph of the same structure and what is learnt of it is certain: then no values
+        and no number of examples could make it different. Many passes then cost the memory and time of a few examples.
+        """
+        size = min(max(FEWEST, int(count * FEW_SHARE)), MOST)
+        if losses is None or graph.opaque or count < 2 * size or shared_length(batch) != count:
+            return None
+        try:
+            few = map_tensors(lambda t: t[:size].detach().clone().requires_grad_(t.requires_grad), batch)
+            with left_as_found(model), on_copies_of_buffers(model):
+                alone = evaluate(model, losses, few)
+                part = self.graph(alone, parameters)
+                if len(alone) != size or structure(part) != key:
+                    return None
+                known = observe(part, model, alone, parameters)
+                if known.certain:
+                    self._rehearse(part, known, alone, parameters)
+                    if self.verify:
+                        self._check_few(part, known, model, losses, few, alone, parameters)
+        except Exception:  # noqa: BLE001 - whatever it is, the whole batch will say it in its own terms
+            return None
+        return known if known.certain else None
+
+    def _check_few(
+        self,
+        graph: Graph,
+        known: Knowledge,
+        model: nn.Module,
+        losses: Losses,
+        batch: Batch,
+        per_example: Float[Tensor, " b"],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        count = len(per_example)
+        expected = self._expected(graph, per_example, parameters, (0, count - 1))
+        if not expected.finite:
+            return
+        kept = Capture(graph, known, count, None, keep=True)
+        kept.run(per_example, parameters, retain=True)
+        self._check_rows(kept, expected, parameters, count)
+        for examples in (None, (0, count - 1)):
+            self._checked(
+                graph, known, model, losses, batch, per_example, parameters, False, examples, retain=True
+            )  # fmt: skip
 
     def _visit(
         self,
@@ -312,7 +401,11 @@ class Engine:
         examples: Sequence[int] | None,
         retain: bool = False,
     ) -> Norms:
-        capture = Capture(graph, known, len(per_example), self.plan, l1=l1, examples=examples)
+        # Autograd's sum beside the norms of many examples would cost more than the norms of all.
+        count, wanted = len(per_example), examples
+        if examples is not None and 2 * len(examples) > count:
+            examples = None
+        capture = Capture(graph, known, count, self.plan, l1=l1, examples=examples)
         rest = {name: parameters[name] for name in capture.uncovered}
         if rest:
             capture.add_gradients(fallback.gradients(model, losses, batch, per_example, rest, known), rest)
@@ -324,13 +417,19 @@ class Engine:
                 f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
             )
         zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=per_example.device)
+        sq_norms = {name: capture.sq_norms.get(name, zeros) for name in parameters}
+        l1_norms = capture.l1_norms
+        if wanted is not examples:
+            at = torch.as_tensor(wanted, device=per_example.device)
+            sq_norms = {name: norms[at] for name, norms in sq_norms.items()}
+            l1_norms = None if l1_norms is None else l1_norms[at]
         return Norms(
-            sq_norms={name: capture.sq_norms.get(name, zeros) for name in parameters},
+            sq_norms=sq_norms,
             total={
                 name: capture.totals[name] if name in capture.totals else torch.zeros_like(p)
                 for name, p in parameters.items()
             },
-            l1_norms=capture.l1_norms,
+            l1_norms=l1_norms,
         )
 
 

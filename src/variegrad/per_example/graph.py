@@ -200,6 +200,11 @@ class Use:
         )
 
     @property
+    def plain(self) -> bool:
+        """Whether what the rule saw is the parameter itself or its transpose."""
+        return all(node.name() == "TBackward0" for node in self.chain)
+
+    @property
     def kind(self) -> tuple[str, ...] | None:
         """Equal for two uses only if their inputs have the same layout of the same parameter; None if unsure."""
         names = tuple(node.name() for node in self.chain if node.name() not in ("ToCopyBackward0", "CloneBackward0"))

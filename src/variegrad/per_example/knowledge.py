@@ -44,6 +44,7 @@ class Knowledge:
         owners: (number of a node in the graph's order, its output) → who owns the gradient there.
         certain: whether every layout that matters was determined beyond doubt, so that it holds for other batches.
         uncovered: parameters that no rule covers → why.
+        suspects: parameters whose gradients could be mixed by a coupling of the examples → why.
         verified: whether two examples were checked against the loop.
         vectorize: whether vmap works for the uncovered parameters; None where not tried.
         everything_looped: whether the graph hides parameters, so that only the loop is right.
@@ -54,6 +55,7 @@ class Knowledge:
     owners: Mapping[tuple[int, int], Owner]
     certain: bool = True
     uncovered: dict[str, str] = field(default_factory=dict)
+    suspects: dict[str, str] = field(default_factory=dict)
     verified: bool = False
     vectorize: bool | None = None
     everything_looped: bool = False
@@ -189,10 +191,33 @@ def learn(
     Raises:
         ValueError: if the examples are coupled, or whether they are cannot be known.
     """
+    known = observe(graph, model, per_example, parameters)
+    if known.suspects:
+        refuse_if_coupled(model, losses, batch, per_example, known.suspects)
+    return known
+
+
+def observe(
+    graph: Graph, model: nn.Module, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]
+) -> Knowledge:
+    """What backward passes alone say: owners, uses, and which parameters could be mixed by a coupling (`suspects`).
+
+    Args:
+        graph: the graph.
+        model: the unwrapped model.
+        per_example: the losses; their graph is kept.
+        parameters: the trained parameters.
+
+    Returns:
+        What was learnt.
+
+    Raises:
+        ValueError: if batch statistics couple the examples.
+    """
     nodes = [node for node in graph.order if node.name() != ACCUMULATE]
     owners = probe_ownership(per_example, nodes, [p for name, p in parameters.items() if name in graph.leaves])
     known = Knowledge({(graph.number[node], output): owner for (node, output), owner in owners.items()})
-    derived: dict[str, str] = {}
+    derived = known.suspects
     for name in parameters:
         uses, reason = known.uses(graph, name)
         touched = [node for use in uses for node in (use.arc.node, *use.chain)]
@@ -222,8 +247,6 @@ def learn(
                 known.uncovered[name] = derived[name] = "examples are mixed in some entries"
     # Where other values could lead examples elsewhere, what was measured holds for this batch only.
     known.certain = known.certain and keeps_examples_apart(graph, known.owners)
-    if derived:
-        refuse_if_coupled(model, losses, batch, per_example, derived)
     return known
 
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 
 DIGIT_BITS = 3
 SAMPLES = 1024
+BLOCK = 1 << 16
 RATIO_TOLERANCE = 1e-5
 
 
@@ -47,6 +48,8 @@ class Layout:
             A view of shape (b, *shape with `dim` divided by b).
         """
         rest = gradient.shape[self.dim] // count
+        if rest == 1 and self.dim == 0:
+            return gradient.unsqueeze(1)
         if rest == 1:
             return gradient.movedim(self.dim, 0).unsqueeze(self.dim + 1)
         parts = (count, rest) if self.example_major else (rest, count)
@@ -95,16 +98,16 @@ def probe_ownership(
     seen: list[dict[tuple[Node, int], Tensor]] = []
 
     def sample(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
-        for output, gradient in enumerate(gradients):
-            if gradient is None or gradient.layout is not torch.strided:
+        for output, arrived in enumerate(gradients):
+            if arrived is None or arrived.layout is not torch.strided:
                 continue
-            key = (node, output)
-            if not bool(torch.isfinite(gradient.detach().abs().max() if gradient.numel() else gradient.sum())):
+            key, gradient = (node, output), arrived.detach()
+            if gradient.numel() and not bool(torch.isfinite(torch.linalg.vector_norm(gradient, torch.inf))):
                 raise NotFinite
             if key not in where:
                 shapes[key] = gradient.shape
                 where[key] = _places(gradient)
-            picked = gradient.detach().flatten()[where[key]] if gradient.numel() else gradient.flatten()
+            picked = _at(gradient, where[key])
             seen[-1][key] = (picked.abs() if picked.is_complex() else picked).double().cpu()
 
     handles = [node.register_prehook(lambda g, node=node: sample(node, g)) for node in nodes]
@@ -143,10 +146,9 @@ def confirm_ownership(
     def reduce(node: Node, gradient: Tensor | None) -> None:
         if gradient is None or gradient.is_complex() or gradient.shape[layouts[node].dim] % count:
             return
-        rows = layouts[node].split(gradient.detach(), count).reshape(count, -1)
         parts = []
-        for row in rows:  # an example at a time: no float64 copy of the whole
-            values = row.double()
+        for row in layouts[node].split(gradient.detach(), count):  # an example at a time: no copy of the whole
+            values = row.reshape(-1).double()
             places = torch.arange(len(values), dtype=torch.float64, device=values.device).cos_()
             parts.append(torch.stack((values @ places, values.norm())))
         sums[-1][node] = torch.stack(parts)
@@ -167,9 +169,12 @@ def confirm_ownership(
     tolerance = 1e-9 if per_example.device.type == "cpu" else 1e-4
     for node, base in sums[0].items():
         for exponents, found in zip(weights[1:], sums[1:], strict=True):
+            if node not in found:
+                wrong.add(node)
+                continue
             scale = torch.exp2(exponents.double()).to(base.device)
             off = (found[node][:, 0] - base[:, 0] * scale).abs()
-            if node not in found or bool((off > tolerance * scale * (base[:, 1] + 1e-300)).any()):
+            if bool((off > tolerance * scale * (base[:, 1] + 1e-300)).any()):
                 wrong.add(node)
     return wrong
 
@@ -179,11 +184,22 @@ def _places(gradient: Tensor) -> Tensor:
     if numel <= SAMPLES:
         return torch.arange(numel, device=gradient.device)
     random = torch.randint(numel, (SAMPLES,), generator=torch.Generator().manual_seed(numel)).to(gradient.device)
-    if bool((gradient.flatten()[random] != 0).sum() > SAMPLES // 16):
+    if bool((_at(gradient, random) != 0).sum() > SAMPLES // 16):
         return random
-    # Mostly zeros (padding, dead units): look where something is.
-    alive = gradient.flatten().nonzero().squeeze(1)
+    # Mostly zeros (padding, dead units): look where something is, a block at a time, since indices take much room.
+    found = []
+    for start, block in enumerate(gradient.flatten().split(BLOCK)):
+        alive = block.nonzero().squeeze(1)
+        found.append(alive[:: max(1, len(alive) // SAMPLES)] + start * BLOCK)
+    alive = torch.cat(found)
     return alive[:: max(1, len(alive) // SAMPLES)] if len(alive) else random
+
+
+def _at(gradient: Tensor, places: Tensor) -> Tensor:
+    # By coordinates: flattening would copy a gradient that is not contiguous.
+    if gradient.is_contiguous():
+        return gradient.view(-1)[places]
+    return gradient[torch.unravel_index(places, gradient.shape)]
 
 
 def _owner(base: Tensor, scaled: list[Tensor], where: Tensor, shape: torch.Size, count: int) -> Owner:

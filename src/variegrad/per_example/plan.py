@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -33,22 +32,24 @@ class Plan:
         self.seconds: dict[object, dict[str, float]] = {}
 
 
-@contextmanager
-def following(plan: Plan | None) -> Iterator[None]:
+class following:  # noqa: N801 - a context manager, entered at every node of every pass: a generator would cost more
     """Let `choose` measure and remember in this plan, in this thread, inside the block.
 
     Args:
         plan: the plan; None for the first candidate always.
-
-    Yields:
-        Nothing.
     """
-    before = getattr(_active, "plan", None)
-    _active.plan = plan
-    try:
-        yield
-    finally:
-        _active.plan = before
+
+    __slots__ = ("before", "plan")
+
+    def __init__(self, plan: Plan | None) -> None:
+        self.plan = plan
+
+    def __enter__(self) -> None:
+        self.before = getattr(_active, "plan", None)
+        _active.plan = self.plan
+
+    def __exit__(self, *_: object) -> None:
+        _active.plan = self.before
 
 
 def choose(key: object, ways: Mapping[str, Callable[[], Result]]) -> Result:

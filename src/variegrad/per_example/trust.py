@@ -10,6 +10,7 @@ measured again, for every batch. Settings that are not numbers (dimensions, trai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from torch.autograd.graph import Node
 
@@ -67,7 +68,12 @@ def base_name(node: Node) -> str:
     Returns:
         Its kind.
     """
-    return node.name().rstrip("0123456789").removesuffix("Backward")
+    return _base_name(node.name())
+
+
+@cache
+def _base_name(name: str) -> str:
+    return name.rstrip("0123456789").removesuffix("Backward")
 
 
 def settings(node: Node) -> tuple[object, ...]:
@@ -79,11 +85,22 @@ def settings(node: Node) -> tuple[object, ...]:
     Returns:
         Dimensions and flags, and which dimensions of its output have one entry.
     """
-    shape = outputs(node)[0].shape if outputs(node) else ()
-    ones = tuple(size == 1 for size in shape)
+    made = outputs(node)
+    ones = [size == 1 for size in made[0].shape] if made else ()
     names = SETTINGS.get(base_name(node), ())
-    values = tuple(str(getattr(node, f"_saved_{name}", None)) for name in names)
-    return (ones, *values)
+    return (*ones, *(str(getattr(node, f"_saved_{name}", None)) for name in names))
+
+
+def structure(graph: Graph) -> int:
+    """Equal for graphs in which examples go the same ways, whatever the sizes and the numbers.
+
+    Args:
+        graph: the graph.
+
+    Returns:
+        A key.
+    """
+    return hash((graph.signature, tuple(settings(node) for node in graph.order if node.name() != ACCUMULATE)))
 
 
 def keeps_examples_apart(graph: Graph, owners: Mapping[tuple[int, int], Owner]) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 # Relative error of ‖∇f_i‖² against the loop above which the engine refuses its own result.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 0.1
-BLOCK = 1 << 18
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,17 @@ def fingerprint(gradient: Tensor | None) -> Fingerprint:
     square = projection = 0.0
     if gradient.is_sparse:  # an embedding's, on request
         gradient = gradient.to_dense()
-    for start, block in enumerate(gradient.detach().reshape(-1).split(BLOCK)):
-        values = block.double()
-        places = torch.arange(start * BLOCK, start * BLOCK + len(values), dtype=torch.float64, device=values.device)
-        square += float(values @ values)
-        projection += float(values @ places.cos_())
+    start = 0
+    # A whole of another layout is never copied: rows first, then blocks of them.
+    pieces = gradient.detach().reshape(-1) if gradient.is_contiguous() else gradient.detach()
+    each = pieces[0].numel() if len(pieces) else 1
+    for piece in pieces.split(max(1, BLOCK // max(1, each))):
+        for block in piece.reshape(-1).split(BLOCK):
+            values = block.double()
+            places = torch.arange(start, start + len(values), dtype=torch.float64, device=values.device)
+            square += float(values @ values)
+            projection += float(values @ places.cos_())
+            start += len(values)
     return Fingerprint(square, projection)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
-TILE_BYTES = 8 << 20
+TILE_BYTES = 6 << 20
 
 
 class NotCovered(Exception):  # noqa: N818
@@ -24,11 +24,11 @@ class Summed:
 
     Attributes:
         sq_norms: ‖g_i‖² for each example, float64.
-        total: Σ_i g_i.
+        total: Σ_i g_i, where it was asked for.
     """
 
     sq_norms: Float[Tensor, " b"]
-    total: Tensor
+    total: Tensor | None
 
 
 class Contribution(ABC):
@@ -60,21 +60,16 @@ class Contribution(ABC):
             Shape (stop − start, *shape).
         """
 
-    def summed(self) -> Summed:
+    def summed(self, *, total: bool = True) -> Summed:
         """‖g_i‖² and Σg_i; rules override this with cheaper ways.
+
+        Args:
+            total: whether Σg_i is wanted.
 
         Returns:
             Both.
         """
-        return by_tiles(self.rows, self.tiles())
-
-    def total(self) -> Tensor:
-        """Σg_i alone; rules override this with what an ordinary backward pass does.
-
-        Returns:
-            Shape (*shape).
-        """
-        return self.summed().total
+        return by_tiles(self.rows, self.tiles(), total=total)
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
         """The ranges of examples whose gradients fit a tile.
@@ -121,11 +116,8 @@ class Dense(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.gradients[start:stop]
 
-    def summed(self) -> Summed:
-        return Summed(sq_norms(self.gradients), self.total())
-
-    def total(self) -> Tensor:
-        return self.gradients.sum(0)
+    def summed(self, *, total: bool = True) -> Summed:
+        return Summed(sq_norms(self.gradients), self.gradients.sum(0) if total else None)
 
     def merged(self, other: Contribution) -> Dense | None:
         return Dense(self.gradients + other.gradients) if isinstance(other, Dense) else None
@@ -154,12 +146,13 @@ class Together(Contribution):
         return sum(others, start=first)
 
 
-def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]]) -> Summed:
+def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]], *, total: bool = True) -> Summed:
     """Form the gradients a tile at a time, and square and add them while they are in cache.
 
     Args:
         form: (start, stop) → the gradients of these examples, in any layout of one shape.
         tiles: ranges that cover all examples.
+        total: whether their sum is wanted.
 
     Returns:
         Norms, and the sum in that layout.
@@ -169,9 +162,11 @@ def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]
     for start, stop in tiles:
         rows = form(start, stop)
         norms.append(sq_norms(rows))
-        part = rows.sum(0) if len(rows) > 1 else rows[0]
-        sums = part if sums is None else sums.add_(part)
-    assert sums is not None
+        if total:
+            part = rows.sum(0) if len(rows) > 1 else rows[0]
+            sums = part if sums is None else sums.add_(part)
+            del part
+        del rows  # before the next are formed
     return Summed(torch.cat(norms), sums)
 
 
@@ -208,7 +203,8 @@ def sq_norms(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     if flat.dtype in (torch.bfloat16, torch.float16):
         flat = flat.float()
     if flat.dtype == torch.float64 or flat.shape[1] <= 64:
-        return flat.double().square().sum(1)
+        wide = flat.double()
+        return torch.linalg.vecdot(wide, wide)
     # Short float32 sums lose nothing that matters; the long one over them is float64.
     width = next((w for w in (1024, 800, 768, 576, 512, 400, 256, 128, 75, 64) if flat.shape[1] % w == 0), None)
     if width is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -101,47 +102,47 @@ class Convolution(Contribution):
         inputs, gradients = torch.cat((self.inputs, other.inputs), 1), torch.cat((self.gradients, other.gradients), 1)
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
-    def summed(self) -> Summed:
-        return choose(self._key, self.variants())
-
-    def total(self) -> Tensor:
-        return self.geometry.weight_gradient(self.inputs.flatten(0, 1), self.gradients.flatten(0, 1), self.weight)
+    def summed(self, *, total: bool = True) -> Summed:
+        return choose((*self._key, total), self.variants(total=total))
 
     @property
     def way(self) -> str:
-        return f"convolution, {chosen(self._key) or next(iter(self.variants()))}"
+        return f"convolution, {chosen((*self._key, True)) or next(iter(self.variants()))}"
 
     @property
     def _key(self) -> tuple[object, ...]:
         sizes = (self.inputs.shape, self.gradients.shape, self.shape)
         return ("convolution", *sizes, self.inputs.dtype, self.geometry)
 
-    def variants(self) -> Mapping[str, Callable[[], Summed]]:
+    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums.
+
+        Args:
+            total: whether Σg_i is wanted.
 
         Returns:
             Name → way.
         """
-        ways: dict[str, Callable[[], Summed]] = {}
+        forms: dict[str, tuple[Callable[[int, int], Tensor], int]] = {}
         plain = not self.geometry.transposed and self.inputs.shape[1] == 1
         if self._pointwise:
-            ways["pointwise"] = lambda: self._by_tiles(self._pointwise_rows, self._tile(0))
+            forms["pointwise"] = self._pointwise_rows, self._tile(0)
         if plain and self.geometry.groups == 1 and not self._pointwise:
             for tile in dict.fromkeys((self._tile(1 << 20), self._tile(TILE_BYTES))):
-                ways[f"patches × {tile}"] = lambda tile=tile: self._by_tiles(self._patch_rows, tile)  # type: ignore[misc]
+                forms[f"patches × {tile}"] = self._patch_rows, tile
             if self.inputs.shape[2] <= 4:
-                ways["correlation"] = lambda: self._by_tiles(self._correlation_rows, self.count)
+                forms["correlation"] = self._correlation_rows, self.count
         if plain:
-            for tile in dict.fromkeys(min(t, self.count) for t in (8, 32)):
-                if tile > 1:
-                    ways[f"grouped × {tile}"] = lambda tile=tile: self._by_tiles(self._grouped_rows, tile)  # type: ignore[misc]
-        ways["one by one"] = lambda: self._by_tiles(self.rows, 1)
-        return ways
+            for tile in dict.fromkeys(min(t, self.count) for t in (8, 16, 32)):
+                if tile > 1 and 4 * tile * self.weight.numel() <= TILE_BYTES:
+                    forms[f"grouped × {tile}"] = self._grouped_rows, tile
+        forms["one by one"] = self.rows, 1
+        return {name: partial(self._by_tiles, form, tile, total) for name, (form, tile) in forms.items()}
 
-    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int) -> Summed:
+    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int, total: bool) -> Summed:
         tiles = [(start, min(start + tile, self.count)) for start in range(0, self.count, tile)]
-        summed = by_tiles(form, tiles)
-        return Summed(summed.sq_norms, summed.total.reshape(self.shape))
+        summed = by_tiles(form, tiles, total=total)
+        return Summed(summed.sq_norms, None if summed.total is None else summed.total.reshape(self.shape))
 
     def _tile(self, size: int) -> int:
         patches = 4 * self.weight[0].numel() * self.gradients[0, 0, 0].numel()
@@ -162,11 +163,11 @@ class Convolution(Contribution):
         return torch.bmm(gradients, inputs.transpose(1, 2))
 
     def _grouped_rows(self, start: int, stop: int) -> Tensor:
-        # Examples become groups of one image. The weight is read for its shape only: a stride-0 view costs nothing.
+        # Examples become groups of one image. The weight is for its shape only: memory that is never touched.
         size = stop - start
         inputs = self.inputs[start:stop].flatten(0, 2).unsqueeze(0)
         gradients = self.gradients[start:stop].flatten(0, 2).unsqueeze(0)
-        like = self.weight.new_empty(1).expand(size * self.shape[0], *self.shape[1:])
+        like = self.weight.new_empty(size * self.shape[0], *self.shape[1:])
         return self.geometry.weight_gradient(inputs, gradients, like, groups=size).view(size, *self.shape)
 
     def _patch_rows(self, start: int, stop: int) -> Tensor:

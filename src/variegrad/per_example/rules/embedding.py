@@ -63,7 +63,7 @@ class Lookup(Contribution):
             torch.cat((self.tokens, other.tokens), 1), torch.cat((self.gradients, other.gradients), 1), self.vocabulary
         )
 
-    def summed(self) -> Summed:
+    def summed(self, *, total: bool = True) -> Summed:
         example = torch.arange(self.count, device=self.tokens.device).unsqueeze(1).expand_as(self.tokens)
         kept = self.tokens >= 0
         gradients = self.gradients[kept]
@@ -71,11 +71,9 @@ class Lookup(Contribution):
         rows = gradients.new_zeros(len(keys), gradients.shape[1]).index_add_(0, place, gradients)
         norms = torch.zeros(self.count, dtype=torch.float64, device=rows.device)
         norms.index_add_(0, keys // self.vocabulary, rows.double().square().sum(1))
+        if not total:
+            return Summed(norms, None)
         return Summed(norms, rows.new_zeros(self.shape).index_add_(0, keys % self.vocabulary, rows))
-
-    def total(self) -> Tensor:
-        kept = self.tokens >= 0
-        return self.gradients.new_zeros(self.shape).index_add_(0, self.tokens[kept], self.gradients[kept])
 
 
 def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001

@@ -66,30 +66,30 @@ class Outer(Contribution):
             return None
         return Outer(torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1), self.scale)
 
-    def summed(self) -> Summed:
+    def summed(self, *, total: bool = True) -> Summed:
         if self.left.shape[1] == 1:
-            return self._scaled(sq_norms(self.left) * sq_norms(self.right), self._whole())
-        return choose(self._key, self.variants())
-
-    def total(self) -> Tensor:
-        return self._whole().t() * self.scale if self.scale != 1 else self._whole().t()
+            return self._scaled(sq_norms(self.left) * sq_norms(self.right), self._whole() if total else None)
+        return choose((*self._key, total), self.variants(total=total))
 
     @property
     def way(self) -> str:
         if self.left.shape[1] == 1:
             return "rank one"
-        return f"product, {chosen(self._key) or next(iter(self.variants()))}"
+        return f"product, {chosen((*self._key, True)) or next(iter(self.variants()))}"
 
     @property
     def working_bytes(self) -> int:
         return 0 if self.left.shape[1] == 1 else super().working_bytes
 
     @property
-    def _key(self) -> object:
+    def _key(self) -> tuple[object, ...]:
         return ("outer", self.left.shape, self.right.shape, self.left.dtype)
 
-    def variants(self) -> Mapping[str, Callable[[], Summed]]:
+    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums, cheapest by the count of operations first.
+
+        Args:
+            total: whether Σg_i is wanted.
 
         Returns:
             Name → way.
@@ -97,21 +97,21 @@ class Outer(Contribution):
         _, t, p = self.left.shape
         d = self.right.shape[2]
         direct = 2 * t * p * d
-        gram = 2 * t * t * (p + d) + direct
+        gram = 2 * t * t * (p + d) + direct * total
         ways: dict[str, Callable[[], Summed]] = {}
         if direct < 8 * gram:
-            ways["direct"] = lambda: self._formed(self.tiles())
+            ways["direct"] = lambda: self._formed(self.tiles(), total)
             if self.count > 1:
-                ways["one by one"] = lambda: self._formed([(i, i + 1) for i in range(self.count)])
+                ways["one by one"] = lambda: self._formed([(i, i + 1) for i in range(self.count)], total)
         if gram < 3 * direct and 4 * t * t < 16 * TILE_BYTES:
-            ways["gram"] = self._gram
+            ways["gram"] = lambda: self._gram(total)
         return ways
 
-    def _formed(self, tiles: Sequence[tuple[int, int]]) -> Summed:
-        summed = by_tiles(self._turned, tiles)
+    def _formed(self, tiles: Sequence[tuple[int, int]], total: bool) -> Summed:
+        summed = by_tiles(self._turned, tiles, total=total)
         return self._scaled(summed.sq_norms, summed.total)
 
-    def _gram(self) -> Summed:
+    def _gram(self, total: bool) -> Summed:
         step = max(1, TILE_BYTES // (4 * self.left.shape[1] ** 2))
         norms = []
         for start in range(0, self.count, step):
@@ -124,15 +124,15 @@ class Outer(Contribution):
         limit = GRAM_FLOOR.get(self.left.dtype, 1.0)
         for i in (squares < limit * bound).nonzero().flatten().tolist():
             squares[i] = sq_norms(self._turned(i, i + 1))[0]
-        return self._scaled(squares, self._whole())
+        return self._scaled(squares, self._whole() if total else None)
 
     def _whole(self) -> Float[Tensor, "d p"]:
         return torch.mm(self.right.flatten(0, 1).t(), self.left.flatten(0, 1))
 
-    def _scaled(self, norms: Tensor, turned: Tensor) -> Summed:
+    def _scaled(self, norms: Tensor, turned: Tensor | None) -> Summed:
         if self.scale != 1:
-            norms, turned = norms * self.scale**2, turned * self.scale
-        return Summed(norms, turned.t())
+            norms, turned = norms * self.scale**2, None if turned is None else turned * self.scale
+        return Summed(norms, None if turned is None else turned.t())
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,10 @@ class Stacked(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         return torch.stack([part.rows(start, stop) for part in self.parts], 1)
 
-    def summed(self) -> Summed:
-        each = [part.summed() for part in self.parts]
-        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack([s.total for s in each]))
+    def summed(self, *, total: bool = True) -> Summed:
+        each = [part.summed(total=total) for part in self.parts]
+        totals = [s.total for s in each if s.total is not None]
+        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if total else None)
 
 
 def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001

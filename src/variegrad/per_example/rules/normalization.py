@@ -76,6 +76,9 @@ def group_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
         raise NotCovered("a normalisation whose examples do not run along its batch")
     node = visit.node
     images, groups = len(visit.gradient), int(saved(node, "group"))
+    scale, shift = _by_image(visit, groups, shape[0])
+    if scale is not None and shift is not None:
+        return Dense(scale if slot == WEIGHT else shift)
     plain = visit.once("sum", lambda: _positions(visit.rows(visit.gradient)).sum(-1))
     if slot == BIAS:
         return Dense(plain.sum(1))
@@ -111,6 +114,29 @@ def batch_norm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: A
     product = _dot(_positions(visit.rows(visit.gradient)), _positions(visit.rows(saved(node, "input"))))
     reciprocal = (saved(node, "running_var") + saved(node, "eps")).rsqrt()
     return Dense(((product - saved(node, "running_mean") * plain) * reciprocal).sum(1))
+
+
+def _by_image(visit: Visit, groups: int, channels: int) -> tuple[Tensor | None, Tensor | None]:
+    # The library's own pass over both sums, with every image's channels as channels of one image: nothing is summed
+    # over images, and no product of the size of the input is written.
+    node = visit.node
+    parts = [visit.gradient, saved(node, "input"), saved(node, "result1"), saved(node, "result2")]
+    if parts[0].device.type != "cpu" or len({part.dtype for part in parts}) > 1:
+        return None, None
+
+    def both() -> Tensor:
+        gradient, inputs = (_positions(visit.rows(part)).contiguous() for part in parts[:2])
+        images = gradient.shape[0] * gradient.shape[1]
+        mean, reciprocal = (visit.rows(part.view(-1, groups)).reshape(1, -1) for part in parts[2:])
+        like = gradient.new_empty(images * channels)  # for its shape only
+        _, scale, shift = torch.ops.aten.native_group_norm_backward(
+            gradient, inputs, mean, reciprocal, like, 1, images * channels, gradient.shape[3], images * groups,
+            [False, True, True],
+        )  # fmt: skip
+        return torch.stack((scale, shift)).view(2, *gradient.shape[:3]).sum(2)
+
+    scale, shift = visit.once("both", both)
+    return scale, shift
 
 
 def _positions(rows: Tensor) -> Tensor:
