@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from variegrad.mechanisms import DropConnect, Langevin, Quantize
+from mechanisms.own import Jitter, SkipExample
+from variegrad.mechanisms import DropConnect, Langevin, MomentMatched, Quantize
 from variegrad.moments import GradientMoments
 
 MECHANISMS = [
@@ -16,6 +17,11 @@ MECHANISMS = [
     Langevin(0.3),
     Langevin(3.0),
     Quantize(),
+    MomentMatched(DropConnect(0.4)),
+    Quantize().then(DropConnect(0.3)),
+    DropConnect(0.4, rescale=False).then(Langevin(0.2)),
+    Jitter(0.8),
+    SkipExample(0.3),
 ]
 
 

@@ -1,8 +1,25 @@
-"""Diversity-inducing mechanisms (Section 4.4), each with its law: E m(g) = c·g and Σ E‖m(g_i)‖²."""
+"""Diversity-inducing mechanisms (Section 4.4), each a law and a draw, applied to gradients by `backward`."""
 
+from variegrad.mechanisms.backward import backward
+from variegrad.mechanisms.composed import Composed
+from variegrad.mechanisms.description import Description
+from variegrad.mechanisms.differential import drawn_differences
+from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
 from variegrad.mechanisms.langevin import Langevin
 from variegrad.mechanisms.law import Mechanism
+from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.quantize import Quantize
 
-__all__ = ["DropConnect", "Langevin", "Mechanism", "Quantize"]
+__all__ = [
+    "Composed",
+    "Description",
+    "Draws",
+    "DropConnect",
+    "Langevin",
+    "Mechanism",
+    "MomentMatched",
+    "Quantize",
+    "backward",
+    "drawn_differences",
+]

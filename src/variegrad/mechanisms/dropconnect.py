@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from variegrad.mechanisms.draws import Draws, Visit, below, blocks, nonzero_blocks
 from variegrad.mechanisms.law import Mechanism
-from variegrad.moments import NormSums
+from variegrad.moments import Diversity, NormSums
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,69 @@ class DropConnect(Mechanism):
 
     def expected_sq_norm(self, norms: NormSums) -> float:
         return norms.sum_sq_norms * (self.mean_scale**2 / (1 - self.p))
+
+    def draw(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "t ..."]:
+        given = (rows * self._factor).cpu().numpy().reshape(len(rows), -1)
+        bounds = blocks(draws.shape)
+
+        def begin() -> Visit:
+            scratch = np.empty(bounds[0][1] if bounds else 0, bool)
+
+            def mask(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
+                keep = scratch[: stop - start]
+                below(generator, 1 - self.p, keep)
+                given[i, start:stop] *= keep
+
+            return mask
+
+        draws.over_blocks(begin, nonzero_blocks(given, bounds))
+        return torch.from_numpy(given).view(rows.shape).to(rows.device)
+
+    def sum_of_outer(
+        self, rows: Float[Tensor, "b r"], columns: Float[Tensor, "b c"], draws: Draws
+    ) -> Float[Tensor, "r c"] | None:
+        left, right = rows.cpu().numpy(), (columns * self._factor).cpu().numpy()
+        width, bounds = right.shape[1], blocks(draws.shape)
+        if any(start % width for start, _ in bounds):  # rows too long for a block
+            return None
+        total = np.zeros((left.shape[1], width), left.dtype)
+        live = nonzero_blocks(left, bounds, width)
+        live &= np.any(right, axis=1, keepdims=True)
+
+        def begin() -> Visit:
+            scratch, product = np.empty(bounds[0][1], bool), np.empty(bounds[0][1], left.dtype)
+
+            def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
+                keep, here = scratch[: stop - start], slice(start // width, stop // width)
+                below(generator, 1 - self.p, keep)
+                drawn = product[: stop - start].reshape(-1, width)
+                np.multiply(left[i, here, None], right[i], out=drawn)
+                drawn *= keep.reshape(drawn.shape)
+                total[here] += drawn
+
+            return add
+
+        draws.over_blocks(begin, live)
+        return torch.from_numpy(total).to(rows.device)
+
+    @property
+    def _factor(self) -> float:
+        return 1 / (1 - self.p) if self.rescale else 1.0
+
+    def then(self, other: Mechanism) -> Mechanism:
+        if isinstance(other, DropConnect) and other.rescale == self.rescale:  # two independent masks are one
+            return DropConnect(1 - (1 - self.p) * (1 - other.p), rescale=self.rescale)
+        return super().then(other)
+
+    def variance_in_words(self, diversity: Diversity | None) -> list[str]:  # noqa: ARG002
+        return [
+            f"Each coordinate of an example's gradient is kept with probability {1 - self.p:.4g}"
+            + (
+                f", and then multiplied by {self._factor:.4g}."
+                if self.rescale
+                else "; the mean shrinks by that factor."
+            )
+        ]
 
     def __str__(self) -> str:
         return f"DropConnect({self.p:g}{'' if self.rescale else ', unscaled'})"

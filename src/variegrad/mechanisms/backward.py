@@ -1,0 +1,277 @@
+"""Σ_i m(∇f_i) into `.grad`: what `loss.sum().backward()` would leave there, with a mechanism in between (Section 4.4).
+
+Sum convention: gradients are those of the summed loss; divide by the number of examples for those of the mean. The
+mechanism meets the whole gradient of a *parameter*, all its uses summed. Draws are keyed by (seed, step, position of
+the example, parameter): the result does not depend on how a step is split over calls, tiles or workers, up to the order
+of summation. Never b×d memory: a tile of examples at a time, and not even that for linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from variegrad.batches import Batch
+from variegrad.mechanisms.composed import Composed
+from variegrad.mechanisms.draws import Draws
+from variegrad.mechanisms.example_gradients import ExampleGradients, Product, Tile, first_not_finite, not_finite
+from variegrad.mechanisms.law import Mechanism
+from variegrad.mechanisms.moment_matched import MomentMatched
+from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_parameters, unwrap
+
+Totals = dict[str, Tensor]
+Keyed = Callable[..., Draws]
+
+
+def backward(
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    *,
+    mechanism: Mechanism | None = None,
+    seed: int = 0,
+    step: int = 0,
+    granularity: str = "example",
+    positions: Sequence[int] | None = None,
+    total: int | None = None,
+    worker: int = 0,
+) -> Float[Tensor, " b"]:
+    """Add Σ_i m(∇f_i) to `.grad`, as `losses(model, batch).sum().backward()` adds Σ_i ∇f_i.
+
+    With `granularity="worker"` it is m(Σ_i ∇f_i), one draw for the whole call: cheaper, and another law (the variance
+    grows with the squared norm of the sum, not with the sum of squared norms). A step that is split over several calls
+    or workers names the `positions` of each part; noise that does not depend on the gradients (Langevin) is drawn once
+    for the whole step, as one Gaussian, by the part that holds position 0, which therefore also needs `total`.
+
+    Args:
+        model: the model; its mode, and everything but `.grad`, is left alone.
+        losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
+        batch: any nesting of tensors whose first dimension is the example.
+        mechanism: m; None for an ordinary backward pass.
+        seed: the run's seed.
+        step: the number of the update: every step has fresh draws.
+        granularity: "example", one draw for each example, or "worker", one for the sum.
+        positions: the place of each example in the step's whole batch, from 0; None for 0 … b−1.
+        total: B, the examples of the step over all parts; None where this call is the whole step.
+        worker: the rank, for `granularity="worker"`: each has draws of its own.
+
+    Returns:
+        The losses, detached.
+
+    Raises:
+        TypeError: if `mechanism` is none, or `losses` returns no floating-point tensor.
+        ValueError: if a setting is out of range, a gradient is not finite (then nothing is added to any `.grad`), or
+            for what `example_sq_norms` refuses.
+
+    Source: Section 4.4, equation (2).
+    """
+    refuse_settings(mechanism, granularity, seed, step, worker)
+    model = unwrap(model)
+    parameters = trained_parameters(model)
+    per_example = evaluate(model, losses, batch)
+    count = len(per_example)
+    places, whole = _placed(positions, total, count, mechanism)
+    if not count:
+        return per_example.detach()
+
+    if mechanism is None:
+        per_example.sum().backward()
+        return per_example.detach()
+
+    def keyed(name: str, places: Sequence[int], purpose: str, norms: Tensor | None = None) -> Draws:
+        return Draws.keyed(seed, step, name, parameters[name], places, purpose=purpose, norms=norms)
+
+    try:
+        if granularity == "worker":
+            totals = _one_draw(mechanism, _summed(per_example, parameters), worker, keyed)
+        else:
+            core, noise = _without_noise(mechanism)
+            if core is None:
+                totals = _summed(per_example, parameters)
+            else:
+                found = ExampleGradients(model, losses, batch, per_example, parameters)
+                draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
+                totals = draw(core, found, parameters, places, keyed)  # type: ignore[arg-type]
+            if 0 in places:
+                for name, total_of in totals.items():
+                    for number, each in enumerate(noise):
+                        total_of += each.noise_of_sum(whole, keyed(name, [number], "noise"))  # noqa: PLW2901 - in place
+    except NotFinite as error:
+        # Within the batch one infinite derivative spoils every example (0·∞ is NaN): alone, each shows its own.
+        raise first_not_finite(model, losses, batch, parameters) or error from None
+    _add_to_grad(totals, parameters)
+    return per_example.detach()
+
+
+def _one_draw(mechanism: Mechanism, sums: Totals, worker: int, keyed: Keyed) -> Totals:
+    if isinstance(mechanism, MomentMatched):
+        raise ValueError(f"{mechanism} stands for many draws at once; with one for each worker, use {mechanism.of}.")
+    norm = None
+    if mechanism.needs_norms:
+        norm = torch.stack([g.double().square().sum() for g in sums.values()]).sum().sqrt().reshape(1)
+    return {name: mechanism.draw(g.unsqueeze(0), keyed(name, [worker], "worker", norm))[0] for name, g in sums.items()}
+
+
+def _drawn(
+    mechanism: Mechanism,
+    found: ExampleGradients,
+    parameters: Mapping[str, nn.Parameter],
+    places: Sequence[int],
+    keyed: Keyed,
+) -> Totals:
+    totals: Totals = {}
+    norms = found.norms() if mechanism.needs_norms else None
+
+    def draws(name: str, start: int, stop: int) -> Draws:
+        return keyed(name, places[start:stop], "example", None if norms is None else norms[start:stop])
+
+    def add(name: str, drawn: Tensor) -> None:
+        totals[name] = totals[name].add_(drawn) if name in totals else drawn
+
+    def add_tile(tile: Tile) -> None:
+        stop = tile.start + len(tile.rows)
+        drawn = mechanism.draw(tile.rows, draws(tile.name, tile.start, stop))
+        if drawn.shape != tile.rows.shape:
+            raise ValueError(
+                f"{mechanism}.draw must return surrogates of the rows' shape {tuple(tile.rows.shape)}; got "
+                f"{tuple(drawn.shape)}."
+            )
+        add(tile.name, drawn.sum(0))
+
+    with torch.no_grad():
+        for part in found:
+            if isinstance(part, Tile):
+                add_tile(part)
+                continue
+            drawn = mechanism.sum_of_outer(part.rows, part.columns, draws(part.name, 0, len(part.rows)))
+            if drawn is not None:
+                add(part.name, drawn)
+            else:
+                for tile in part.tiles():
+                    add_tile(tile)
+    return {name: totals[name] for name in parameters}
+
+
+def _moment_matched(
+    mechanism: MomentMatched,
+    found: ExampleGradients,
+    parameters: Mapping[str, nn.Parameter],
+    places: Sequence[int],
+    keyed: Keyed,
+) -> Totals:
+    sums = {name: [_wide(p).new_zeros(p.shape) for _ in range(2)] for name, p in parameters.items()}
+    with torch.no_grad():
+        for part in found:
+            first, second = sums[part.name]
+            if isinstance(part, Product):
+                first.addmm_(part.rows.t(), part.columns)
+                second.addmm_(part.rows.square().t(), part.columns.square())
+            else:
+                first += part.rows.sum(0)
+                second += part.rows.square().sum(0)
+        return {
+            name: mechanism.draw_of_sum(total, squares, keyed(name, places[:1], "moments"))
+            for name, (total, squares) in sums.items()
+        }
+
+
+def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Totals:
+    held = {name: p.grad for name, p in parameters.items()}
+    try:
+        for p in parameters.values():
+            p.grad = None
+        # `backward`, not `grad`: it goes into re-entrant checkpoints as well.
+        per_example.sum().backward()
+        totals = {}
+        for name, p in parameters.items():
+            gradient = torch.zeros_like(p) if p.grad is None else p.grad
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
+            totals[name] = gradient.to(_wide(p).dtype)
+    finally:
+        for name, p in parameters.items():
+            p.grad = held[name]
+    for name, g in totals.items():
+        if not bool(torch.isfinite(g.sum())) and not bool(g.isfinite().all()):
+            raise not_finite(None, name)
+    return totals
+
+
+def _without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechanism]]:
+    """What meets each example's gradient, and what is added to the sum afterwards."""
+    noise: list[Mechanism] = []
+    while isinstance(mechanism, Composed) and mechanism.second.adds_noise:
+        noise.append(mechanism.second)
+        mechanism = mechanism.first
+    if mechanism.adds_noise:
+        return None, [*noise, mechanism]
+    return mechanism, noise
+
+
+def _add_to_grad(totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            total = totals[name].to(parameter.dtype)
+            if parameter.grad is None:
+                parameter.grad = total.contiguous()
+            elif parameter.grad.is_sparse:
+                parameter.grad = parameter.grad + total
+            else:
+                parameter.grad += total
+
+
+def _wide(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter.detach()
+
+
+def _placed(
+    positions: Sequence[int] | None, total: int | None, count: int, mechanism: Mechanism | None
+) -> tuple[Sequence[int], int]:
+    places: Sequence[int] = range(count) if positions is None else [int(k) for k in positions]
+    if len(places) != count:
+        raise ValueError(f"positions must name one place for each of the {count} examples; got {len(places)}.")
+    if len(set(places)) != count or any(k < 0 for k in places):
+        raise ValueError(
+            "positions must be different places from 0 on, one for each example of the step: two examples at one place "
+            f"would share their draws; got {list(places)[:8]}."
+        )
+    if total is None:
+        adds = mechanism is not None and bool(_without_noise(mechanism)[1])
+        if adds and positions is not None and set(places) != set(range(count)):
+            raise ValueError(
+                f"{mechanism} draws the noise of a whole step at once, and these positions are a part of one: say "
+                "total=, the number of examples of the step over all workers."
+            )
+        return places, count
+    if total < 1 or (count and total <= max(places)):
+        raise ValueError(f"total must exceed every position, for it counts all examples of the step; got {total}.")
+    return places, total
+
+
+def refuse_settings(mechanism: object, granularity: object, seed: object, step: object, worker: object) -> None:
+    """Refuse what `backward` cannot mean.
+
+    Args:
+        mechanism: a mechanism or None.
+        granularity: "example" or "worker".
+        seed: an integer.
+        step: an integer.
+        worker: a rank.
+
+    Raises:
+        TypeError: if one is of another type.
+        ValueError: if one is out of its range.
+    """
+    if mechanism is not None and not isinstance(mechanism, Mechanism):
+        raise TypeError(
+            f"mechanism must be a Mechanism such as DropConnect(0.4), or None; got {type(mechanism).__name__}."
+        )
+    if granularity not in ("example", "worker"):
+        raise ValueError(f'granularity must be "example" or "worker"; got {granularity!r}.')
+    for name, value in (("seed", seed), ("step", step), ("worker", worker)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer; got {value!r}.")
+    if isinstance(worker, int) and worker < 0:
+        raise ValueError(f"worker must be a rank from 0 on; got {worker}.")
