@@ -13,7 +13,7 @@ from variegrad.along import mean_of, measure_along, stops
 from variegrad.mechanisms import Quantize
 from variegrad.problems import Problem
 from variegrad.problems.classification import softmax_accuracy, softmax_losses
-from variegrad.training import descend
+from variegrad.training import Epochs, TrainConfig, train
 
 
 def problem(n=20, dropout=0.5, **changes):
@@ -43,7 +43,8 @@ def test_each_point_is_what_measure_says_of_the_weights_there():
     found = list(along(of, mechanisms=[Quantize()]))
     assert [p.updates for p in found] == [0, 1, 5, 12]  # 4 updates a pass: 20 examples, 6 at a time
     assert [p.passes for p in found] == [0, 0.25, 1.25, 3]
-    run = descend(reference, of.losses, of.train, batch_size=6, step_size=0.05)
+    config = TrainConfig(batch_size=6, step_size=0.05, passes=3, sampling=Epochs())
+    run = train(reference, of.losses, of.train, config)
     for point, following in zip(found, [1, 5, 12, 12], strict=True):
         expected = measure(reference, of.losses, of.train, mechanism=Quantize())
         assert point.diversity.sum_sq_norms == pytest.approx(expected.sum_sq_norms, rel=1e-12)

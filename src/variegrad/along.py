@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import nn
-
-from variegrad.batches import passes_over, to_device
 from variegrad.keys import torch_draws
-from variegrad.measure import BATCH_SIZE, measure
+from variegrad.measure import measure
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
-from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.problems import Problem
-from variegrad.training import descend
+from variegrad.training import Epochs, TrainConfig, train
+from variegrad.training.evaluation import mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +72,13 @@ def measure_along(
         raise ValueError(f"points must be at least 1; got {points}.")
     if not 0 <= passes < float("inf"):
         raise ValueError(f"passes must be a finite number and not negative; got {passes}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
-    if not (step_size > 0 and step_size < float("inf")):
-        raise ValueError(f"step_size must be positive and finite; got {step_size}.")
+    config = TrainConfig(batch_size=batch_size, step_size=step_size, passes=float("inf"), seed=seed, sampling=Epochs())
     count = len(problem.train)  # type: ignore[arg-type]
     if count == 0:
         raise ValueError(f"{problem.name}: the training set holds no examples.")
     in_epoch = -(-count // batch_size)
     last = round(passes * in_epoch)
-    run = descend(problem.model, problem.losses, problem.train, batch_size=batch_size, step_size=step_size, seed=seed)
+    run = train(problem.model, problem.losses, problem.train, config)
 
     def points_of_run() -> Iterator[Point]:
         at = stops(last, points)
@@ -137,25 +129,3 @@ def _point(problem: Problem, updates: int, passes: float, mechanisms: Sequence[M
             test_loss=None if test is None else mean_of(problem.losses, model, test),
             test_accuracy=None if test is None or score is None else mean_of(score, model, test),
         )
-
-
-def mean_of(function: Losses, model: nn.Module, data: Any) -> float:
-    """The mean of a per-example function over a data set, in evaluation mode and without a graph; all is left as found.
-
-    Args:
-        function: `function(model, batch) → (b,)`.
-        model: the model.
-        data: a data set or loader.
-
-    Returns:
-        The mean; NaN for an empty set.
-    """
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    with left_as_found(model), torch.no_grad():
-        model.eval()
-        for batch in passes_over(data, BATCH_SIZE):
-            values = function(model, to_device(batch, device))
-            total += float(values.double().sum())
-            count += len(values)
-    return total / count if count else float("nan")

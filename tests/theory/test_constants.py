@@ -10,9 +10,8 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
-from variegrad.theory import constants, twin_runs
+from variegrad.theory import constants
 
 
 def features(n: int = 30, d: int = 4) -> np.ndarray:
@@ -120,43 +119,3 @@ def test_distance_to_the_minimum_is_bounded_by_strong_convexity() -> None:
 def test_wrong_numbers_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def differential_bound(first: nn.Module, second: nn.Module) -> float:
-    X = features()
-    u = (first.weight - second.weight).detach().numpy()[0]
-    differences = X * (X @ u)[:, None]
-    return 30 * np.square(differences).sum() / np.square(differences.sum(axis=0)).sum()
-
-
-def test_twin_runs_drift_apart_only_by_the_changed_example() -> None:
-    X, y = torch.from_numpy(features()), torch.arange(30, dtype=torch.float64) % 2
-    other = y.clone()
-    other[7] += 1
-    numbers = {"batch_size": 4, "step_size": 0.01, "iterations": 60, "every": 5, "seed": 0}
-    same = twin_runs(linear(), squared, TensorDataset(X, y), TensorDataset(X, y), differential_bound, **numbers)
-    assert max(same.distances) == 0
-    assert same.smallest_bound == math.inf
-    apart = twin_runs(linear(), squared, TensorDataset(X, y), TensorDataset(X, other), differential_bound, **numbers)
-    assert apart.steps[-1] == 60
-    assert apart.distances[-1] > 0
-    assert 0 < apart.normalised_distances[-1] < 1
-    assert 1 <= apart.smallest_bound < math.inf
-    assert "empirical, not a bound" in str(apart)
-
-
-def test_twin_runs_need_neighbours() -> None:
-    X, y = torch.from_numpy(features()), torch.zeros(30, dtype=torch.float64)
-    with pytest.raises(ValueError, match="must differ in one example only; got 30 and 29 examples"):
-        twin_runs(
-            linear(),
-            squared,
-            TensorDataset(X, y),
-            TensorDataset(X[1:], y[1:]),
-            differential_bound,
-            batch_size=1,
-            step_size=0.1,
-            iterations=1,
-            every=1,
-            seed=0,
-        )

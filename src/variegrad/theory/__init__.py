@@ -23,7 +23,6 @@ from variegrad.theory.stability import (
     threshold,
 )
 from variegrad.theory.trajectory import average_gap_along, distance_along, gap_along, gradient_along
-from variegrad.theory.twin_runs import TwinRuns, twin_runs
 from variegrad.theory.worst_case import WorstCase, largest_delta, worst_case
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "Schedule",
     "SparseBound",
     "Stability",
-    "TwinRuns",
     "WorstCase",
     "average_gap_along",
     "best_batch_size",
@@ -66,6 +64,5 @@ __all__ = [
     "strongly_convex",
     "sub_gaussian_bound",
     "threshold",
-    "twin_runs",
     "worst_case",
 ]

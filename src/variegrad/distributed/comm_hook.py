@@ -1,0 +1,280 @@
+"""A mechanism for each worker in anybody's DistributedDataParallel loop: gradients become (1/P) Σ_r m(g_r).
+
+g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
+that m meets the gradient of the mean loss. Draws do not depend on DDP's buckets. What travels is packed where that
+sends less than a dense sum (`packed_sum`); all ranks decide that together.
+
+Nothing leaves before the last bucket is there, since m may need the norm of the whole gradient: sending does not
+overlap with the backward pass.
+"""
+# No `from __future__ import annotations` here: DDP compares the annotations of a hook with types, not with their names.
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from variegrad.distributed import payloads
+from variegrad.distributed.agreement import agree
+from variegrad.distributed.packed_sum import drawn, packed_sum
+from variegrad.distributed.workers import World
+from variegrad.mechanisms import DropConnect, Mechanism
+
+if TYPE_CHECKING:  # torch declares it only where it was built with its distributed part
+    Bucket: TypeAlias = Any
+else:
+    Bucket = dist.GradBucket
+Reduced: TypeAlias = torch.futures.Future[torch.Tensor]
+# A hook of torch's own form.
+Hook: TypeAlias = Callable[[Any, Bucket], Reduced]
+
+LONGEST_FACTS = 1 << 26  # bytes of names and shapes
+
+
+class GradientNotFinite(FloatingPointError):  # noqa: N818 - it reads as what happened
+    """A rank's gradient is NaN or infinite; raised on every rank in the same step."""
+
+
+def mechanism_hook(state: "MechanismHook", bucket: Bucket) -> torch.futures.Future[torch.Tensor]:
+    """The communication hook itself, for wrappers such as `fp16_compress_wrapper(mechanism_hook)`.
+
+    Args:
+        state: a `MechanismHook` that has been bound to the model.
+        bucket: of gradients that are ready.
+
+    Returns:
+        The reduced bucket, once all buckets were seen.
+    """
+    return state.reduce(bucket)
+
+
+@dataclass(eq=False)
+class MechanismHook:
+    """The hook's settings and state.
+
+    Attributes:
+        mechanism: m.
+        seed: of its draws; the same on every rank.
+        skip_not_finite: where a rank's gradient is not finite, leave NaN in every gradient on every rank and go on
+            (`not_finite` says who; skip the step), instead of raising on every rank.
+        step: reductions so far: the key of the next draws.
+        bytes_sent: by this rank to others: payloads and lengths, and 2D(P−1)/P for a dense sum of D bytes; not what an
+            inner hook sends.
+        skipped: steps in which some rank's gradient was not finite.
+        not_finite: the ranks whose gradient was not finite in the last step.
+    """
+
+    mechanism: Mechanism
+    seed: int = 0
+    skip_not_finite: bool = False
+    step: int = field(default=0, init=False)
+    bytes_sent: int = field(default=0, init=False)
+    skipped: int = field(default=0, init=False)
+    not_finite: tuple[int, ...] = field(default=(), init=False)
+    _inner: tuple[Hook, Any] | None = field(default=None, init=False, repr=False)
+    _names: dict[Tensor, str] = field(default_factory=dict, init=False, repr=False)
+    _group: dist.ProcessGroup | None = field(default=None, init=False, repr=False)
+    _held: list[tuple[Bucket, Reduced]] = field(default_factory=list, init=False, repr=False)
+    _agreed: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mechanism, Mechanism):
+            raise TypeError(
+                f"mechanism must be a Mechanism such as Quantize(); got {type(self.mechanism).__name__}. "
+                "For plain training leave the hook away."
+            )
+
+    def compose(self, inner: Hook, state: Any = None) -> "MechanismHook":
+        """Let another hook make the dense sums, where gradients are not packed.
+
+        Args:
+            inner: a communication hook that averages a bucket, for example `fp16_compress_hook`.
+            state: of that hook.
+
+        Returns:
+            This hook.
+        """
+        self._inner = (inner, state)
+        return self
+
+    def register(self, ddp: DistributedDataParallel, wrapper: Callable[[Hook], Hook] | None = None) -> "MechanismHook":
+        """Become the communication hook of a model.
+
+        Args:
+            ddp: the model; it must have no hook yet.
+            wrapper: around this hook, for example `fp16_compress_wrapper`.
+
+        Returns:
+            This hook.
+        """
+        self._names = {parameter: name for name, parameter in ddp.module.named_parameters()}
+        self._group = ddp.process_group
+        ddp.register_comm_hook(self, mechanism_hook if wrapper is None else wrapper(mechanism_hook))
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must find again, as plain values.
+
+        Returns:
+            Step, counters, and the settings that they belong to.
+        """
+        return {
+            "mechanism": str(self.mechanism),
+            "seed": self.seed,
+            "step": self.step,
+            "bytes_sent": self.bytes_sent,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another hook stood.
+
+        Args:
+            state: of `state_dict`.
+
+        Raises:
+            ValueError: if it is of another mechanism or seed, or no such state.
+        """
+        here = self.state_dict()
+        if state.keys() != here.keys():
+            raise ValueError(f"state must have the entries {sorted(here)}; got {sorted(state)}.")
+        for name in ("mechanism", "seed"):
+            if state[name] != here[name]:
+                raise ValueError(
+                    f"the saved hook's {name} is {state[name]!r}, this one's is {here[name]!r}: the draws would be "
+                    "others. Make the hook with the saved settings, or begin anew."
+                )
+        self.step, self.bytes_sent, self.skipped = (int(state[n]) for n in ("step", "bytes_sent", "skipped"))
+        self._agreed = False
+
+    def reduce(self, bucket: Bucket) -> Reduced:
+        """Hold a bucket; with the last one, reduce them all.
+
+        Args:
+            bucket: of gradients that are ready.
+
+        Returns:
+            The reduced bucket.
+
+        Raises:
+            RuntimeError: if the hook was not registered with `register`.
+            ValueError: if the ranks differ in their settings; the field is named.
+            GradientNotFinite: on every rank, if one's gradient is not finite.
+        """
+        if not self._names:
+            raise RuntimeError(
+                "this hook does not know its model: call hook.register(ddp), not ddp.register_comm_hook."
+            )
+        if bucket.index() == 0:
+            self._held = []  # also what a backward pass that failed has left
+        future: Reduced = torch.futures.Future()
+        self._held.append((bucket, future))
+        if bucket.is_last():
+            held, self._held = self._held, []
+            results = self._reduce([each for each, _ in held])
+            for (_, waiting), result in zip(held, results, strict=True):
+                waiting.set_result(result)
+        return future
+
+    def _reduce(self, buckets: list[Bucket]) -> list[Tensor]:
+        views = self._views(buckets)
+        if not self._agreed:
+            self._agree(views)
+        ranks, step = dist.get_world_size(self._group), self.step
+        self.step += 1
+        narrow = _common_type(views)
+        surrogate = drawn(views, self.mechanism, seed=self.seed, step=step, worker=dist.get_rank(self._group))
+        done = packed_sum(
+            surrogate,
+            self.mechanism,
+            {name: view.shape for name, view in views.items()},
+            seed=self.seed,
+            step=step,
+            # Kept coordinates travel in the gradients' own type, as they would in a dense sum; a norm costs nothing.
+            dtype=narrow if isinstance(self.mechanism, DropConnect) else torch.promote_types(narrow, torch.float32),
+            dense_bytes=sum(bucket.buffer().nbytes for bucket in buckets),
+            device=buckets[0].buffer().device,
+            group=self._group,
+        )
+        self.bytes_sent += done.bytes_sent
+        self.not_finite = done.absent
+        if surrogate is None or done.absent:
+            named = ", ".join(map(str, done.absent))
+            return self._left_out(buckets, f"the gradient of rank {named} (or its surrogate)", step)
+        if done.total is not None:
+            _write(done.total / ranks, views)
+            results = [bucket.buffer() for bucket in buckets]
+        else:
+            _write(surrogate, views)
+            results = self._dense(buckets, ranks)
+        # The results are equal on all ranks, and so is this branch.
+        if not all(bool(result.abs().max().isfinite()) for result in results if result.numel()):
+            self.not_finite = tuple(range(ranks))
+            return self._left_out(buckets, "the mean over ranks", step)
+        return results
+
+    def _views(self, buckets: list[Bucket]) -> dict[str, Tensor]:
+        """Each parameter's part of the buckets, in the order of the model: DDP's own changes after its first step."""
+        found = {p: g for bucket in buckets for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True)}
+        return {name: found[parameter] for parameter, name in self._names.items() if parameter in found}
+
+    def _dense(self, buckets: list[Bucket], ranks: int) -> list[Tensor]:
+        if self._inner is not None:
+            inner, state = self._inner
+            # All are begun before one is waited for, and nothing waits inside a callback.
+            return [future.wait() for future in [inner(state, bucket) for bucket in buckets]]
+        buffers = [bucket.buffer() for bucket in buckets]
+        for work in [dist.all_reduce(buffer, group=self._group, async_op=True) for buffer in buffers]:
+            assert work is not None
+            work.wait()
+        self.bytes_sent += sum(2 * buffer.nbytes * (ranks - 1) // ranks for buffer in buffers)
+        return [buffer.div_(ranks) for buffer in buffers]
+
+    def _left_out(self, buckets: list[Bucket], what: str, step: int) -> list[Tensor]:
+        self.skipped += 1
+        if not self.skip_not_finite:
+            raise GradientNotFinite(
+                f"in reduction {step}, {what} is not finite; every rank stops here, before its weights change. "
+                "Look for a division or a logarithm of zero or a step size that is too large, or set "
+                "skip_not_finite=True and leave out steps in which hook.not_finite names ranks."
+            )
+        return [bucket.buffer().fill_(torch.nan) for bucket in buckets]
+
+    def _agree(self, views: Mapping[str, Tensor]) -> None:
+        inner = None if self._inner is None else getattr(self._inner[0], "__qualname__", type(self._inner[0]).__name__)
+        facts = {**self.state_dict(), "skip_not_finite": self.skip_not_finite, "inner hook": inner}
+        facts |= {f"gradient of {name}": f"{tuple(g.shape)} {g.dtype}" for name, g in views.items()}
+        for counter in ("bytes_sent", "skipped"):  # may differ after a resume with other ranks
+            del facts[counter]
+        device = next(iter(views.values())).device
+        agree(_Group(self._group, device), {name: str(value) for name, value in facts.items()})
+        self._agreed = True
+
+
+class _Group(World):
+    """The ranks of one process group, which need not be all."""
+
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
+        super().__init__(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device)
+        self._ranks = group
+
+    def gather(self, text: str) -> list[str]:
+        said = text.encode()
+        sizes = payloads.lengths(len(said), group=self._ranks, device=self.device)
+        came = payloads.exchange(said, sizes, limit=LONGEST_FACTS, group=self._ranks, device=self.device)
+        return [each.decode() for each in came]
+
+
+def _common_type(views: Mapping[str, Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, [view.dtype for view in views.values()])
+
+
+def _write(flat: Tensor, views: Mapping[str, Tensor]) -> None:
+    parts = flat.split([view.numel() for view in views.values()])
+    for part, view in zip(parts, views.values(), strict=True):
+        view.copy_(part.view_as(view))

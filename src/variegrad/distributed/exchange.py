@@ -1,0 +1,156 @@
+"""Σ over workers of the gradients of one backward pass, in flat buckets that leave while the pass still goes on.
+
+Parameters are taken in reverse order, as a backward pass reaches them. Buckets leave in one order on all workers, also
+where a parameter was not reached (its gradient is zero) or a worker had no example, so that no worker waits for
+another's graph. Gradients are added, not averaged.
+
+Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from variegrad.distributed.workers import World
+
+FIRST_BYTES = 2**20  # the first bucket is small, so that sending begins early
+BYTES = 25 * 2**20
+
+
+@dataclass(eq=False)
+class _Bucket:
+    flat: Tensor
+    places: dict[nn.Parameter, Tensor]  # each parameter's part of `flat`, in its shape
+    waiting: set[nn.Parameter] = field(default_factory=set)
+    work: dist.Work | None = None
+
+
+class Exchange:
+    """The buckets of a model's trained parameters.
+
+    Args:
+        parameters: in the order of the model.
+        world: the workers.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], world: World) -> None:
+        self.parameters, self.world = list(parameters), world
+        self._buckets = _buckets(self.parameters) if world.size > 1 else []
+        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.places}
+        self._sent = 0
+
+    @contextmanager
+    def overlapped(self) -> Iterator[None]:
+        """Send each bucket as soon as the backward pass inside the block has filled it and those before it.
+
+        Yields:
+            Nothing.
+        """
+        # Hooks that outlive their block would fire in somebody else's backward pass.
+        hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def begin(self) -> None:
+        """Begin a step: gradients of an earlier one are forgotten."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        for bucket in self._buckets:
+            bucket.waiting = set(bucket.places)
+            bucket.work = None
+        self._sent = 0
+
+    def _arrived(self, parameter: nn.Parameter) -> None:
+        bucket = self._bucket_of[parameter]
+        if parameter not in bucket.waiting:
+            raise RuntimeError(
+                "a parameter's gradient arrived twice in one backward pass, as with reentrant activation checkpoints. "
+                "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        self._fill(bucket, parameter)
+        while self._sent < len(self._buckets) and not self._buckets[self._sent].waiting:
+            self._send()
+
+    def _fill(self, bucket: _Bucket, parameter: nn.Parameter) -> None:
+        bucket.waiting.discard(parameter)
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is None:
+            bucket.places[parameter].zero_()
+        else:
+            bucket.places[parameter].copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+
+    def _send(self) -> None:
+        bucket = self._buckets[self._sent]
+        self._sent += 1  # first: where sending fails, it is not tried again
+        bucket.work = self.world.start_sum(bucket.flat)
+
+    def send_rest(self) -> None:
+        """Send what has not left yet, from `.grad`; what was not reached is zero."""
+        while self._sent < len(self._buckets):
+            bucket = self._buckets[self._sent]
+            for parameter in tuple(bucket.waiting):
+                self._fill(bucket, parameter)
+            self._send()
+
+    def finite(self, sums: Sequence[Tensor | None]) -> bool:
+        """Whether every number of the sums is finite: the same answer on all workers, who have the same sums.
+
+        Args:
+            sums: what `sums` returned, or sums that were made elsewhere.
+
+        Returns:
+            True where all are.
+        """
+        flat = [bucket.flat for bucket in self._buckets if bucket.work is not None]  # none where nothing was sent
+        return all(_finite(part) for part in flat or [each for each in sums if each is not None])
+
+    def sums(self) -> list[Tensor | None]:
+        """Σ over workers of each parameter's gradient, once all have come; `.grad` is left empty.
+
+        Returns:
+            For each parameter its sum; None where nobody can have one. Valid until the next step.
+
+        Raises:
+            RuntimeError: if a worker does not answer.
+        """
+        if self._buckets:
+            self.world.wait(*(bucket.work for bucket in self._buckets))
+            return [self._bucket_of[parameter].places[parameter] for parameter in self.parameters]
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return found
+
+
+def _finite(gradient: Tensor) -> bool:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    # A finite sum has finite terms, and costs half of looking at each; an infinite one may merely have overflowed.
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        size = parameter.numel() * parameter.element_size()
+        alike = groups and (groups[-1][0].dtype, groups[-1][0].device) == (parameter.dtype, parameter.device)
+        if not alike or room < 0:
+            groups.append([])
+            room = FIRST_BYTES if len(groups) == 1 else BYTES
+        groups[-1].append(parameter)
+        room -= size
+    made = []
+    for group in groups:
+        flat = torch.zeros(sum(p.numel() for p in group), dtype=group[0].dtype, device=group[0].device)
+        parts = flat.split([p.numel() for p in group])
+        made.append(_Bucket(flat, {p: part.view_as(p) for p, part in zip(group, parts, strict=True)}))
+    return made

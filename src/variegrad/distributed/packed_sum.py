@@ -1,0 +1,194 @@
+"""Σ_r m(g_r) over ranks, one draw for each rank, with packed payloads where they are smaller than a dense sum.
+
+Draws are those of `vg.backward(..., granularity="worker", worker=r)`: pure functions of (seed, step, rank, parameter).
+So DropConnect's masks are known to every rank, and only kept coordinates travel; Q(v) travels as positions and signs;
+anything else is left to a dense sum, as is what would not gain (`payloads.pays`). Langevin therefore sends no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from variegrad.distributed import payloads, wire
+from variegrad.distributed.refused import Refused
+from variegrad.keys import hashed
+from variegrad.mechanisms import DropConnect, Mechanism, Quantize
+from variegrad.mechanisms.composed import Composed
+from variegrad.mechanisms.draws import Draws
+
+ABSENT = -1  # as a length
+
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSum:
+    """What an exchange came to: equal on all ranks, but for the bytes.
+
+    Attributes:
+        total: Σ_r m(g_r), all parameters in a row, the same to the last bit on every rank; None where it is left to a
+            dense sum or some rank has nothing to add.
+        absent: the ranks that had nothing to add.
+        bytes_sent: by this rank, to all others.
+    """
+
+    total: Float[Tensor, " d"] | None
+    absent: tuple[int, ...]
+    bytes_sent: int
+
+
+def packed_sum(
+    surrogate: Float[Tensor, " d"] | None,
+    mechanism: Mechanism,
+    shapes: Shapes,
+    *,
+    seed: int,
+    step: int,
+    dtype: torch.dtype,
+    dense_bytes: int,
+    device: torch.device | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> PackedSum:
+    """Add up all ranks' surrogates, where packing pays. Every rank calls it in the same step.
+
+    Args:
+        surrogate: this rank's m(g), all parameters in a row; None, or not finite, where it has nothing to add.
+        mechanism: m.
+        shapes: of the parameters by name, in that order.
+        seed: of the draws.
+        step: the number of the update.
+        dtype: of the surrogates on every rank.
+        dense_bytes: what a dense sum would move.
+        device: where the group's tensors live.
+        group: of the ranks; all by default.
+
+    Returns:
+        The sum, or that there is none.
+
+    Raises:
+        Refused: if a payload is not what that rank must have sent.
+    """
+    rank = dist.get_rank(group)
+
+    def mask(worker: int) -> Bool[Tensor, " d"] | None:
+        return (
+            kept(shapes, mechanism, seed=seed, step=step, worker=worker) if isinstance(mechanism, DropConnect) else None
+        )
+
+    surrogate = None if surrogate is None else surrogate.to(dtype)
+    if surrogate is not None and not _finite(surrogate):  # in that type: float16 ends at 65,504
+        surrogate = None
+    payload = b""
+    if surrogate is not None and packs(mechanism):
+        payload = wire.encode(surrogate, step=step, sender=rank, mask=mask(rank))
+    sizes = payloads.lengths(ABSENT if surrogate is None else len(payload), group=group, device=device)
+    others = len(sizes) - 1
+    sent = payloads.LENGTH_BYTES * others
+    absent = tuple(number for number, size in enumerate(sizes) if size == ABSENT)
+    if absent or not min(sizes) or not payloads.pays(sizes, dense_bytes):
+        return PackedSum(total=None, absent=absent, bytes_sent=sent)
+    elements = sum(shape.numel() for shape in shapes.values())
+    limit = wire.size(wire.Kind.DENSE, elements, dtype)
+    came = payloads.exchange(payload, sizes, limit=limit, group=group, device=device)
+    total = torch.zeros(elements, dtype=torch.promote_types(dtype, torch.float32))
+    for sender, each in enumerate(came):  # always in this order: floating-point sums depend on it
+        values = wire.decode(each, elements=elements, dtype=dtype, step=step, sender=sender, mask=mask(sender))
+        if values is None:  # a rank of this version says so with its length
+            raise Refused(f"rank {sender} announced a gradient and then sent that it is not finite")
+        total += values
+    return PackedSum(total=total.to(device), absent=(), bytes_sent=sent + len(payload) * others)
+
+
+def packs(mechanism: Mechanism) -> bool:
+    """Whether what a mechanism makes can travel in less than its dense form.
+
+    Args:
+        mechanism: m.
+
+    Returns:
+        True where each coordinate of m(g) is 0 or ±c (Quantize, also with DropConnect after it), or where the mask is a
+        function of the key (DropConnect).
+    """
+    if isinstance(mechanism, Composed):
+        return packs(mechanism.first) and isinstance(mechanism.second, DropConnect)
+    return isinstance(mechanism, Quantize | DropConnect)
+
+
+def drawn(
+    gradients: Mapping[str, Tensor], mechanism: Mechanism, *, seed: int, step: int, worker: int
+) -> Float[Tensor, " d"] | None:
+    """One draw of m for a worker's whole gradient, in float32 at least.
+
+    Args:
+        gradients: by parameter.
+        mechanism: m.
+        seed: of the draws.
+        step: the number of the update.
+        worker: the rank.
+
+    Returns:
+        m(g), all parameters in a row; None where g or m(g) is not finite.
+    """
+    wide = {name: _wide(gradient) for name, gradient in gradients.items()}
+    norm = torch.stack([g.double().square().sum() for g in wide.values()]).sum().sqrt().reshape(1)
+    # A Bernoulli draw would turn NaN into a finite zero: this comes first.
+    if not norm.isfinite().all():
+        return None
+    rows = [
+        mechanism.draw(
+            g.unsqueeze(0), _draws(name, g.shape, g, seed=seed, step=step, worker=worker, norm=norm)
+        ).reshape(-1)
+        for name, g in wide.items()
+    ]
+    surrogate = torch.cat(rows)
+    return surrogate if _finite(surrogate) else None
+
+
+def kept(shapes: Shapes, mechanism: DropConnect, *, seed: int, step: int, worker: int) -> Bool[Tensor, " d"]:
+    """The coordinates that a worker's DropConnect keeps: the same function of the key on every rank.
+
+    Args:
+        shapes: of the parameters by name.
+        mechanism: DropConnect.
+        seed: of the draws.
+        step: the number of the update.
+        worker: the rank whose mask this is.
+
+    Returns:
+        The mask, all parameters in a row, on the CPU.
+    """
+    like = torch.zeros(())
+    masks = [
+        _draws(name, shape, like, seed=seed, step=step, worker=worker).bernoulli(1 - mechanism.p).reshape(-1)
+        for name, shape in shapes.items()
+    ]
+    return torch.cat(masks)
+
+
+def _draws(
+    name: str, shape: torch.Size, like: Tensor, *, seed: int, step: int, worker: int, norm: Tensor | None = None
+) -> Draws:
+    purpose = ("mechanism", "worker", step)
+    return Draws(
+        key=hashed(seed, *purpose, name),
+        example_key=hashed(seed, *purpose),
+        positions=[worker],
+        shape=shape,
+        like=like,
+        norms=norm,
+    )
+
+
+def _finite(values: Tensor) -> bool:
+    return not values.numel() or bool(values.abs().max().isfinite())  # a maximum hands NaN on
+
+
+def _wide(gradient: Tensor) -> Tensor:
+    return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient

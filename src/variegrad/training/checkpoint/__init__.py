@@ -1,0 +1,27 @@
+"""Checkpoints that cannot lie: whole, verified and of this run, or refused (docs/reliability.md).
+
+A folder holds one folder for each kept step, with tensors in safetensors and everything else in a JSON manifest, which
+states size and SHA-256 of what it speaks for. Nothing is pickled.
+"""
+
+from variegrad.training.checkpoint.load import Checkpoint, NoneUsable, Skipped, empty, load, steps
+from variegrad.training.checkpoint.lock import FolderInUse, lock
+from variegrad.training.checkpoint.manifest import Progress
+from variegrad.training.checkpoint.save import NotSaved, save
+from variegrad.training.checkpoint.settings import check_settings, settings_of
+
+__all__ = [
+    "Checkpoint",
+    "FolderInUse",
+    "NoneUsable",
+    "NotSaved",
+    "Progress",
+    "Skipped",
+    "check_settings",
+    "empty",
+    "load",
+    "lock",
+    "save",
+    "settings_of",
+    "steps",
+]

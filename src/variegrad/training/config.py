@@ -1,0 +1,96 @@
+"""The settings of a run of equation (2): everything but the model, the losses and the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from variegrad.mechanisms import Mechanism
+from variegrad.training.not_finite import Stop, WhenNotFinite
+from variegrad.training.projection import Projection
+from variegrad.training.sampling import Sampling, WithReplacement
+
+EXAMPLES = {"sampling": "Epochs()", "projection": "Ball(1.0)", "when_not_finite": "Stop()"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of w ← Π_W(w − γ·Σ_{ℓ=1..B} m(∇f_{s_ℓ}(w))); with the position in samples seen they say what comes next.
+
+    Attributes:
+        batch_size: B, examples an update, over all workers together.
+        step_size: γ of the *summed* gradient: a learning rate η of the mean is γ = η/B.
+        passes: how long, in passes over the data: the last update is the one that completes passes·n samples; inf to
+            leave the end to the caller.
+        mechanism: m; None for plain gradients.
+        granularity: whether m meets the gradient of each example, as in the paper, or the sum of each worker.
+        seed: of the order of the data, of the mechanism's draws and of the model's own.
+        sampling: `WithReplacement()`, as in the paper, or `Epochs()`.
+        projection: onto W, `Ball(R)` or `Box(low, high)`; None for all of ℝ^d.
+        when_not_finite: `Stop()` or `Skip()`.
+
+    Raises:
+        ValueError: if a number is out of range.
+        TypeError: if a setting is of the wrong kind.
+
+    Source: equation (2).
+    """
+
+    batch_size: int
+    step_size: float
+    passes: float = 1.0
+    mechanism: Mechanism | None = None
+    granularity: Literal["example", "worker"] = "example"
+    seed: int = 0
+    sampling: Sampling = field(default_factory=WithReplacement)
+    projection: Projection | None = None
+    when_not_finite: WhenNotFinite = field(default_factory=Stop)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "seed"):
+            if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a whole number; got {getattr(self, name)!r}.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 example; got {self.batch_size}.")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite; got {self.step_size}.")
+        if not self.passes > 0:
+            raise ValueError(f"passes must be positive; got {self.passes}.")
+        if self.mechanism is not None and not isinstance(self.mechanism, Mechanism):
+            raise TypeError(f"mechanism must be a Mechanism such as DropConnect(0.4), or None; got {self.mechanism!r}.")
+        if self.granularity not in ("example", "worker"):
+            raise ValueError(f"granularity must be 'example' or 'worker'; got {self.granularity!r}.")
+        kinds = (("sampling", Sampling), ("projection", Projection | None), ("when_not_finite", WhenNotFinite))
+        for name, kind in kinds:
+            value = getattr(self, name)
+            if isinstance(value, type) or not isinstance(value, kind):
+                raise TypeError(f"{name} must be an object such as {EXAMPLES[name]}; got {value!r}.")
+
+    def settings(self) -> dict[str, str | int | float | None]:
+        """The settings as JSON: what workers compare, and what a record of the run holds.
+
+        Returns:
+            Field → number or text; an endless run's `passes` is the text "inf".
+        """
+        return {
+            "batch_size": self.batch_size,
+            "step_size": float(self.step_size),
+            "passes": float(self.passes) if math.isfinite(self.passes) else "inf",
+            "mechanism": None if self.mechanism is None else repr(self.mechanism),
+            "granularity": self.granularity,
+            "seed": self.seed,
+            "sampling": repr(self.sampling),
+            "projection": None if self.projection is None else str(self.projection),
+            "when_not_finite": str(self.when_not_finite),
+        }
+
+    def __str__(self) -> str:
+        rule = f"w ← w − {self.step_size:g}·Σ"
+        rule += " ∇f_i" if self.mechanism is None else f" m(∇f_i), m = {self.mechanism} per {self.granularity}"
+        if self.projection is not None:
+            rule += f", projected onto {self.projection}"
+        return (
+            f"{rule}; B = {self.batch_size:,} drawn {self.sampling}, {self.passes:g} passes, seed {self.seed} "
+            f"(a learning rate of {self.step_size * self.batch_size:.3g} for the mean)"
+        )

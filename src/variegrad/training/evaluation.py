@@ -1,0 +1,84 @@
+"""A number to follow along a run: the mean of a per-example function, such as accuracy, shared among the workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from variegrad.batches import passes_over, to_device
+from variegrad.distributed.workers import World
+from variegrad.measure import BATCH_SIZE
+from variegrad.per_example.evaluate import Losses, left_as_found
+from variegrad.problems.subset import size
+from variegrad.training.every import Every
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `train` evaluates, on what, how often, and where the run may end.
+
+    Attributes:
+        accuracy: `accuracy(model, batch) → (b,)`, 1 where an example is answered right.
+        data: a held-out set, or the training set itself.
+        every: how often; the last update is always evaluated.
+        target: end the run as soon as the accuracy reaches it; all workers see the same number.
+
+    Raises:
+        ValueError: if the data is empty or the target is NaN.
+    """
+
+    accuracy: Losses
+    data: Dataset[Any]
+    every: Every = field(default_factory=lambda: Every(passes=1.0))
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        if size(self.data) == 0:
+            raise ValueError("Evaluation: data holds no examples.")
+        if self.target is not None and math.isnan(self.target):
+            raise ValueError("Evaluation: target must be a number; got nan.")
+
+
+def mean_of(function: Losses, model: nn.Module, data: Any, world: World | None = None) -> float:
+    """The mean of a per-example function over a data set, in evaluation mode and without a graph; all is left as found.
+
+    Args:
+        function: `function(model, batch) → (b,)`.
+        model: the model.
+        data: a data set, of which each worker reads its share; for one worker also a loader.
+        world: the workers; None for this process alone.
+
+    Returns:
+        The mean, the same on every worker; NaN for an empty set.
+
+    Raises:
+        RuntimeError: if the function fails on another worker.
+    """
+    device = next(model.parameters()).device
+    total, count, failure = 0.0, 0, None
+    if world is not None and world.size > 1:
+        data = Subset(data, world.share(size(data)))
+    try:
+        with left_as_found(model), torch.no_grad():
+            model.eval()
+            for batch in passes_over(data, BATCH_SIZE):
+                values = function(model, to_device(batch, device))
+                total += float(values.double().sum())
+                count += len(values)
+    except Exception as error:  # the user's code: the others must hear of it
+        if world is None or world.size == 1:
+            raise
+        failure = error
+    if world is not None:
+        total, counted, failures = world.add_up([total, count, failure is not None])
+        if failure is not None:
+            raise failure
+        if failures:
+            raise RuntimeError("the evaluation failed on another worker; its own message says why.")
+        count = round(counted)
+    return total / count if count else float("nan")

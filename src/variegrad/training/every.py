@@ -1,0 +1,45 @@
+"""How often something is done along a run: after so many updates, or after so many passes over the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """A rhythm, counted in updates or in passes.
+
+    Attributes:
+        updates: after every so many updates; or
+        passes: after the update that completes every so many passes.
+
+    Raises:
+        ValueError: if not exactly one of them is given, or it is out of range.
+    """
+
+    updates: int | None = None
+    passes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.updates is None) == (self.passes is None):
+            raise ValueError(f"Every: give either updates or passes; got {self.updates} and {self.passes}.")
+        if self.updates is not None and self.updates < 1:
+            raise ValueError(f"Every: updates must be at least 1; got {self.updates}.")
+        if self.passes is not None and not self.passes > 0:
+            raise ValueError(f"Every: passes must be positive; got {self.passes}.")
+
+    def due(self, updates: int, before: float, after: float) -> bool:
+        """Whether it is time.
+
+        Args:
+            updates: the number of the update, from 1.
+            before: passes over the data before it.
+            after: passes after it.
+
+        Returns:
+            True where it is.
+        """
+        if self.updates is not None:
+            return updates % self.updates == 0
+        assert self.passes is not None
+        return before // self.passes < after // self.passes

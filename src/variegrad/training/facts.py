@@ -1,0 +1,69 @@
+"""What must be equal on all workers before they train together: settings, model, starting weights, data, versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from variegrad.batches import tensors
+from variegrad.keys import generator, torch_draws
+from variegrad.per_example.evaluate import Losses
+from variegrad.training.config import TrainConfig
+
+PROBED = 8  # examples whose content is compared
+
+
+def facts(
+    model: nn.Module, losses: Losses, dataset: Dataset[Any], config: TrainConfig, start: int
+) -> Iterator[tuple[str, str]]:
+    """What a run rests on, field by field, as text.
+
+    Args:
+        model: at its starting weights.
+        losses: the user's function.
+        dataset: the training set.
+        config: the settings.
+        start: samples seen before.
+
+    Yields:
+        (field, value); tensors by shape, type and a digest of their numbers.
+    """
+    yield "variegrad", version("variegrad")
+    yield "torch", torch.__version__
+    for name, value in config.settings().items():
+        yield name, str(value)
+    yield "start", str(start)
+    yield "losses", getattr(losses, "__qualname__", type(losses).__qualname__)
+    yield "model", type(model).__qualname__
+    for name, parameter in model.named_parameters():
+        frozen = "" if parameter.requires_grad else ", frozen"
+        yield f"parameter {name}", f"{_shape(parameter)}{frozen}, numbers {_digest(parameter)}"
+    for name, buffer in model.named_buffers():
+        yield f"buffer {name}", f"{_shape(buffer)}, numbers {_digest(buffer)}"
+    count = len(dataset)  # type: ignore[arg-type]
+    yield "number of examples", f"{count:,}"
+    for index in sorted(set(generator(0, "probe").integers(0, count, size=PROBED).tolist())) if count else ():
+        yield f"example {index}", _example(dataset, index)
+
+
+def _example(dataset: Dataset[Any], index: int) -> str:
+    with torch_draws(0, "probe", index):
+        first, second = tensors(dataset[index]), tensors(dataset[index])
+    # An example that is drawn anew each time it is read has no numbers to compare, only its shape.
+    same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return ", ".join(f"{_shape(t)}{f', numbers {_digest(t)}' if same else ''}" for t in first)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _digest(tensor: Tensor) -> str:
+    whole = tensor.detach().cpu().contiguous().reshape(-1)
+    return sha256(whole.view(torch.uint8).numpy().tobytes()).hexdigest()[:12]

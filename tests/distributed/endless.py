@@ -1,0 +1,23 @@
+"""A run without end, to which something happens: `python endless.py TIMEOUT [leave]`."""
+
+import sys
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import variegrad as vg
+
+
+def losses(model, batch):
+    return model(batch[0]).square().sum(1)
+
+
+with vg.workers(timeout=float(sys.argv[1])) as world:
+    torch.manual_seed(0)
+    config = vg.TrainConfig(batch_size=4, step_size=1e-6, passes=float("inf"))
+    for step in vg.train(nn.Linear(3, 2), losses, TensorDataset(torch.ones(9, 3)), config, world):
+        if step.updates == 5:
+            print("under way", flush=True)
+        if "leave" in sys.argv and step.updates == 9 and world.rank == 1:
+            raise SystemError("left")
