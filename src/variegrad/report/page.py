@@ -11,15 +11,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from variegrad.report.document import Point, batch_size, landmarks, points
 from variegrad.report.figures import PICTURES
-from variegrad.report.style import in_figures, render
+from variegrad.report.style import render
+from variegrad.report.writing import template, write_whole
 
 FLAGS: Mapping[str, str] = {
     "undefined": "Every gradient is zero, so B_D is 0/0: nothing is left to learn from these data here, and any batch "
@@ -80,20 +78,13 @@ def write_report(document: Mapping[str, Any], folder: Path) -> Path:
             for kind in ("png", "svg"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
     for name, content in contents.items():
-        _write(folder / name, content)
+        write_whole(folder / name, content)
     return folder / "report.html"
 
 
 def _html(document: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figures"] = in_figures
-    environment.filters["short"] = lambda value: f"{value:.3g}"
-    environment.tests["known"] = lambda value: not math.isnan(value)
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     measured = points(document)
-    return template.render(
+    return template("page.html").render(
         document=document,
         points=measured,
         landmarks=landmarks(measured),
@@ -115,12 +106,3 @@ def _specials(measured: list[Point]) -> list[Special]:
         )
         for name in names
     ]
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,224 @@
+"""The readings of a run: bounded in memory, streamed to a file that a crash cannot corrupt, continued after a resume.
+
+In memory a million readings are thinned to a few thousand; the file has them all. Of several ranks one writes. What a
+crash left in the file beyond the checkpoint that is resumed from is superseded: taken off when the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from filelock import FileLock, Timeout
+from torch import distributed
+
+from variegrad.monitor.log_file import check_is_log, header, lines_of, reading_line, repair
+from variegrad.monitor.reading import Reading
+from variegrad.monitor.thinned import Thinned
+
+
+class History(Sequence[Reading]):
+    """The readings so far, oldest first.
+
+    Args:
+        path: where to stream every reading as a line of JSON; None for memory only. Of several ranks only the first
+            writes. An existing log goes on: a new run begins with a header line of its own.
+        max_readings: how many readings to keep in memory, the newest half of them without gaps.
+
+    Raises:
+        ValueError: if the path is a folder or another kind of file, or another process is writing to it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, max_readings: int = 4096) -> None:
+        self.path = None if path is None else Path(path)
+        self._max_readings = max_readings
+        self._kept: Thinned[Reading] = Thinned(max_readings)
+        self._before_resume = 0  # readings of this run that are not counted in memory
+        self._run = uuid.uuid4().hex
+        self._begun = False  # the file's last run is this one
+        self._resumes = False  # it may be, which the file itself will tell
+        self._keep_until: int | None = None  # the last step that a resumed run keeps in the file
+        self._file: _OpenLog | None = None
+        self._warned = False
+        if self.path is None:
+            return
+        if self.path.exists():
+            check_is_log(self.path)
+        # Before the process group is there nobody knows who writes: the first reading will tell.
+        if _rank_is_known() and _rank() == 0:
+            self._claim()
+
+    @property
+    def appended(self) -> int:
+        """Readings of this run, also those that are no longer in memory."""
+        return self._before_resume + self._kept.appended
+
+    def append(self, reading: Reading) -> None:
+        """Add a reading, in memory and in the file.
+
+        A file that cannot be written is warned of once, and training goes on.
+
+        Args:
+            reading: of a later step than the last.
+
+        Raises:
+            ValueError: if another process is writing to the file.
+        """
+        self._kept.append(reading)
+        if self.path is None or _rank() != 0:
+            return
+        try:
+            file = self._claim()
+            if self._resumes and file.goes_on_with(self._run, self._keep_until):
+                self._begun = True
+            file.write(reading_line(reading) if self._begun else header(self._run) + reading_line(reading))
+            self._begun, self._resumes, self._keep_until = True, False, None
+        except OSError as problem:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"log: {self.path} cannot be written: {problem}. Training goes on and readings are kept in memory; "
+                    "those that come while it lasts will be missing from the file.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and text that survive a checkpoint, whatever the number of readings.
+
+        Returns:
+            What `load_state_dict` takes.
+        """
+        latest = self._kept[-1] if len(self._kept) else None
+        return {"run": self._run, "appended": self.appended, "latest": None if latest is None else latest.to_record()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint: with the file's readings up to it, or with the latest one where there is no file.
+
+        Args:
+            state: of `state_dict`.
+
+        Raises:
+            ValueError: if the state is not one of `state_dict`, or the file is damaged.
+        """
+        if state.keys() != {"run", "appended", "latest"}:
+            raise ValueError(f"state must be what History.state_dict() returned; got the keys {sorted(state)}.")
+        latest = None if state["latest"] is None else Reading.from_record(state["latest"])
+        last_step = -1 if latest is None else latest.step
+        kept: Thinned[Reading] = Thinned(self._max_readings)
+        ours = False
+        for line in lines_of(self.path) if self.path is not None and _has_content(self.path) else ():
+            if line.values is None:
+                kept, ours = Thinned(self._max_readings), line.run == state["run"]
+            elif ours and line.values["step"] <= last_step:
+                kept.append(Reading(**line.values))
+        if latest is not None and (not len(kept) or kept[-1].step < last_step):
+            kept.append(latest)
+        self._run, self._keep_until = str(state["run"]), last_step
+        self._begun, self._resumes = False, True
+        self._kept, self._before_resume = kept, max(0, int(state["appended"]) - kept.appended)
+
+    def close(self) -> None:
+        """Let go of the file; a further reading would open it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._begun, self._resumes = False, self._begun or self._resumes
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[Reading]:
+        return iter(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Reading: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Reading]: ...
+
+    def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
+        return self._kept[index]
+
+    def __repr__(self) -> str:
+        kept = "" if len(self) == self.appended else f" ({len(self):,} kept)"
+        latest = f", latest: {self[-1]}" if len(self) else ""
+        return f"History: {self.appended:,} readings{kept}{latest}"
+
+    def _claim(self) -> _OpenLog:
+        if self._file is None:
+            assert self.path is not None
+            self._file = _OpenLog(self.path)
+        return self._file
+
+
+class _OpenLog:
+    """A log that this process alone writes to."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise ValueError(
+                f"log: {path} is being written by another process, or by another Monitor of this one. "
+                "Give each run a file of its own, or close() the other."
+            ) from None
+        self._path = path
+        self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        self._closing = weakref.finalize(self, os.close, self._number)
+        check_is_log(path)
+        repair(path)
+
+    def goes_on_with(self, run: str, keep_until: int | None) -> bool:
+        """Whether `run` is the file's last; then what it holds beyond a step is taken off."""
+        end = last_run = None
+        for line in lines_of(self._path) if _has_content(self._path) else ():
+            if line.values is None:
+                end, last_run = None, line.run
+            elif keep_until is not None and end is None and line.values["step"] > keep_until:
+                end = line.start
+        if last_run == run and end is not None:
+            os.ftruncate(self._number, end)
+        return last_run == run
+
+    def write(self, text: bytes) -> None:
+        """Append whole lines, or leave the file as it was and raise OSError."""
+        before = os.fstat(self._number).st_size
+        try:
+            if os.write(self._number, text) != len(text):
+                raise OSError("no space is left for a whole line")
+        except OSError:
+            os.ftruncate(self._number, before)
+            raise
+
+    def close(self) -> None:
+        self._closing()
+        self._lock.release()
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+_RANK_NAMES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
+
+def _rank_is_known() -> bool:
+    return _initialised() or not any(name in os.environ for name in _RANK_NAMES)
+
+
+def _rank() -> int:
+    if _initialised():
+        return distributed.get_rank()
+    return next((int(os.environ[name]) for name in _RANK_NAMES if name in os.environ), 0)
+
+
+def _initialised() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

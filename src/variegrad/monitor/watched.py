@@ -1,0 +1,149 @@
+"""What is watched: losses of single examples, or a scalar loss with the output that it was computed from.
+
+A scalar loss hides its examples, but its gradient at the output does not: with D = ∂loss/∂output held fixed,
+ℓ̃_i = ⟨output_i, D_i⟩ has the gradient that example i adds to the loss's own, provided that the loss reaches the
+parameters through the output alone and does not compare examples (`separation`). A common factor (1/b, 1/tokens) stays
+in D, and cancels in B_D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from variegrad.monitor.separation import Separation
+from variegrad.per_example.graph import Graph, read_graph
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Watched:
+    """A step's losses, ready to be listened to.
+
+    Attributes:
+        graph: from the losses, or the output, down to the trained parameters.
+        count: b.
+        root: where the weights of the losses arrive in the backward pass, and at which of its outputs.
+        losses: the losses of single examples, where they were given.
+        loss: otherwise the scalar,
+        output: and what it was computed from.
+    """
+
+    graph: Graph
+    count: int
+    root: tuple[Node, int]
+    losses: Float[Tensor, " b"] | None = None
+    loss: Float[Tensor, ""] | None = None
+    output: Tensor | None = None
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether the weights that arrive are those of single examples, with no reduction below them."""
+        return self.losses is not None
+
+    def per_example(self) -> Float[Tensor, " b"]:
+        """Losses whose gradients are those of the examples; of a scalar loss, by a short backward pass to its output.
+
+        Returns:
+            One differentiable value an example.
+        """
+        if self.losses is not None:
+            return self.losses
+        assert self.loss is not None
+        assert self.output is not None
+        (at_output,) = torch.autograd.grad(self.loss, self.output, retain_graph=True)
+        with torch.enable_grad():
+            return (self.output * at_output).flatten(1).sum(1)
+
+    def weights(self, arrived: Tensor) -> list[float]:
+        """c_i, from the gradient that arrived at the root.
+
+        Args:
+            arrived: of the shape of the losses, or scalar.
+
+        Returns:
+            One weight an example.
+        """
+        found: float | list[float] = arrived.detach().tolist()
+        return found if isinstance(found, list) else [found] * self.count
+
+
+def watched(
+    loss: object, output: object, parameters: Mapping[str, nn.Parameter], separation: Separation
+) -> Watched | None:
+    """What the arguments of `Monitor.watch` mean, checked.
+
+    Args:
+        loss: the first argument.
+        output: the second.
+        parameters: the trained parameters.
+        separation: what is known of losses above outputs.
+
+    Returns:
+        The watched losses; None where there is no example.
+
+    Raises:
+        TypeError: if either is no tensor of floating-point numbers.
+        ValueError: if shapes do not fit, there is no graph, or examples cannot be told apart.
+    """
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        found = loss.dtype if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"watch takes a floating-point tensor: the losses of the examples, or the loss; got {found}.")
+    if loss.grad_fn is None:
+        raise ValueError(
+            "watch needs losses with a graph to differentiate; got a tensor without one. Call it between forward and "
+            "backward, outside torch.no_grad() and before any .detach() or .item()."
+        )
+    if output is None:
+        if loss.dim() != 1:
+            raise ValueError(
+                f"watch(losses) needs one loss per example, a tensor of shape (b,); got shape {tuple(loss.shape)}. "
+                + (
+                    "Where there is only the scalar, name the model's output too: watch(loss, output=logits)."
+                    if loss.numel() == 1
+                    else "Sum or average over every dimension but the first."
+                )
+            )
+        if len(loss) == 0:
+            return None
+        graph = read_graph(loss.grad_fn, parameters)
+        _check_reaches(graph)
+        return Watched(graph=graph, count=len(loss), root=(loss.grad_fn, loss.output_nr), losses=loss)
+    if loss.numel() != 1:
+        raise ValueError(
+            f"watch(loss, output=…) takes a scalar loss; got shape {tuple(loss.shape)}. Losses of shape (b,) are "
+            "watched without output."
+        )
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        raise TypeError(
+            f"output must be the floating-point tensor that the loss was computed from; got {found}. "
+            "Of a model output with fields pass the field, such as output.logits."
+        )
+    if output.dim() == 0 or output.grad_fn is None:
+        raise ValueError(
+            "output must have the examples in its first dimension, and a graph; "
+            f"got shape {tuple(output.shape)}{'' if output.grad_fn is not None else ' without a graph'}. "
+            "Pass the very tensor that the loss was computed from, not a copy."
+        )
+    if len(output) == 0:
+        return None
+    graph = read_graph(output.grad_fn, parameters)
+    _check_reaches(graph)
+    separation.check(loss, output, parameters)
+    return Watched(
+        graph=graph, count=len(output), root=(loss.grad_fn, loss.output_nr), loss=loss,
+        output=output,
+    )  # fmt: skip
+
+
+def _check_reaches(graph: Graph) -> None:
+    if not graph.leaves and not graph.hides_parameters:
+        raise ValueError(
+            "what is watched does not depend on any trained parameter of the monitor's model. Is it the model that "
+            "the Monitor was made with, and does it require gradients?"
+        )

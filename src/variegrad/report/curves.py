@@ -1,0 +1,144 @@
+"""Pictures of repeated experiments: a mean with its interval for each series, in the style of every other picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from variegrad.report.marks import DASHES, laid_out, log_axis, octave_ticks
+from variegrad.report.style import MARKERS, OTHER, SERIES, WIDTH, drawable, new_figure, style
+
+
+@runtime_checkable
+class Range(Protocol):
+    """A mean and its interval."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a panel, with an interval at each point.
+
+    Attributes:
+        label: its name in the legend.
+        x: where the points stand.
+        mean: their heights.
+        low: lower ends of the intervals.
+        high: upper ends.
+        joined: whether a line joins the points.
+        quiet: whether it is a reference, dashed and grey.
+    """
+
+    label: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    joined: bool = True
+    quiet: bool = False
+
+    @classmethod
+    def of(cls, label: str, x: Sequence[float], ranges: Sequence[Range], *, joined: bool = True) -> Series:
+        """A series of means with intervals.
+
+        Args:
+            label: its name.
+            x: where they stand.
+            ranges: a mean with its interval for each x.
+            joined: whether a line joins the points.
+
+        Returns:
+            The series.
+        """
+        means, lows, highs = ([getattr(one, end) for one in ranges] for end in ("mean", "low", "high"))
+        return cls(label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined)
+
+    @classmethod
+    def reference(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Series:
+        """A line to compare with: what theory says.
+
+        Args:
+            label: its name.
+            x: where its points stand.
+            y: their heights.
+
+        Returns:
+            The series.
+        """
+        return cls(label=label, x=list(x), mean=list(y), low=list(y), high=list(y), quiet=True)
+
+
+Panel = tuple[str, str, Sequence[Series]]
+
+
+def panels(title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bool = False) -> Figure:
+    """Panels one below the other, each with its axes' names and its series.
+
+    Args:
+        title: of the picture.
+        parts: (name of x, name of y, series) for each panel.
+        log_x: whether x is an axis of doublings.
+        log_y: whether y is logarithmic.
+
+    Returns:
+        The figure.
+    """
+    lines = [max(1, math.ceil(len(series) / 2)) for _, _, series in parts]
+    with style():
+        figure = new_figure(0.5 + sum(2.7 + 0.2 * rows for rows in lines), title)
+        figure.set_figwidth(WIDTH)
+        for ax, (x_name, y_name, series) in zip(
+            figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True
+        ):
+            for place, one in enumerate(series):
+                _draw(ax, one, place)
+            ax.set_xlabel(x_name)
+            ax.set_ylabel(y_name)
+            if log_x:
+                ax.set_xscale("log", base=2)
+                ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
+                ax.xaxis.set_minor_locator(NullLocator())
+                ax.xaxis.set_major_formatter(FuncFormatter(_doublings))
+            if log_y:
+                log_axis(
+                    ax, [v for one in series for ends in (one.mean, one.low, one.high) for v in ends], headroom=1.3
+                )
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
+        return laid_out(figure)
+
+
+def _draw(ax: Axes, one: Series, place: int) -> None:
+    if one.quiet:
+        ax.plot(one.x, one.mean, color=OTHER, linestyle=DASHES, linewidth=1.3, label=drawable(one.label, 40))
+        return
+    color, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    many = len(one.x) > 24
+    ax.plot(
+        one.x, one.mean, color=color, marker="" if many else marker, label=drawable(one.label, 40),
+        linestyle="-" if one.joined else "",
+    )  # fmt: skip
+    bounded = [all(map(math.isfinite, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]
+    if many:
+        ax.fill_between(one.x, one.low, one.high, where=bounded, color=color, alpha=0.18, linewidth=0)
+        return
+    kept = [k for k, whole in enumerate(bounded) if whole and one.high[k] > one.low[k]]
+    ax.errorbar(
+        [one.x[k] for k in kept], [one.mean[k] for k in kept], linestyle="", color=color, capsize=2.5, elinewidth=1.2,
+        yerr=[[one.mean[k] - one.low[k] for k in kept], [one.high[k] - one.mean[k] for k in kept]],
+    )  # fmt: skip
+
+
+def _doublings(value: float, _position: int | None = None) -> str:
+    return octave_ticks(value) if value >= 1 else f"1/{1 / value:,.0f}" if value > 1e-3 else octave_ticks(value)

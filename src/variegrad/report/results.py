@@ -1,0 +1,66 @@
+"""The page of reproduced experiments: claim, picture, findings and settings of each, in one self-contained file.
+
+Like every page here it runs no script and asks no network; the same results give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from variegrad.report.style import render
+from variegrad.report.writing import template, write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One experiment as it is shown.
+
+    Attributes:
+        name: of the experiment.
+        title: what it shows.
+        claim: what the paper says.
+        choices: what the paper leaves open and how it was chosen.
+        data: what data it ran on.
+        findings: (claim, what was found, verdict).
+        facts: settings, command, computing time: names and values.
+        figure: the picture.
+        folder: where its pictures are written.
+    """
+
+    name: str
+    title: str
+    claim: str
+    choices: str
+    data: str
+    findings: Sequence[tuple[str, str, str]]
+    facts: Mapping[str, Any]
+    figure: Figure
+    folder: Path
+
+
+def write_results(results: Sequence[Result], folder: Path) -> Path:
+    """Write report.html into a folder, and each picture as PNG and SVG into its experiment's.
+
+    Args:
+        results: what to show, in this order.
+        folder: where the page goes.
+
+    Returns:
+        The path of the page.
+    """
+    images = {}
+    for result in results:
+        for kind in ("png", "svg"):
+            picture = render(result.figure, kind)
+            write_whole(result.folder / f"{result.name}.{kind}", picture)
+            if kind == "svg":
+                images[result.name] = base64.b64encode(picture).decode()
+    page = folder / "report.html"
+    write_whole(page, template("results.html").render(results=results, images=images).encode("utf-8", "replace"))
+    return page

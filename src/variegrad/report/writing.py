@@ -1,0 +1,47 @@
+"""How every page is made and written: one way to render, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jinja2
+
+from variegrad.report.style import in_figures
+
+
+def template(name: str) -> jinja2.Template:
+    """A page to fill: all text is escaped, and a name that is not given is an error.
+
+    Args:
+        name: its file in this package.
+
+    Returns:
+        The template, which may include the other files.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("variegrad", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figures"] = in_figures
+    environment.filters["short"] = lambda value: f"{value:.3g}"
+    environment.tests["known"] = lambda value: not math.isnan(value)
+    return environment.get_template(name)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it: readers see the former file or the whole new one.
+
+    Args:
+        path: where.
+        content: what.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

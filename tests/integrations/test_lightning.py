@@ -1,0 +1,167 @@
+"""Lightning: the callback finds what a plain loop finds, logs it, survives checkpoints, refuses what it cannot see."""
+
+import csv
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+
+import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loggers import CSVLogger
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from integrations.training import STEP_SIZE, assert_same, data, model, plain_loop
+from variegrad.integrations.lightning import BatchSizeMonitor
+from variegrad.integrations.scalars import scalars
+from variegrad.monitor.log_file import read_log
+
+# Lightning has much to say about a small run; the monitor's own warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore", "error::RuntimeWarning")
+
+
+class Small(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = model()
+        self.criterion = torch.nn.CrossEntropyLoss()
+
+    def training_step(self, batch, _):
+        return self.criterion(self.model(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=STEP_SIZE)
+
+
+class ByForward(Small):
+    def forward(self, x):
+        return self.model(x)
+
+    def training_step(self, batch, _):
+        return {"loss": self.criterion(self(batch[0]), batch[1]), "other": 1}
+
+
+class TwoParts(Small):
+    def __init__(self):
+        super().__init__()
+        whole = self.model
+        self.model = None
+        self.encoder, self.head = whole[:2], whole[2:]
+
+    def training_step(self, batch, _):
+        return self.criterion(self.head(self.encoder(batch[0])), batch[1])
+
+
+def fit(module, callback, folder, *, batch_size=8, epochs=2, ckpt_path=None, callbacks=(), **settings):
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", callbacks=[callback, *callbacks], logger=CSVLogger(folder, version=0),
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, **settings,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(data(), batch_size=batch_size), ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize("module", [Small, ByForward, TwoParts])
+def test_the_callback_finds_what_a_plain_loop_finds(module, tmp_path):
+    callback = BatchSizeMonitor(every=2, population=96)
+    fit(module(), callback, tmp_path)
+    assert_same(callback.monitor.history, plain_loop(data(), batch_size=8, epochs=2, every=2, population=96))
+
+
+def test_micro_batches_are_counted_as_one_step(tmp_path):
+    callback = BatchSizeMonitor(every=2, population=96)
+    fit(Small(), callback, tmp_path, accumulate_grad_batches=3)
+    expected = plain_loop(data(), batch_size=8, epochs=2, accumulate=3, every=2, population=96)
+    assert {reading.batch_size for reading in callback.monitor.history} == {24}
+    assert_same(callback.monitor.history, expected)
+
+
+def test_the_short_step_at_the_end_of_an_epoch_is_left_out(tmp_path):
+    callback = BatchSizeMonitor(every=1, population=96)
+    trainer = fit(Small(), callback, tmp_path, accumulate_grad_batches=5)  # 12 batches: 5, 5 and 2
+    assert trainer.global_step == 6
+    assert [reading.batch_size for reading in callback.monitor.history] == [40] * 4
+
+
+def test_readings_go_to_the_trainer_s_logger(tmp_path):
+    callback = BatchSizeMonitor(every=2, population=96)
+    trainer = fit(Small(), callback, tmp_path, log_every_n_steps=1000)
+    trainer.logger.save()
+    with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["variegrad/cannot_tell"]]
+    assert len(rows) == len(callback.monitor.history)
+    for row, reading in zip(rows, callback.monitor.history, strict=True):
+        assert int(row["step"]) == reading.step
+        logged = {name: float(row[name]) for name in row if name.startswith("variegrad/") and row[name]}
+        assert logged == pytest.approx(scalars(reading))
+
+
+def test_a_checkpoint_carries_the_readings_on(tmp_path):
+    log = tmp_path / "monitor.jsonl"
+    trainer = fit(Small(), BatchSizeMonitor(every=2, population=96, log=log), tmp_path / "a", epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    callback = BatchSizeMonitor(every=2, population=96, log=log)
+    fit(Small(), callback, tmp_path / "b", epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    whole = plain_loop(data(), batch_size=8, epochs=2, every=2, population=96)
+    assert_same(read_log(log).readings, whole)
+    assert_same(callback.monitor.history, whole)
+
+
+def test_nothing_is_left_on_the_module(tmp_path):
+    module = Small()
+    callback = BatchSizeMonitor()
+    fit(module, callback, tmp_path)
+    assert all(not part._forward_hooks for part in module.modules())
+    with pytest.raises(ZeroDivisionError):
+        fit(Failing(), callback, tmp_path / "b")
+    fit(module, callback, tmp_path / "c")
+
+
+class Failing(Small):
+    def on_train_epoch_end(self):
+        raise ZeroDivisionError
+
+
+class Manual(Small):
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        self.manual_backward(super().training_step(batch, index))
+        self.optimizers().step()
+
+
+class Contrastive(Small):
+    def training_step(self, batch, _):
+        out = torch.nn.functional.normalize(self.model(batch[0]))
+        return cross_entropy(out @ out.T, torch.arange(len(out)))
+
+
+class Nothing(Small):
+    def training_step(self, batch, _):
+        return sum(p.square().sum() for p in self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "message"),
+    [
+        (Manual, {}, "not known under manual optimisation"),
+        (Contrastive, {}, "compares examples with each other"),
+        (Nothing, {}, "no output with examples in its first dimension was seen in this step"),
+        (
+            Small,
+            {"output_of": "head"},
+            "output_of='head' is no submodule of Small; its children are 'model'",
+        ),
+        (Small, {"every": 0}, "every must be at least 1"),
+    ],
+)
+def test_what_cannot_be_monitored_is_refused(module, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(module(), BatchSizeMonitor(**settings), tmp_path)
+
+
+def test_a_changing_accumulation_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="accumulate_grad_batches went from 1 to 2 during the training"):
+        fit(Small(), BatchSizeMonitor(), tmp_path, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])
