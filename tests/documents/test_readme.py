@@ -88,8 +88,34 @@ def test_each_command_runs(command, tmp_path, monkeypatch, capfd, request):
     monkeypatch.setattr(sys, "path", list(sys.path))
     trains = arguments[0] in {"measure", "plan"}
     small = ["--passes", "0.1", "--points", "2", "--max-examples", "60"] if trains else []
+    if arguments[0] == "train":
+        small = ["--passes", "0.1", "--max-examples", "300"]
     assert run(monkeypatch, capfd, *arguments, *small)
     sys.modules.pop("mine", None)
+
+
+def test_the_monitor_and_the_training_pasted_below_run(tmp_path):
+    said = said_by(tmp_path, PYTHON[0], *PYTHON[2:4]).splitlines()
+    assert any("B_D" in line for line in said)
+    assert any(line.startswith("batch 128: ") for line in said)
+    assert said[-1].startswith("Step(")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("torchrun")])
+def test_each_command_of_several_workers_runs(command, tmp_path, data_root):
+    arguments = shlex.split(command)[1:]
+    arguments[arguments.index("--data-root") + 1] = str(data_root)
+    small = ["--passes", "0.5", "--max-examples", "600", "--step-size", "1e-3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments, *small],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode in {0, 1}, done.stderr  # 1: so few examples do not reach the target
+    assert list((tmp_path / "runs/b").glob("*.json"))
 
 
 def test_each_make_target_exists():
@@ -102,4 +128,4 @@ def test_each_make_target_exists():
 
 def test_every_command_is_one_of_these():
     assert COMMANDS
-    assert all(c.startswith(("make ", "variegrad ")) for c in COMMANDS)
+    assert all(c.startswith(("make ", "variegrad ", "torchrun ")) for c in COMMANDS)

@@ -1,0 +1,22 @@
+"""The code of docs/monitor.md runs as one program, from its source."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_blocks_of_the_guide_run_in_order(tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/monitor.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "pasted.py").write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "pasted.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.stderr == ""
+    reading, advice, batch = done.stdout.splitlines()
+    assert "16 of 64 examples" in reading
+    assert advice.startswith("batch 64")
+    assert batch == "64"
