@@ -55,7 +55,7 @@ def test_readings_of_all_workers_are_equal_and_right_at_no_further_message(seen)
             assert other[scenario]["readings"] == first["readings"], scenario  # to the last bit
             assert other[scenario]["window"] == first["window"], scenario
         assert len(first["window"]) == len(first["expected"]), scenario
-        for found, expected in zip(first["window"], first["expected"], strict=True):
+        for (_, *found), expected in zip(first["window"], first["expected"], strict=True):
             assert found[1] == pytest.approx(expected[1], rel=1e-5), scenario
             assert found[0] == pytest.approx(expected[0], rel=tolerance, abs=tolerance * expected[1]), scenario
         assert first["skipped"] == first["skips_expected"], scenario

@@ -9,8 +9,7 @@ from torch import nn
 from cases import CASES, Fn, energy
 from reference import loop_gradients
 from variegrad.batches import map_tensors
-from variegrad.per_example import engine as engines
-from variegrad.per_example import verify
+from variegrad.per_example import first_use, verify
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.norms import batch_norms, example_gradients
 
@@ -33,8 +32,8 @@ def expected(model, losses, batch):
 
 @pytest.fixture
 def from_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(engines, "FEWEST", 10**6)
-    monkeypatch.setattr(engines, "MOST", 10**6)
+    monkeypatch.setattr(first_use, "FEWEST", 10**6)
+    monkeypatch.setattr(first_use, "MOST", 10**6)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
@@ -75,7 +74,7 @@ def test_the_graph_of_the_whole_batch_is_walked_once(examples):
     model, batch = Counted(), torch.randn(64, 4)
     batch_norms(model, energy, batch, examples=examples)
     assert model.arrived.count(64) == 1
-    assert set(model.arrived) == {64, engines.MOST}
+    assert set(model.arrived) == {64, first_use.MOST}
     walked = len(model.arrived)
     batch_norms(model, energy, batch, examples=examples)
     assert len(model.arrived) == walked + 1

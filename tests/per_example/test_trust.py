@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import distributed
 
-from cases import energy
+from cases import Fn, energy
 from reference import loop_gradients
 from variegrad import estimate, example_gradients, measure, measure_differential
 from variegrad.per_example import fallback
 from variegrad.per_example.engine import Engine
+from variegrad.per_example.graph import read_graph
 from variegrad.per_example.norms import batch_norms
 
 
@@ -169,3 +171,72 @@ def test_one_example_has_a_bound_of_exactly_one():
     found = measure(nn.Linear(4, 2), energy, [torch.randn(1, 4)])
     assert found.batch_size_bound == 1
     assert not found.conflicting
+
+
+class Sink:
+    """As much of a distributed model as its sink looks at."""
+
+    reducer, static_graph, _static_graph_delay_allreduce_enqueued = None, False, False
+
+    def __init__(self, *, clone):
+        self._ddp_sink_clone = clone
+
+
+@pytest.mark.parametrize("clone", [True, False])
+def test_what_a_distributed_model_puts_under_its_outputs_hands_gradients_on(clone):
+    model, sink = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double(), Sink(clone=clone)
+
+    def losses(model, batch):
+        out, _ = distributed._DDPSink.apply(lambda: sink, model(batch), model[0](batch))
+        return energy(lambda _: out, batch)
+
+    engine = Engine()
+    batches = [torch.randn(b, 4).double() for b in (16, 16, 5)]
+    for batch in batches:
+        rows = loop_gradients(model, losses, batch)
+        found = batch_norms(model, losses, batch, engine=engine)
+        for name, r in rows.items():
+            assert torch.allclose(found.sq_norms[name], r.flatten(1).square().sum(1), rtol=1e-9), name
+    (known,) = engine.known.values()
+    assert known.certain
+    assert not known.uncovered
+    assert not read_graph(losses(model, batches[0]).grad_fn, dict(model.named_parameters())).opaque
+
+
+def test_another_function_of_that_name_is_not_trusted():
+    class _DDPSink(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.flip(0)
+
+    model = nn.Linear(4, 2)
+    graph = read_graph(energy(lambda x: _DDPSink.apply(model(x)), torch.randn(5, 4)).grad_fn, {})
+    assert graph.opaque == ("_DDPSinkBackward",)
+
+
+def in_single_precision(m, batch):
+    # A table that is prepared in float32, as relative coordinates often are: what it is added to keeps eight digits.
+    places = m.table(torch.arange(3)).mean(1)
+    single = (batch + places.unsqueeze(1)).flatten(1).float()
+    # Another size is blocked in another way, and differs in its last digit.
+    return m.out((single * (1 + 3e-7 * (len(batch) == 16))).double())
+
+
+@pytest.mark.parametrize("coupling", [0.0, 0.05])
+def test_equal_losses_are_as_equal_as_the_type_of_the_fewest_digits_makes_them(coupling):
+    def forward(m, batch):
+        out = in_single_precision(m, batch)
+        return out + coupling * out.mean(0).detach()
+
+    model = Fn(forward, table=nn.Embedding(3, 2), out=nn.Linear(12, 2)).double()
+    batch = torch.randn(16, 3, 4).double()
+    # A prepared table is a reason to compare the losses of a part of the batch with those of the whole.
+    if coupling:
+        with pytest.raises(ValueError, match="depends on the other examples"):
+            batch_norms(model, energy, batch)
+    else:
+        assert len(batch_norms(model, energy, batch).sq_norms["out.weight"]) == 16

@@ -140,7 +140,7 @@ def estimate_from_coherence(
 
     least = 0.0 if population is None else _per_row(-1 / max(population - 1, 1), examples_per_row)
     known = sampled_fraction == 1
-    enough = known or (coherence.rows >= minimum and bool(coherence.variance.isfinite()))
+    enough = known or (coherence.rows >= minimum and math.isfinite(coherence.variance))
     if known:
         limits = CoherenceLimits(coherence.value, coherence.value, coherence.value)
         standard_error = 0.0

@@ -8,7 +8,8 @@ measured on thousands of samples with the very code that ships.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,7 @@ Real = TypeVar("Real", float, Float[Tensor, "*batch"])
 
 
 class Coherence(NamedTuple):
-    """ρ̂ of a sample and its uncertainty.
+    """ρ̂ of a sample and its uncertainty: plain numbers, or tensors over many samples.
 
     Attributes:
         value: ρ̂ ≤ 1; NaN where all gradients are zero.
@@ -38,14 +39,14 @@ class Coherence(NamedTuple):
         rows: m.
     """
 
-    value: Float[Tensor, "*batch"]
-    jackknife_variance: Float[Tensor, "*batch"]
-    second_order_variance: Float[Tensor, "*batch"]
-    skewness: Float[Tensor, "*batch"]
+    value: float | Float[Tensor, "*batch"]
+    jackknife_variance: float | Float[Tensor, "*batch"]
+    second_order_variance: float | Float[Tensor, "*batch"]
+    skewness: float | Float[Tensor, "*batch"]
     rows: int
 
     @property
-    def variance(self) -> Float[Tensor, "*batch"]:
+    def variance(self) -> float | Float[Tensor, "*batch"]:
         """What the limits are built on: the jackknife's variance with the second-order one as a reserve."""
         return self.jackknife_variance + SECOND_ORDER_WEIGHT * self.second_order_variance
 
@@ -53,9 +54,9 @@ class Coherence(NamedTuple):
 class CoherenceLimits(NamedTuple):
     """Limits of ρ: low and high at the two-sided level, safe_high for the lower confidence bound of B = 1/ρ."""
 
-    low: Float[Tensor, "*batch"]
-    high: Float[Tensor, "*batch"]
-    safe_high: Float[Tensor, "*batch"]
+    low: float | Float[Tensor, "*batch"]
+    high: float | Float[Tensor, "*batch"]
+    safe_high: float | Float[Tensor, "*batch"]
 
 
 def coherence_from_norms(
@@ -177,16 +178,25 @@ def coherence_limits(
         The limits of ρ.
     """
     m = coherence.rows
-    standard_error = (coherence.variance * (1 - sampled_fraction)).sqrt()
-    t = float(stdtrit(m - 1, (1 + confidence) / 2))
-    t_safe = float(stdtrit(m - 1, 1 - (1 - confidence) / BOUND_STRICTNESS))
-    lean = SKEWNESS_WEIGHT * (-coherence.skewness).clamp(min=0) * (1 + 2 * t**2) / (6 * m**0.5)
-    centre = coherence.value.clamp(min=least)
+    standard_error = (coherence.variance * (1 - sampled_fraction)) ** 0.5
+    t, t_safe = _quantiles(m - 1, confidence)
+    lean = SKEWNESS_WEIGHT * _at_least(-coherence.skewness, 0.0) * (1 + 2 * t**2) / (6 * m**0.5)
+    centre = _at_least(coherence.value, least)
     return CoherenceLimits(
         low=centre - (t + lean) * standard_error,
         high=centre + t * standard_error,
         safe_high=centre + t_safe * standard_error,
     )
+
+
+@lru_cache(maxsize=256)
+def _quantiles(freedom: int, confidence: float) -> tuple[float, float]:
+    safe = 1 - (1 - confidence) / BOUND_STRICTNESS
+    return float(stdtrit(freedom, (1 + confidence) / 2)), float(stdtrit(freedom, safe))
+
+
+def _at_least(value: Any, least: float) -> Any:
+    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)  # NaN stays
 
 
 def inverse_bound(coherence: Real, population: int | None) -> Real:

@@ -3,7 +3,8 @@
 ρ̂ = ΣÛ_k/ΣM̂²_k over steps k; a mean of the steps' own ratios would be far off. Consecutive steps share a block, so that
 their correlation stays inside; the blocks are at most `max_blocks`, and merge pairwise when full. Blocks of unequal
 length (the last is filling) enter by the delete-m_j jackknife: with h_j = N/N_j and pseudo-values
-τ_j = h_jρ̂ − (h_j−1)ρ̂₍₋ⱼ₎, V = (1/K)Σ(τ_j − τ̄)²/(h_j−1), which is the usual jackknife where the blocks are equal.
+τ_j = h_jρ̂ − (h_j−1)ρ̂₍₋ⱼ₎ and τ̄ = Στ_j/h_j, V = (1/K)Σ(τ_j − τ̄)²/(h_j−1), the usual
+jackknife where the blocks are equal.
 
 Source: Busing, Meijer and van der Leeden (1999) for unequal blocks.
 """
@@ -14,8 +15,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from variegrad.estimate.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
 from variegrad.estimate.coherence import Coherence
@@ -88,9 +87,7 @@ class PooledCoherence:
         """
         if not self._blocks:
             raise ValueError("nothing was pooled yet: add(StepMoments(...)) at least one step before estimate().")
-        found = estimate_from_coherence(
-            _block_jackknife(self._blocks), population=population, confidence=confidence, sampled_fraction=0.0
-        )
+        found = pooled_estimate(self._blocks, population=population, confidence=confidence)
         return dataclasses.replace(found, count=self.steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,6 +119,22 @@ class PooledCoherence:
         return pool
 
 
+def pooled_estimate(blocks: Sequence[Block], *, population: int | None, confidence: float) -> BatchSizeEstimate:
+    """B̂_D from blocks of unequal size.
+
+    Args:
+        blocks: the size of each (steps, or another weight), and ΣÛ and ΣM̂² over it, weighted likewise.
+        population: n, or None for fresh data.
+        confidence: nominal level of the two-sided interval.
+
+    Returns:
+        The estimate, with `count` = blocks.
+    """
+    return estimate_from_coherence(
+        _block_jackknife(blocks), population=population, confidence=confidence, sampled_fraction=0.0
+    )
+
+
 def _sum(a: Block, b: Block) -> Block:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
@@ -137,7 +150,6 @@ def _block_jackknife(blocks: Sequence[Block]) -> Coherence:
             h * value - (h - 1) * (product - block_product) / (norm - block_norm)
             for h, (_, block_product, block_norm) in zip(share, blocks, strict=True)
         ]
-        mean = sum(pseudo) / len(pseudo)
+        mean = sum(tau / h for h, tau in zip(share, pseudo, strict=True))
         variance = sum((tau - mean) ** 2 / (h - 1) for h, tau in zip(share, pseudo, strict=True)) / len(blocks)
-    zero = torch.zeros((), dtype=torch.float64)
-    return Coherence(zero + value, zero + variance, zero, zero, len(blocks))
+    return Coherence(value, variance, 0.0, 0.0, len(blocks))

@@ -13,10 +13,9 @@ from variegrad.per_example.capture import Capture
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.evaluate import left_as_found
-from variegrad.per_example.graph import ACCUMULATE
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import NotFinite
-from variegrad.per_example.trust import settings
+from variegrad.per_example.trust import structure
 
 USUAL = 16
 # A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often.
@@ -56,7 +55,7 @@ class Examples:
             Refused: if norms of examples cannot be had from this graph.
         """
         graph = watched.graph
-        key = hash((graph.signature, tuple(settings(node) for node in graph.order if node.name() != ACCUMULATE)))
+        key = structure(graph)
         if key in self._refused:
             raise Refused(self._refused[key])
         try:
@@ -120,9 +119,7 @@ class Examples:
         # ‖Σg‖² is of all examples and varies more than M̂²: half of a small batch loses little, and costs half.
         most = min(USUAL, max(2, watched.count // 2)) if self._most is None else self._most
         some = range(most) if most < watched.count else None
-        capture = Capture(watched.graph, known, watched.count, self._engine.plan, examples=some)
-        capture.left_to_autograd = set(capture.uses)
-        return capture
+        return Capture(watched.graph, known, watched.count, self._engine.plan, examples=some, totals=False)
 
     def to_check(self, watched: Watched) -> dict[str, nn.Parameter] | None:
         """The parameters whose sums are to be compared with the loop at this reading; counts a structure's readings.

@@ -144,7 +144,7 @@ class Listening:
             self._begin()
             self._weights = weights
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
-            _check_equal(weights)
+            check_equal(weights)
             if self._check is not None and all(map(math.isfinite, weights)):
                 self._agreement = self._agreed(self._check, weights)
             self._hook(gradients)
@@ -217,13 +217,14 @@ class Listening:
             raise Unusable  # of some parameters only
         count = sum(map(bool, self._weights))
         scale = next(filter(None, self._weights))
-        total = float(torch.stack(list(self._arrived.values())).sum())
         norms, used = None, count
+        if self.capture is not None and count > 1:
+            total, norms, used = self._with_examples(count)
+        else:
+            total = float(torch.stack(list(self._arrived.values())).sum())
         if count == 1:
             norms = total
-        elif self.capture is not None:
-            norms, used = self._of_examples(count)
-        elif self.probe is not None:
+        elif self.probe is not None and self.capture is None:
             if count < self.watched.count:
                 raise Unusable("some examples have weight zero, which a sign probe cannot leave out")
             norms = scale**2 * sum_sq_norms(self.probe, total / scale**2, count)
@@ -231,7 +232,8 @@ class Listening:
             raise Unusable(said)
         return StepSums.of_cell(count, scale, total, norms, used=used, scale_known=self.watched.scale_known)
 
-    def _of_examples(self, count: int) -> tuple[float | None, int]:
+    def _with_examples(self, count: int) -> tuple[float, float | None, int]:
+        """‖Σc_ig_i‖², Σc_i²‖g_i‖² from the examples that were looked at, and how many these were."""
         assert self.capture is not None
         assert self._weights is not None
         self.capture.finish(self.parameters)
@@ -240,14 +242,27 @@ class Listening:
             raise Unusable(f"how {sorted(self.capture.late)} are used changed from one batch to the next")
         if self._agreement is not None and (said := self._agreement.complaint(self.capture.sq_norms)):
             raise Unusable(said)
-        rows = torch.stack(list(self.capture.sq_norms.values())).sum(0)
-        seen = sum(map(bool, self._weights[: len(rows)]))
+        # All numbers in one read: each costs a wait where gradients are on another device.
+        of_examples, arrived = self.capture.sq_norms.values(), torch.stack(list(self._arrived.values()))
+        numbers = torch.cat([*of_examples, arrived]).tolist()
+        total = sum(numbers[-len(arrived) :])
+        seen = sum(map(bool, self._weights[: self.capture.wanted]))
         if seen == 0:
-            return None, count
-        return float(rows.sum()) * count / seen, seen
+            return total, None, count
+        return total, sum(numbers[: -len(arrived)]) * count / seen, seen
 
 
-def _check_equal(weights: list[float]) -> None:
+def check_equal(weights: list[float]) -> None:
+    """Refuse weights that are neither zero nor equal to the others.
+
+    Args:
+        weights: c_i, not all zero.
+
+    Raises:
+        Unusable: if they differ.
+    """
+    if weights.count(weights[0]) == len(weights):
+        return
     live = [weight for weight in weights if weight]
     if max(live) - min(live) > EQUAL * abs(live[0]):
         raise Unusable(

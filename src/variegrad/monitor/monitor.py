@@ -31,6 +31,7 @@ from variegrad.monitor.watched import Watched, watched
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 
 if TYPE_CHECKING:
+    from variegrad.monitor.fsdp import ShardedNorms, ShardedPass
     from variegrad.monitor.worker_norms import WorkerNorms
 
 Hook = Callable[[Any, Any], Any]
@@ -49,7 +50,8 @@ class Monitor:
         ```
 
     Args:
-        model: the model that is trained; a DistributedDataParallel is attached to, as by `attach`.
+        model: the model that is trained; a DistributedDataParallel or a fully sharded model is attached to, as by
+            `attach`.
         every: one optimiser step in so many is looked at.
         population: size n of the data set, where a step's examples are distinct members of it; None for fresh or
             augmented data.
@@ -95,17 +97,19 @@ class Monitor:
         self._examples = Examples(self._model, self._parameters, examples)
         self._separation = Separation()
         self._workers: WorkerNorms | None = None
+        self._sharded: ShardedNorms | None = None
         self._skipped = 0
         self._calls = 0
         self._due_call = 0
         self._cells: list[StepSums] = []
         self._step = -1
         self._listening: Listening | None = None
+        self._pass: ShardedPass | None = None
         self._kind = ""
         self._reached: dict[int, frozenset[str]] = {}
         self._said: set[str] = set()
         self._out_of_step = 0
-        if isinstance(model, DistributedDataParallel):
+        if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
 
     @property
@@ -132,11 +136,15 @@ class Monitor:
             return
         self._look(loss, output)
 
-    def attach(self, ddp: DistributedDataParallel, *, inner: Hook | None = None, state: object = None) -> None:
-        """Makes readings those of all workers, equal on each, by numbers that ride on the all-reduce of the gradients.
+    def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
+        """Makes readings those of all workers, equal on each.
+
+        Under DistributedDataParallel by numbers that ride on the all-reduce of the gradients; of a fully sharded model
+        by one small all-reduce on watched steps.
 
         Args:
-            ddp: the wrapper of the monitor's model, without a communication hook of its own.
+            model: the DistributedDataParallel around the monitor's model, without a communication hook of its own; or
+                the monitor's model itself after `fully_shard`.
             inner: the hook to compose with: torch's fp16_compress_hook or bf16_compress_hook; None for the plain mean.
             state: of the inner hook.
 
@@ -145,15 +153,30 @@ class Monitor:
 
         Raises:
             ValueError: if the wrapper has a hook already, wraps another model, or the inner hook is not known to treat
-                the entries of a bucket one by one.
+                the entries of a bucket one by one; if a sharded model cannot be listened to.
         """
-        from variegrad.monitor.worker_norms import WorkerNorms, register  # noqa: PLC0415 - torch may be built without it
+        if unwrap(model) is not self._model:
+            raise ValueError("attach: the model must be the one that the Monitor was made with, or wrap it.")
+        if isinstance(model, DistributedDataParallel):
+            from variegrad.monitor.worker_norms import WorkerNorms, register  # noqa: PLC0415 - torch may be built without it
 
-        if unwrap(ddp) is not self._model:
-            raise ValueError("attach: ddp must wrap the model that the Monitor was made with; it wraps another.")
-        norms = WorkerNorms(inner)
-        register(norms, ddp, state)
-        self._workers = norms
+            norms = WorkerNorms(inner)
+            register(norms, model, state)
+            self._workers = norms
+            return
+        if not _is_sharded(model):
+            raise ValueError(
+                f"attach takes a DistributedDataParallel or a model after fully_shard; got {type(model).__name__}. "
+                "The older FullyShardedDataParallel does not show local gradients."
+            )
+        if inner is not None or self._accumulate > 1:
+            raise ValueError(
+                "attach: fully sharded models have no communication hook to compose with, and are read at one "
+                "micro-batch a step only. Leave inner and accumulate out; watch the last micro-batch of a step."
+            )
+        from variegrad.monitor.fsdp import ShardedNorms  # noqa: PLC0415 - as above
+
+        self._sharded = ShardedNorms(model)
 
     def compose(self, inner: Hook | None = None) -> Hook:
         """The hook of `attach`, for a framework that registers hooks itself.
@@ -220,7 +243,7 @@ class Monitor:
     def _look(self, loss: Tensor, output: Tensor | None) -> None:
         call = self._calls
         self._calls += 1
-        if self._listening is not None:  # its backward pass never came
+        if self._listening is not None or self._pass is not None:  # its backward pass never came
             self._drop()
         step, micro = divmod(call, self._accumulate)
         if micro == 0:
@@ -233,6 +256,9 @@ class Monitor:
             self._due_call = self._schedule.due(step + 1) * self._accumulate
             return
         self._refuse_workers_without_exchange()
+        if self._sharded is not None:
+            self._pass = self._sharded.listen(loss, output, self._separation, self._sharded_ended)
+            return
         found = watched(loss, output, self._parameters, self._separation)
         if found is not None:
             self._listen(found, step, micro)
@@ -303,7 +329,7 @@ class Monitor:
 
     def _complete(self, *, probed: bool) -> None:
         workers, alone = self._count_workers(), self._workers is None and self._accumulate == 1
-        sums: StepSums | None = sum(self._cells, start=StepSums())
+        sums: StepSums | None = self._cells[0] if len(self._cells) == 1 else sum(self._cells, start=StepSums())
         if self._workers is not None:
             sums = self._workers.take()
             if sums is None:
@@ -311,12 +337,25 @@ class Monitor:
                 return
         assert sums is not None
         total = sums.sq_norms_of_sums if alone else workers**2 * self._sq_norm_of_gradients()
+        self._pool(sums, total, workers, probed=probed)
+
+    def _sharded_ended(self, sums: StepSums, total: float, error: Exception | None) -> None:
+        assert self._sharded is not None
+        self._pass = None
+        self._due_call = self._schedule.due(self._step + 1)
+        if error is not None:
+            self._say(f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}")
+        self._pool(sums, total, self._sharded.workers, probed=False)
+
+    def _pool(self, sums: StepSums, total: float, workers: int, *, probed: bool) -> None:
         cells = self._accumulate * workers
         moments = sums.moments(total, cells) if sums.finite else ""
         if isinstance(moments, str) or not all(map(math.isfinite, moments)):
             self._skipped += 1
             self._say(moments if isinstance(moments, str) else "")
             return
+        if sums.unscaled and self._window.outweighs(sums.pairs):
+            return  # a short last batch of a loss that may be a mean: how much it says cannot be known
         self._window.add(moments, sums.pairs)
         self.history.append(
             Reading.from_estimate(
@@ -341,16 +380,20 @@ class Monitor:
 
     def _refuse_workers_without_exchange(self) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self._workers is None and distributed and torch.distributed.get_world_size() > 1:
+        attached = self._workers is not None or self._sharded is not None
+        if not attached and distributed and torch.distributed.get_world_size() > 1:
             raise ValueError(
                 "several workers train this model, and the monitor sees only one of them. Call "
-                "monitor.attach(ddp) with the DistributedDataParallel once, on every worker, before training."
+                "monitor.attach(ddp) with the DistributedDataParallel (or the model after fully_shard) once, on every "
+                "worker, before training."
             )
 
     def _drop(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
-        self._listening, self._cells, self._step = None, [], -1
+        if self._pass is not None:
+            self._pass.cancel()
+        self._listening, self._pass, self._cells, self._step = None, None, [], -1
         self._due_call = 0
         if self._workers is not None:
             self._workers.send = None
@@ -359,6 +402,11 @@ class Monitor:
         if reason and reason not in self._said:
             self._said.add(reason)
             warnings.warn(f"Monitor: no reading at step {self._step + 1}: {reason}.", RuntimeWarning, stacklevel=2)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    # By name: the import is slow, and torch may be built without it.
+    return any(kind.__name__ == "FSDPModule" for kind in type(model).__mro__)
 
 
 def _any(gradient: Tensor) -> bool:

@@ -40,6 +40,17 @@ class Window:
         """
         self._moments.append((pairs, moments))
 
+    def outweighs(self, pairs: float) -> bool:
+        """Whether a step is of less than half the size of one in the window.
+
+        Args:
+            pairs: of the step.
+
+        Returns:
+            Whether it is.
+        """
+        return any(4 * pairs < others for others, _ in self._moments)
+
     def estimate(self, *, population: int | None, confidence: float) -> BatchSizeEstimate:
         """B̂_D over the window.
 
@@ -71,6 +82,4 @@ class Window:
             state: of `state`.
         """
         self._moments.clear()
-        self._moments.extend(
-            (float(pairs), StepMoments(float(product), float(norm))) for pairs, product, norm in state
-        )
+        self._moments.extend((float(pairs), StepMoments(float(product), float(norm))) for pairs, product, norm in state)

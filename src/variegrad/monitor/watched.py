@@ -90,32 +90,69 @@ def watched(
         TypeError: if either is no tensor of floating-point numbers.
         ValueError: if shapes do not fit, there is no graph, or examples cannot be told apart.
     """
-    if not isinstance(loss, Tensor) or not loss.is_floating_point():
-        found = loss.dtype if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(f"watch takes a floating-point tensor: the losses of the examples, or the loss; got {found}.")
-    if loss.grad_fn is None:
-        raise ValueError(
-            "watch needs losses with a graph to differentiate; got a tensor without one. Call it between forward and "
-            "backward, outside torch.no_grad() and before any .detach() or .item()."
-        )
     if output is None:
-        if loss.dim() != 1:
-            raise ValueError(
-                f"watch(losses) needs one loss per example, a tensor of shape (b,); got shape {tuple(loss.shape)}. "
-                + (
-                    "Where there is only the scalar, name the model's output too: watch(loss, output=logits)."
-                    if loss.numel() == 1
-                    else "Sum or average over every dimension but the first."
-                )
-            )
-        if len(loss) == 0:
+        losses = check_losses(loss)
+        if len(losses) == 0:
             return None
-        graph = read_graph(loss.grad_fn, parameters)
+        assert losses.grad_fn is not None
+        graph = read_graph(losses.grad_fn, parameters)
         _check_reaches(graph)
-        return Watched(graph=graph, count=len(loss), root=(loss.grad_fn, loss.output_nr), losses=loss)
-    if loss.numel() != 1:
+        return Watched(graph=graph, count=len(losses), root=(losses.grad_fn, losses.output_nr), losses=losses)
+    scalar, rows = check_output(loss, output)
+    if len(rows) == 0:
+        return None
+    assert scalar.grad_fn is not None
+    assert rows.grad_fn is not None
+    graph = read_graph(rows.grad_fn, parameters)
+    _check_reaches(graph)
+    separation.check(scalar, rows, parameters)
+    return Watched(graph=graph, count=len(rows), root=(scalar.grad_fn, scalar.output_nr), loss=scalar, output=rows)
+
+
+def check_losses(loss: object) -> Float[Tensor, " b"]:
+    """The first argument of `Monitor.watch` without a second.
+
+    Args:
+        loss: anything.
+
+    Returns:
+        The losses of single examples, with a graph.
+
+    Raises:
+        TypeError: if it is no tensor of floating-point numbers.
+        ValueError: if its shape is not (b,), or there is no graph.
+    """
+    losses = _check_loss(loss)
+    if losses.dim() != 1:
         raise ValueError(
-            f"watch(loss, output=…) takes a scalar loss; got shape {tuple(loss.shape)}. Losses of shape (b,) are "
+            f"watch(losses) needs one loss per example, a tensor of shape (b,); got shape {tuple(losses.shape)}. "
+            + (
+                "Where there is only the scalar, name the model's output too: watch(loss, output=logits)."
+                if losses.numel() == 1
+                else "Sum or average over every dimension but the first."
+            )
+        )
+    return losses
+
+
+def check_output(loss: object, output: object) -> tuple[Tensor, Tensor]:
+    """Both arguments of `Monitor.watch`.
+
+    Args:
+        loss: anything.
+        output: anything.
+
+    Returns:
+        The scalar and the output, with graphs.
+
+    Raises:
+        TypeError: if either is no tensor of floating-point numbers.
+        ValueError: if shapes do not fit, or there is no graph.
+    """
+    scalar = _check_loss(loss)
+    if scalar.numel() != 1:
+        raise ValueError(
+            f"watch(loss, output=…) takes a scalar loss; got shape {tuple(scalar.shape)}. Losses of shape (b,) are "
             "watched without output."
         )
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -130,15 +167,19 @@ def watched(
             f"got shape {tuple(output.shape)}{'' if output.grad_fn is not None else ' without a graph'}. "
             "Pass the very tensor that the loss was computed from, not a copy."
         )
-    if len(output) == 0:
-        return None
-    graph = read_graph(output.grad_fn, parameters)
-    _check_reaches(graph)
-    separation.check(loss, output, parameters)
-    return Watched(
-        graph=graph, count=len(output), root=(loss.grad_fn, loss.output_nr), loss=loss,
-        output=output,
-    )  # fmt: skip
+    return scalar, output
+
+
+def _check_loss(loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        found = loss.dtype if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"watch takes a floating-point tensor: the losses of the examples, or the loss; got {found}.")
+    if loss.grad_fn is None:
+        raise ValueError(
+            "watch needs losses with a graph to differentiate; got a tensor without one. Call it between forward and "
+            "backward, outside torch.no_grad() and before any .detach() or .item()."
+        )
+    return loss
 
 
 def _check_reaches(graph: Graph) -> None:

@@ -16,9 +16,10 @@ from torch.utils.hooks import RemovableHandle
 from variegrad.per_example.graph import Arc, Graph, Use
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import Layout
-from variegrad.per_example.plan import Plan, following
+from variegrad.per_example.plan import Disagreement, Plan, following
 from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
+from variegrad.per_example.verify import disagreement
 
 
 class Capture:
@@ -162,7 +163,8 @@ class Capture:
                 if self.rehearse:
                     continue
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
-                    self._settle(name, use, part)
+                    with _naming(name):
+                        self._settle(name, use, part)
                 else:
                     self._kept[name].append((use, part))
 
@@ -174,11 +176,11 @@ class Capture:
         """
         with following(self.plan), _no_autocast(next(iter(parameters.values())).device):
             for name, parts in self._kept.items():
-                if name not in self.late:
-                    kinds = {use.kind for use, _ in parts}
-                    alike = len(kinds) == 1 and None not in kinds and len({p.shape for _, p in parts}) == 1
-                    if alike and all(use.keeps_norms for use, _ in parts):
-                        self._settle(name, parts[0][0], combine([p for _, p in parts]))
+                if name in self.late:
+                    continue
+                with _naming(name):
+                    if (joint := as_one(parts)) is not None:
+                        self._settle(name, *joint)
                     else:
                         self._settle_through_chains(name, parameters[name], parts)
             self._kept.clear()
@@ -233,7 +235,7 @@ class Capture:
         Returns:
             Shape (stop − start, *shape).
         """
-        with torch.no_grad(), following(self.plan), _no_autocast(parameter.device):
+        with torch.no_grad(), following(self.plan), _no_autocast(parameter.device), _naming(name):
             if not self._kept.get(name):
                 return parameter.new_zeros(stop - start, *parameter.shape)
             return _sum_down(self._kept[name], start, stop, parameter)
@@ -288,6 +290,44 @@ class Capture:
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
         self.l1_norms = values if self.l1_norms is None else self.l1_norms + values
+
+
+def as_one(parts: Sequence[tuple[Use, Contribution]]) -> tuple[Use, Contribution] | None:
+    """All uses of a parameter as one contribution of the same norms, where their layouts allow it.
+
+    Args:
+        parts: the uses and what they contribute.
+
+    Returns:
+        A use of that layout and their sum; None where each must be carried down to the parameter first.
+    """
+    kinds = {use.kind for use, _ in parts}
+    if None in kinds or not all(use.keeps_norms for use, _ in parts):
+        return None
+    alike: list[Contribution | None] = [part for _, part in parts]
+    if len(kinds) > 1:  # a table is read as it is, and multiplied with as its transpose
+        alike = [part.transposed() if use.turned else part for use, part in parts]
+    straight = sorted((use for use, _ in parts if len(kinds) == 1 or not use.turned), key=lambda use: len(use.chain))
+    same = [part for part in alike if part is not None]
+    if not straight or len(same) < len(alike) or len({part.shape for part in same}) > 1:
+        return None
+    return straight[0], combine(same)
+
+
+class _naming:  # noqa: N801 - a context manager at every node of every pass: a generator would cost more
+    """Let a disagreement between two ways name the parameter."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Disagreement):
+            raise disagreement(self.name, error) from error
 
 
 def _index(examples: Sequence[int]) -> Tensor | slice:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example.evaluate import Losses, left_as_found
-from variegrad.per_example.graph import Arc
+from variegrad.per_example.graph import Arc, Graph
 
 BATCH_NORM = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "SyncBatchNorm")
 WAYS_ON = (
@@ -71,6 +71,7 @@ def refuse_batch_statistics(model: nn.Module, name: str, nodes: Sequence[Node], 
 
 
 def refuse_if_coupled(
+    graph: Graph,
     model: nn.Module,
     losses: Losses | None,
     batch: Batch,
@@ -80,6 +81,7 @@ def refuse_if_coupled(
     """Evaluate part of the batch alone: a loss that changes depends on the other examples.
 
     Args:
+        graph: the graph of the losses: the type of the fewest digits in it says how equal equal losses are.
         model: the unwrapped model.
         losses: the user's function.
         batch: the batch.
@@ -103,7 +105,7 @@ def refuse_if_coupled(
                 if not torch.equal(whole, again):
                     continue  # random: this says nothing yet
                 alone = _values(model, losses, map_tensors(lambda t: t[:part], batch))
-            tolerance = 1e-8 if whole.dtype == torch.float64 else 1e-3
+            tolerance = 1e-8 if graph.coarsest == torch.float64 else 1e-3
             if len(alone) == part and torch.allclose(
                 alone, whole[:part], rtol=tolerance, atol=tolerance * float(whole.abs().mean())
             ):

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.coupling import refuse_if_coupled, refuse_training_batch_norm
-from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, on_copies_of_buffers
+from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.first_use import by_the_loop, check_rows, learn_from_a_few, learn_from_all
 from variegrad.per_example.graph import Graph, read_graph
-from variegrad.per_example.knowledge import Knowledge, learn, observe
+from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.trust import structure
-from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
-
-# A new structure is learnt from this share of the examples, at least two and at most a few, where they say all.
-FEW_SHARE, FEWEST, MOST = 1 / 8, 2, 7
+from variegrad.per_example.verify import mismatch
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Engine:
     """
 
     def __init__(self, *, measured: bool = True, verify: bool = True) -> None:
-        self.plan = Plan() if measured else None
+        self.plan = Plan(measured=measured)
         self.verify = verify
         self.known: dict[int, Knowledge] = {}
 
@@ -105,6 +103,8 @@ class Engine:
             return _not_finite(model, losses, batch, per_example, parameters, wanted)
         if known.everything_looped:
             return _looped(per_example, parameters, l1, wanted)
+        if l1 and self.verify and not known.rows_verified and not graph.opaque:
+            self._check_kept(graph, known, per_example, parameters)
         if not self.verify or known.verified:
             return self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples)
         return self._checked(graph, known, model, losses, batch, per_example, parameters, l1, examples)
@@ -123,7 +123,7 @@ class Engine:
         retain: bool = False,
     ) -> Norms:
         wanted = list(range(len(per_example))) if examples is None else list(examples)
-        expected = self._expected(graph, per_example, parameters, sorted({wanted[0], wanted[-1]}))
+        expected = by_the_loop(graph, per_example, parameters, sorted({wanted[0], wanted[-1]}))
         # A custom Function may hold parameters that the graph does not show: then only the loop sees them.
         retain = retain or bool(graph.opaque)
         found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=retain)
@@ -135,21 +135,6 @@ class Engine:
             known.everything_looped = True
             return _looped(per_example, parameters, l1, wanted)
         raise mismatch(*worst)
-
-    def _expected(
-        self, graph: Graph, per_example: Tensor, parameters: Mapping[str, nn.Parameter], examples: Sequence[int]
-    ) -> Expected:
-        # Gradients are reduced to a few numbers at once: a check must not cost the memory that the engine saves.
-        sq_norms = {
-            i: {name: fingerprint(g).sq_norm for name, g in fallback.one_gradient(per_example, i, parameters).items()}
-            for i in examples
-        }
-        ones = torch.ones_like(per_example)
-        whole = torch.autograd.grad(
-            [per_example], list(parameters.values()), [ones], retain_graph=True, allow_unused=True
-        )
-        total = {name: fingerprint(g) for name, g in zip(parameters, whole, strict=True)}
-        return Expected(sq_norms, total, graph.low_precision)
 
     def gradients(
         self,
@@ -190,11 +175,11 @@ class Engine:
         capture.run(per_example, parameters, retain=True)
         rest = {name: parameters[name] for name in (*capture.uncovered, *capture.late)}
         others = _stacked(fallback.loop(per_example, rest), step) if rest else None
-        if self.verify and not known.verified:
-            expected = self._expected(graph, per_example, parameters, (0, count - 1))
+        if self.verify and not known.rows_verified:
+            expected = by_the_loop(graph, per_example, parameters, (0, count - 1))
             if expected.finite:
-                self._check_rows(capture, expected, parameters, count)
-                known.verified = True
+                check_rows(capture, expected, parameters, count)
+                known.rows_verified = True
         for start in range(0, count, step):
             rows = capture.gradients(start, min(start + step, count), parameters)
             if others is not None:
@@ -237,13 +222,13 @@ class Engine:
         if known.everything_looped or graph.opaque:
             return None
         capture = Capture(graph, known, len(per_example), self.plan, keep=True)
-        verified = known.verified or not self.verify
+        verified = known.rows_verified or not self.verify
         capture.run(per_example, parameters, retain=bool(capture.uncovered) or not verified)
         if not verified:
-            expected = self._expected(graph, per_example, parameters, (0, len(per_example) - 1))
+            expected = by_the_loop(graph, per_example, parameters, (0, len(per_example) - 1))
             if expected.finite:
-                self._check_rows(capture, expected, parameters, len(per_example))
-                known.verified = True
+                check_rows(capture, expected, parameters, len(per_example))
+                known.rows_verified = True
         if capture.late:
             known.leave_out(capture.late)
             raise RuntimeError(
@@ -251,18 +236,6 @@ class Engine:
                 f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
             )
         return capture
-
-    def _check_rows(
-        self, capture: Capture, expected: Expected, parameters: Mapping[str, nn.Parameter], count: int
-    ) -> None:
-        for i in (0, count - 1):
-            whole = sum(expected.sq_norms[i].values())
-            for name in capture.covered:
-                ((_, rows),) = capture.gradients(i, i + 1, {name: parameters[name]}).items()
-                off = abs(fingerprint(rows[0]).sq_norm - expected.sq_norms[i][name])
-                limit = LOW_PRECISION_TOLERANCE if expected.low_precision else TOLERANCE[rows.dtype]
-                if not off <= limit * whole:
-                    raise mismatch(name, off / whole if whole else off)
 
     def graph(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]) -> Graph:
         """The graph of the losses.
@@ -302,91 +275,52 @@ class Engine:
         key = structure(graph)
         known = self.known.get(key)
         if known is None:
-            known = self._from_a_few(key, graph, model, losses, batch, len(per_example), parameters)
+            check = partial(self._check_few, model, losses, parameters) if self.verify and losses is not None else None
+            known = learn_from_a_few(graph, model, losses, batch, len(per_example), parameters, check)
             if known is not None:
                 if known.suspects:
-                    refuse_if_coupled(model, losses, batch, per_example, known.suspects)
+                    refuse_if_coupled(graph, model, losses, batch, per_example, known.suspects)
                 self.known[key] = known
         if known is None or not known.certain or not known.fits(graph, len(per_example)):
-            fresh = learn(graph, model, losses, batch, per_example, parameters)
-            self._rehearse(graph, fresh, per_example, parameters)
+            fresh = learn_from_all(graph, model, losses, batch, per_example, parameters)
             if known is not None:
-                fresh.verified, fresh.vectorize = known.verified, known.vectorize
+                fresh.verified, fresh.rows_verified = known.verified, known.rows_verified
+                fresh.vectorize = known.vectorize
                 fresh.uncovered = {**known.uncovered, **fresh.uncovered}
                 fresh.everything_looped = known.everything_looped
             self.known[key] = known = fresh
         return known
 
-    def _rehearse(
-        self, graph: Graph, known: Knowledge, per_example: Tensor, parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        for _ in range(2):
-            rehearsal = Capture(graph, known, len(per_example), None, totals=False, rehearse=True)
-            try:
-                rehearsal.run(per_example, parameters, retain=True)
-            except CheckpointError:
-                if known.deferred:
-                    raise
-                known.deferred = True
-            else:
-                break
-        known.leave_out(rehearsal.late)
-
-    def _from_a_few(
-        self,
-        key: int,
-        graph: Graph,
-        model: nn.Module,
-        losses: Losses | None,
-        batch: Batch,
-        count: int,
-        parameters: Mapping[str, nn.Parameter],
-    ) -> Knowledge | None:
-        """Learn and check on the first few examples of the batch alone, where that says all about the whole batch.
-
-        It does where the few have a graph of the same structure and what is learnt of it is certain: then no values
-        and no number of examples could make it different. Many passes then cost the memory and time of a few examples.
-        """
-        size = min(max(FEWEST, int(count * FEW_SHARE)), MOST)
-        if losses is None or graph.opaque or count < 2 * size or shared_length(batch) != count:
-            return None
-        try:
-            few = map_tensors(lambda t: t[:size].detach().clone().requires_grad_(t.requires_grad), batch)
-            with left_as_found(model), on_copies_of_buffers(model):
-                alone = evaluate(model, losses, few)
-                part = self.graph(alone, parameters)
-                if len(alone) != size or structure(part) != key:
-                    return None
-                known = observe(part, model, alone, parameters)
-                if known.certain:
-                    self._rehearse(part, known, alone, parameters)
-                    if self.verify:
-                        self._check_few(part, known, model, losses, few, alone, parameters)
-        except Exception:  # noqa: BLE001 - whatever it is, the whole batch will say it in its own terms
-            return None
-        return known if known.certain else None
-
     def _check_few(
         self,
-        graph: Graph,
-        known: Knowledge,
         model: nn.Module,
         losses: Losses,
+        parameters: Mapping[str, nn.Parameter],
+        graph: Graph,
+        known: Knowledge,
         batch: Batch,
         per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
     ) -> None:
         count = len(per_example)
-        expected = self._expected(graph, per_example, parameters, (0, count - 1))
-        if not expected.finite:
+        self._check_kept(graph, known, per_example, parameters)
+        if not known.rows_verified:
             return
-        kept = Capture(graph, known, count, None, keep=True)
-        kept.run(per_example, parameters, retain=True)
-        self._check_rows(kept, expected, parameters, count)
         for examples in (None, (0, count - 1)):
             self._checked(
                 graph, known, model, losses, batch, per_example, parameters, False, examples, retain=True
             )  # fmt: skip
+
+    def _check_kept(
+        self, graph: Graph, known: Knowledge, per_example: Tensor, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        count = len(per_example)
+        expected = by_the_loop(graph, per_example, parameters, (0, count - 1))
+        if not expected.finite:
+            return
+        kept = Capture(graph, known, count, None, keep=True)
+        kept.run(per_example, parameters, retain=True)
+        check_rows(kept, expected, parameters, count)
+        known.rows_verified = True
 
     def _visit(
         self,

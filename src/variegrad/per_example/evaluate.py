@@ -18,7 +18,7 @@ from variegrad.batches import Batch, tensors
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 
 
-class NotFinite(ValueError):
+class NotFinite(ValueError):  # noqa: N818
     """A loss or a gradient that is not finite: a property of the numbers, not of the call."""
 
 

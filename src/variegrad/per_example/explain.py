@@ -11,11 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from variegrad.batches import Batch
-from variegrad.per_example.capture import Capture
+from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.plan import following
-from variegrad.per_example.rules import combine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +117,15 @@ def _served(name: str, parameter: nn.Parameter, capture: Capture) -> Served:
     elif not parts:
         rule = "no gradient reaches it"
     else:
-        whole = combine([part for _, part in parts]) if len({p.shape for _, p in parts}) == 1 else parts[0][1]
+        joint = as_one(parts)
+        whole = parts[0][1] if joint is None else joint[1]
         whole.summed()  # the first visit may time its variants
         start = time.perf_counter()
         whole.summed()
         milliseconds = 1e3 * (time.perf_counter() - start)
         megabytes = whole.working_bytes / 1e6
         rule = whole.way
-        if not all(use.keeps_norms for use, _ in parts) or len({p.shape for _, p in parts}) > 1:
+        if joint is None:
             rule += ", carried down to the parameter"
     return Served(
         parameter=name,

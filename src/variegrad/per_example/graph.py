@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
+from torch.nn.parallel import distributed
 
 # Node names are torch's, stable for years but not promised: everything that depends on them is listed by name here
 # and in `rules`, and an unknown name only ever leads to the exact fallback.
@@ -28,6 +29,8 @@ REARRANGE = frozenset(
 # … and those that put it into a larger gradient that is zero elsewhere.
 EMBED_IN_ZEROS = frozenset({"SelectBackward0", "SliceBackward0", "NarrowBackward0"})
 _CUSTOM: type = torch.autograd.function.BackwardCFunction
+# What DistributedDataParallel puts under its outputs hands every gradient on as it is, and hides nothing.
+_HANDS_ON = getattr(distributed, "_DDPSink", None)
 
 
 def saved(node: Node, name: str) -> Any:
@@ -65,6 +68,18 @@ def outputs(node: Node) -> Sequence[Any]:
         An object with `shape` and `dtype` for each.
     """
     return node._input_metadata
+
+
+def hands_on(node: Node) -> bool:
+    """Whether a node of a custom Function is known to hand each gradient on unchanged.
+
+    Args:
+        node: the node.
+
+    Returns:
+        Whether it is.
+    """
+    return _HANDS_ON is not None and getattr(type(node), "_forward_cls", None) is _HANDS_ON
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +123,13 @@ class Graph:
     @property
     def low_precision(self) -> bool:
         """Whether some gradients are rounded to 16 bits, by the model's type or by autocast."""
+        return self.coarsest.itemsize == 2
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The floating-point type of the fewest digits that any gradient has."""
         kinds = {meta.dtype for node in self.order for meta in outputs(node)}
-        return not kinds.isdisjoint({torch.bfloat16, torch.float16})
+        return max((kind for kind in kinds if kind.is_floating_point), key=lambda kind: torch.finfo(kind).eps)
 
     @property
     def hides_parameters(self) -> bool:
@@ -142,7 +162,7 @@ def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
             if name is not None:
                 leaves[name] = node
             continue
-        if isinstance(node, _CUSTOM):
+        if isinstance(node, _CUSTOM) and not hands_on(node):
             opaque.append(kind)
         for child, _ in node.next_functions:
             if child is None:
@@ -183,6 +203,11 @@ class Use:
         """The type of this input."""
         node, output = self.below
         return leaf(node).dtype if node.name() == ACCUMULATE else outputs(node)[output].dtype
+
+    @property
+    def turned(self) -> bool:
+        """Whether a plain use is of the transpose."""
+        return sum(node.name() == "TBackward0" for node in self.chain) % 2 == 1
 
     @property
     def below(self) -> tuple[Node, int]:

@@ -45,7 +45,8 @@ class Knowledge:
         certain: whether every layout that matters was determined beyond doubt, so that it holds for other batches.
         uncovered: parameters that no rule covers → why.
         suspects: parameters whose gradients could be mixed by a coupling of the examples → why.
-        verified: whether two examples were checked against the loop.
+        verified: whether the sums of two examples were checked against the loop.
+        rows_verified: whether the gradients themselves of two examples were.
         vectorize: whether vmap works for the uncovered parameters; None where not tried.
         everything_looped: whether the graph hides parameters, so that only the loop is right.
         deferred: whether saved inputs must be read after the backward pass (activation checkpoints give them out once
@@ -57,6 +58,7 @@ class Knowledge:
     uncovered: dict[str, str] = field(default_factory=dict)
     suspects: dict[str, str] = field(default_factory=dict)
     verified: bool = False
+    rows_verified: bool = False
     vectorize: bool | None = None
     everything_looped: bool = False
     deferred: bool = False
@@ -191,14 +193,20 @@ def learn(
     Raises:
         ValueError: if the examples are coupled, or whether they are cannot be known.
     """
-    known = observe(graph, model, per_example, parameters)
+    # Without the function, a part of the batch cannot be evaluated alone; what the graph shows must do.
+    known = observe(graph, model, per_example, parameters, by_graph=losses is None)
     if known.suspects:
-        refuse_if_coupled(model, losses, batch, per_example, known.suspects)
+        refuse_if_coupled(graph, model, losses, batch, per_example, known.suspects)
     return known
 
 
 def observe(
-    graph: Graph, model: nn.Module, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]
+    graph: Graph,
+    model: nn.Module,
+    per_example: Float[Tensor, " b"],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    by_graph: bool = False,
 ) -> Knowledge:
     """What backward passes alone say: owners, uses, and which parameters could be mixed by a coupling (`suspects`).
 
@@ -207,6 +215,7 @@ def observe(
         model: the unwrapped model.
         per_example: the losses; their graph is kept.
         parameters: the trained parameters.
+        by_graph: whether a parameter is above suspicion where the graph shows that parameters alone prepare it.
 
     Returns:
         What was learnt.
@@ -231,7 +240,7 @@ def observe(
             if isinstance(owner, Layout):
                 known.certain = known.certain and owner.certain
             odd = [n.name() for n in use.chain if n.name() not in REARRANGE and n.name() not in EMBED_IN_ZEROS]
-            if odd and not from_parameters_alone(use):
+            if odd and not (by_graph and from_parameters_alone(use)):
                 derived[name] = f"it reaches the examples through {odd[0]}"
     layouts = {
         node: owner

@@ -14,7 +14,7 @@ from functools import cache
 
 from torch.autograd.graph import Node
 
-from variegrad.per_example.graph import ACCUMULATE, REARRANGE, Graph, outputs, saved
+from variegrad.per_example.graph import ACCUMULATE, REARRANGE, Graph, hands_on, outputs, saved
 from variegrad.per_example.ownership import IRREGULAR, MIXED, ZERO, Layout, Owner
 
 _ELEMENTWISE = frozenset(
@@ -133,7 +133,7 @@ def _safe(  # noqa: PLR0911
     graph: Graph, node: Node, layout: Layout, owners: Mapping[tuple[int, int], Owner]
 ) -> bool:
     kind = base_name(node)
-    if node.name() in REARRANGE or kind in _ELEMENTWISE or kind in _REDUCING:
+    if hands_on(node) or node.name() in REARRANGE or kind in _ELEMENTWISE or kind in _REDUCING:
         return True
     if kind in _BY_BATCH:
         return layout.dim == 0

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from variegrad.per_example.plan import Disagreement
+
 # Relative error of ‖∇f_i‖² against the loop above which the engine refuses its own result.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 0.1
@@ -125,4 +127,21 @@ def mismatch(name: str, relative: float) -> RuntimeError:
         f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing "
         "to return them. Does the backward pass of this model change from call to call, or is it non-linear in its "
         "output gradient? variegrad.per_example.loop_gradients is slow and always right."
+    )
+
+
+def disagreement(name: str, found: Disagreement) -> RuntimeError:
+    """The refusal where two ways to the same gradients differ from each other.
+
+    Args:
+        name: the parameter.
+        found: which two, and by how much.
+
+    Returns:
+        An error that says what to do.
+    """
+    return RuntimeError(
+        f"the per-example gradients of parameter {name!r} differ between {found.ways[0]!r} and {found.ways[1]!r}, two "
+        f"ways of the rule {found.rule!r} that must agree, by {found.relative:.2g} times what rounding may explain: "
+        "refusing to return them. variegrad.per_example.loop_gradients is slow and always right."
     )

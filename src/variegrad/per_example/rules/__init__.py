@@ -5,12 +5,13 @@ its input `slot`, for each example, without forming b gradients where only their
 `NotCovered` where a setting is outside what it is exact for; the parameter then goes, whole, to the exact fallback.
 """
 
-from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered, Summed, combine
+from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered, Summed
 from variegrad.per_example.rules.convolution import convolution
 from variegrad.per_example.rules.elementwise import add, div, expand, mul, prelu, repeat, sub
 from variegrad.per_example.rules.embedding import embedding, embedding_bag
 from variegrad.per_example.rules.matmul import addmm, bmm, mm
 from variegrad.per_example.rules.normalization import batch_norm, group_norm, layer_norm, rms_norm
+from variegrad.per_example.rules.tied import combine
 from variegrad.per_example.rules.visit import Visit
 
 RULES = {

@@ -83,6 +83,10 @@ class Contribution(ABC):
         step = max(1, tile_bytes // max(1, 4 * self.shape.numel()))
         return [(i, min(i + step, self.count)) for i in range(0, self.count, step)]
 
+    def transposed(self) -> Contribution | None:
+        """The same of the transposed parameter, where that is cheap."""
+        return None
+
     def merged(self, other: Contribution) -> Contribution | None:  # noqa: ARG002
         """Both uses as one contribution of the same kind, where that is cheap.
 
@@ -163,11 +167,17 @@ def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]
         rows = form(start, stop)
         norms.append(sq_norms(rows))
         if total:
-            part = rows.sum(0) if len(rows) > 1 else rows[0]
+            # In 16 bits a long sum stops growing: it is kept in 32.
+            part = rows.sum(0, dtype=_wide(rows.dtype)) if len(rows) > 1 else rows[0].to(_wide(rows.dtype))
             sums = part if sums is None else sums.add_(part)
             del part
+        dtype = rows.dtype
         del rows  # before the next are formed
-    return Summed(torch.cat(norms), sums)
+    return Summed(torch.cat(norms), None if sums is None else sums.to(dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def combine(parts: Sequence[Contribution]) -> Contribution:

@@ -18,7 +18,16 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
-from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Dense, NotCovered, Summed, by_tiles
+from variegrad.per_example.rules.agreement import rows_apart, sums_apart
+from variegrad.per_example.rules.contribution import (
+    TILE_BYTES,
+    Contribution,
+    Dense,
+    NotCovered,
+    Summed,
+    by_tiles,
+    sq_norms,
+)
 from variegrad.per_example.rules.visit import Visit
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
@@ -92,7 +101,9 @@ class Convolution(Contribution):
             ways["grouped"] = lambda: in_tiles(self._grouped_rows, 8)
             if self.geometry.groups == 1 and not self._pointwise:
                 ways["patches"] = lambda: in_tiles(self._patch_rows, self._tile(1 << 20))
-        return choose(("rows", count, *self._key), ways)
+        return choose(
+            ("convolution's rows", count, *self._key), ways, lambda a, b: rows_apart(a, b, self._bound()[start:stop])
+        )
 
     def merged(self, other: Contribution) -> Convolution | None:
         if not isinstance(other, Convolution) or other.geometry != self.geometry:
@@ -103,7 +114,14 @@ class Convolution(Contribution):
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
     def summed(self, *, total: bool = True) -> Summed:
-        return choose((*self._key, total), self.variants(total=total))
+        return choose((*self._key, total), self.variants(total=total), self._apart)
+
+    def _apart(self, one: Summed, other: Summed) -> float:
+        return sums_apart(one, other, self._bound(), self.inputs.dtype)
+
+    def _bound(self) -> Float[Tensor, " b"]:
+        # Every tap of the kernel meets the whole input at most once: nothing cancels in this.
+        return sq_norms(self.inputs) * sq_norms(self.gradients) * self.weight[0, 0].numel()
 
     @property
     def way(self) -> str:

@@ -16,6 +16,7 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
+from variegrad.per_example.rules.agreement import sums_apart
 from variegrad.per_example.rules.contribution import (
     TILE_BYTES,
     Contribution,
@@ -66,10 +67,19 @@ class Outer(Contribution):
             return None
         return Outer(torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1), self.scale)
 
+    def transposed(self) -> Outer:
+        return Outer(self.right, self.left, self.scale)
+
     def summed(self, *, total: bool = True) -> Summed:
-        if self.left.shape[1] == 1:
-            return self._scaled(sq_norms(self.left) * sq_norms(self.right), self._whole() if total else None)
-        return choose((*self._key, total), self.variants(total=total))
+        key = (*self._key, total)
+        return choose(key, self.variants(total=total), self._apart, {"formed": lambda: self._one_by_one(total)})
+
+    def _apart(self, one: Summed, other: Summed) -> float:
+        return sums_apart(one, other, self.bound(), self.left.dtype)
+
+    def bound(self) -> Float[Tensor, " b"]:
+        """‖leftᵢ‖²‖rightᵢ‖² ≥ ‖g_i‖², in which nothing cancels."""
+        return self.scale**2 * sq_norms(self.left) * sq_norms(self.right)
 
     @property
     def way(self) -> str:
@@ -94,37 +104,50 @@ class Outer(Contribution):
         Returns:
             Name → way.
         """
+        if self.left.shape[1] == 1:
+            return {"rank one": lambda: self._rank_one(total)}
         _, t, p = self.left.shape
         d = self.right.shape[2]
         direct = 2 * t * p * d
         gram = 2 * t * t * (p + d) + direct * total
         ways: dict[str, Callable[[], Summed]] = {}
-        if direct < 8 * gram:
+        # In 16 bits every example's Gram would have to be formed after all.
+        exact = self.left.dtype in GRAM_FLOOR
+        if direct < 8 * gram or not exact:
             ways["direct"] = lambda: self._formed(self.tiles(), total)
             if self.count > 1:
-                ways["one by one"] = lambda: self._formed([(i, i + 1) for i in range(self.count)], total)
-        if gram < 3 * direct and 4 * t * t < 16 * TILE_BYTES:
+                ways["one by one"] = lambda: self._one_by_one(total)
+        if exact and gram < 3 * direct and 4 * t * t < 16 * TILE_BYTES:
             ways["gram"] = lambda: self._gram(total)
         return ways
+
+    def _rank_one(self, total: bool) -> Summed:
+        return self._scaled(sq_norms(self.left) * sq_norms(self.right), self._whole() if total else None)
+
+    def _one_by_one(self, total: bool) -> Summed:
+        return self._formed([(i, i + 1) for i in range(self.count)], total)
 
     def _formed(self, tiles: Sequence[tuple[int, int]], total: bool) -> Summed:
         summed = by_tiles(self._turned, tiles, total=total)
         return self._scaled(summed.sq_norms, summed.total)
 
     def _gram(self, total: bool) -> Summed:
+        squares = self.gram_sq_norms()
+        # Terms that cancel (softmax makes Σ_t δ_t = 0) leave rounding, and large ones overflow: these are formed.
+        lost = ~(squares >= GRAM_FLOOR[self.left.dtype] * sq_norms(self.left) * sq_norms(self.right))
+        for i in (lost | squares.isinf()).nonzero().flatten().tolist():
+            squares[i] = sq_norms(self._turned(i, i + 1))[0]
+        return self._scaled(squares, self._whole() if total else None)
+
+    def gram_sq_norms(self) -> Float[Tensor, " b"]:
+        """Σ_{r,s} (x_r·x_s)(δ_r·δ_s) for each example, without the scale: worthless where terms cancel."""
         step = max(1, TILE_BYTES // (4 * self.left.shape[1] ** 2))
         norms = []
         for start in range(0, self.count, step):
             left, right = self.left[start : start + step], self.right[start : start + step]
             product = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
             norms.append(product.flatten(1).sum(1, dtype=torch.float64))
-        squares = torch.cat(norms)
-        # Terms that cancel (softmax makes Σ_t δ_t = 0) leave rounding: such examples are formed after all.
-        bound = sq_norms(self.left) * sq_norms(self.right)
-        limit = GRAM_FLOOR.get(self.left.dtype, 1.0)
-        for i in (squares < limit * bound).nonzero().flatten().tolist():
-            squares[i] = sq_norms(self._turned(i, i + 1))[0]
-        return self._scaled(squares, self._whole() if total else None)
+        return torch.cat(norms)
 
     def _whole(self) -> Float[Tensor, "d p"]:
         return torch.mm(self.right.flatten(0, 1).t(), self.left.flatten(0, 1))

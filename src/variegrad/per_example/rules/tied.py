@@ -1,0 +1,161 @@
+"""A table that is read and multiplied with: tied embedding and output head, as in GPT-2.
+
+g_i = E_i + P_i with E_i = Σ_t e_{token(i,t)} ⊗ D_t from the look-up and P_i = Σ_u U_u ⊗ H_u from the product (U the
+gradient at the logits, H what met the table), so that ‖g_i‖² = ‖E_i‖² + ‖P_i‖² + 2Σ_{t,u} U_{u,token(t)}⟨D_t, H_u⟩.
+With the Gram for ‖P_i‖² no gradient of one example is formed; otherwise some rows of the table of it at a time are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Size, Tensor
+
+from variegrad.per_example.plan import choose, chosen
+from variegrad.per_example.rules import contribution
+from variegrad.per_example.rules.agreement import sums_apart
+from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Summed, Together, sq_norms
+from variegrad.per_example.rules.embedding import Lookup
+from variegrad.per_example.rules.matmul import GRAM_FLOOR, Outer
+
+
+@dataclass(frozen=True)
+class Tied(Contribution):
+    """g_i = E_i + P_i.
+
+    Attributes:
+        lookup: the uses as a table.
+        product: the uses as a factor, turned so that its left rows are the gradients at the logits.
+    """
+
+    lookup: Lookup
+    product: Outer
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return self.lookup.count
+
+    @property
+    def shape(self) -> Size:  # type: ignore[override]
+        return self.lookup.shape
+
+    @property
+    def way(self) -> str:
+        return f"look-up and product together, {chosen((*self._key, True)) or next(iter(self.variants()))}"
+
+    @property
+    def working_bytes(self) -> int:
+        return min(super().working_bytes, TILE_BYTES)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return ("tied", self.lookup.tokens.shape, self.product.left.shape, self.product.right.shape, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.lookup.gradients.dtype, self.product.left.dtype)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.product.rows(start, stop) + self.lookup.rows(start, stop)
+
+    def summed(self, *, total: bool = True) -> Summed:
+        witness = {"by rows of the table": lambda: self._by_rows(range(self.count), total)}
+        return choose((*self._key, total), self.variants(total=total), self._apart, witness)
+
+    def _apart(self, one: Summed, other: Summed) -> float:
+        return sums_apart(one, other, self._bound(self.lookup.summed(total=False).sq_norms), self.product.left.dtype)
+
+    def _bound(self, looked_up: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        return looked_up + self.product.bound()
+
+    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
+        """The exact ways to the same sums, cheapest by the count of operations first.
+
+        Args:
+            total: whether Σg_i is wanted.
+
+        Returns:
+            Name → way.
+        """
+        t, (v, d) = self.product.left.shape[1], self.shape
+        direct, gram = 2 * t * v * d, 2 * t * t * (v + d) + 2 * t * v * d * total
+        ways: dict[str, Callable[[], Summed]] = {}
+        if self._dtype in GRAM_FLOOR and self.product.left.dtype == self._dtype and gram < 3 * direct:
+            ways["by their inner products"] = lambda: self._by_products(total)
+        if direct < 8 * gram or not ways:
+            ways["by rows of the table"] = lambda: self._by_rows(range(self.count), total)
+        return dict(sorted(ways.items(), key=lambda way: gram > direct and way[0].endswith("products")))
+
+    def _by_products(self, total: bool) -> Summed:
+        looked_up = self.lookup.summed(total=False).sq_norms
+        squares = looked_up + self.product.scale**2 * self.product.gram_sq_norms() + 2 * self._inner_products()
+        # Where terms cancel, what is left is rounding; where they overflow, nothing: these examples are formed.
+        lost = ~(squares >= GRAM_FLOOR[self._dtype] * self._bound(looked_up)) | squares.isinf()
+        if again := lost.nonzero().flatten().tolist():
+            squares[again] = self._by_rows(again, total=False).sq_norms
+        return Summed(squares, self._total() if total else None)
+
+    def _inner_products(self) -> Float[Tensor, " b"]:
+        """⟨E_i, P_i⟩ = Σ_{t,u} U_{u,token(t)}⟨D_t, H_u⟩: the columns of U that were read, never a table."""
+        tokens, reads, rows = self.lookup.tokens, self.lookup.tokens.shape[1], self.product.left.shape[1]
+        found = []
+        step = max(1, TILE_BYTES // (4 * reads * rows))
+        for start in range(0, self.count, step):
+            tile = slice(start, start + step)
+            at = tokens[tile].clamp(min=0).unsqueeze(1).expand(-1, rows, -1)
+            product = self.product.left[tile].gather(2, at)
+            product *= torch.bmm(self.product.right[tile], self.lookup.gradients[tile].transpose(1, 2))
+            product.masked_fill_((tokens[tile] < 0).unsqueeze(1), 0.0)
+            found.append(product.flatten(1).sum(1, dtype=torch.float64))
+        return self.product.scale * torch.cat(found)
+
+    def _total(self) -> Float[Tensor, "v d"]:
+        whole = torch.mm(self.product.left.flatten(0, 1).t(), self.product.right.flatten(0, 1))
+        whole = (whole if self.product.scale == 1 else whole.mul_(self.product.scale)).to(self._dtype)
+        kept = self.lookup.tokens >= 0
+        return whole.index_add_(0, self.lookup.tokens[kept], self.lookup.gradients[kept].to(self._dtype))
+
+    def _by_rows(self, examples: Sequence[int], total: bool) -> Summed:
+        """Some rows of the table of some examples at a time, squared and added while they are in cache."""
+        v, d = self.shape
+        wide = torch.promote_types(self._dtype, torch.float32)
+        norms = torch.zeros(len(examples), dtype=torch.float64, device=self.lookup.tokens.device)
+        whole = torch.zeros(self.shape, dtype=wide, device=norms.device) if total else None
+        high = min(v, max(1, TILE_BYTES // (4 * d)))
+        step = max(1, TILE_BYTES // (4 * d * v))
+        for start in range(0, len(examples), step):
+            chosen = examples[start : start + step]
+            at = torch.as_tensor(chosen, device=norms.device) if step > 1 else slice(chosen[0], chosen[0] + 1)
+            left, right = self.product.left[at], self.product.right[at]
+            tokens, gradients = self.lookup.tokens[at], self.lookup.gradients[at].to(wide)
+            for low in range(0, v, high):
+                columns = left[:, :, low : low + high]
+                block = torch.bmm(columns.transpose(1, 2), right).to(wide).mul_(self.product.scale)
+                inside = (tokens >= low) & (tokens < low + block.shape[1])
+                row, place = inside.nonzero(as_tuple=True)
+                flat = row * block.shape[1] + tokens[row, place] - low
+                block.view(-1, d).index_add_(0, flat, gradients[row, place])
+                norms[start : start + step] += sq_norms(block)
+                if whole is not None:
+                    whole[low : low + high] += block.sum(0)
+        return Summed(norms, None if whole is None else whole.to(self._dtype))
+
+
+def combine(parts: Sequence[Contribution]) -> Contribution:
+    """The sum of several uses of one parameter, in one shape.
+
+    Args:
+        parts: at least one.
+
+    Returns:
+        One contribution; the cheapest form that is exact.
+    """
+    whole = contribution.combine(parts)
+    if isinstance(whole, Together):
+        match sorted(whole.parts, key=lambda part: type(part).__name__):
+            case [Lookup() as lookup, Outer() as product]:
+                return Tied(lookup, product)
+    return whole
