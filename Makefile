@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := src tests benchmarks examples
+SOURCES := src tests benchmarks examples labs
 
-.PHONY: help demo test test-slow lint format picture bench clean
+.PHONY: help demo test test-slow lint format picture bench faults netlab audit clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,6 +33,10 @@ lint: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python labs/audit.py
+
+audit: .venv/dev  ## Check the lock against the published list of known vulnerabilities
+	$(BIN)/python labs/audit.py
 
 format: .venv/dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
@@ -44,6 +48,12 @@ format: .venv/dev  ## Rewrite the sources in the house style
 
 bench: .venv-peers/ready  ## Measure the engine beside public libraries and write a dated report
 	.venv-peers/bin/python benchmarks/overhead.py
+
+faults: .venv/dev  ## Kill, stop and damage training runs; a table of what came out, with a dated report
+	$(BIN)/python labs/faults.py
+
+netlab: .venv/dev  ## Time training steps on a slow network (root), with a dated report
+	$(BIN)/python labs/netlab.py
 
 picture: demo  ## Renew the picture in the README from the demo
 	mkdir -p docs/pictures && cp runs/digits/bound-along-run.png docs/pictures/digits.png

@@ -7,7 +7,7 @@ import torch
 
 # Shapes and types in signatures are checked wherever a test calls these rooms; set up before they are imported.
 CHECKED = ("moments", "batches", "keys", "measure", "along", "training", "mechanisms", "cli", "problems", "per_example",
-           "report", "estimate")  # fmt: skip
+           "report", "estimate", "experiments", "monitor", "integrations")  # fmt: skip
 jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "typechecking.checked")
 
 

@@ -5,11 +5,14 @@ One way in: `losses(model, batch) → (b,)`, one loss per example. See the READM
 """
 
 from variegrad import theory
+from variegrad.distributed.workers import workers
 from variegrad.estimate import BatchSizeEstimate, estimate
 from variegrad.measure import measure, measure_differential
-from variegrad.mechanisms import DropConnect, Langevin, Mechanism, Quantize
+from variegrad.mechanisms import DropConnect, Langevin, Mechanism, MomentMatched, Quantize, backward
 from variegrad.moments import Diversity, GradientMoments
+from variegrad.monitor import Monitor, Reading
 from variegrad.per_example import example_gradients, example_sq_norms, explain, sign_probe
+from variegrad.training import TrainConfig, train, tune
 
 __version__ = "0.1.0"
 
@@ -20,7 +23,12 @@ __all__ = [
     "GradientMoments",
     "Langevin",
     "Mechanism",
+    "MomentMatched",
+    "Monitor",
     "Quantize",
+    "Reading",
+    "TrainConfig",
+    "backward",
     "estimate",
     "example_gradients",
     "example_sq_norms",
@@ -29,4 +37,7 @@ __all__ = [
     "measure_differential",
     "sign_probe",
     "theory",
+    "train",
+    "tune",
+    "workers",
 ]

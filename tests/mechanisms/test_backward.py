@@ -1,10 +1,13 @@
 """`backward` puts Σ m(∇f_i) into `.grad`, on every way of writing a model, exactly as the slow version draws it."""
 
+import time
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from cases import CASES, classify
 from mechanisms.own import Jitter, SkipExample
@@ -19,6 +22,17 @@ NOTHING = [None, Langevin(0.0), DropConnect(0.0), MomentMatched(DropConnect(0.0)
 DRAWN = [DropConnect(0.4, rescale=False), Quantize()]
 HAS_DROPOUT = {"dropout_in_training", "lstm_below_dropout_in_training"}
 KNOWS_THE_WHOLE_BATCH = {"zero_gradient_of_some_examples"}
+
+
+class Own(Jitter):
+    """A law that does not matter, and a draw that goes wrong."""
+
+    def __init__(self, function):
+        super().__init__(0.1)
+        object.__setattr__(self, "function", function)
+
+    def draw(self, rows, draws):
+        return self.function(rows, draws)
 
 
 @cache  # what the engine learns of a case is learnt once for all tests
@@ -143,6 +157,48 @@ def test_layers_of_many_blocks_are_drawn_alike_by_any_number_of_threads(mechanis
         assert torch.allclose(found[name], total, rtol=0, atol=1e-5 * float(total.abs().max())), name
 
 
+@pytest.mark.parametrize("mechanism", [DropConnect(0.4), Quantize()], ids=str)
+def test_threads_that_share_a_block_lose_no_example(mechanism, monkeypatch):
+    # 512 × 512 coordinates are one block, long enough that an addition lets other threads run in the middle of it.
+    monkeypatch.setattr(draws, "WORTH_THREADS", 0)
+    rows, columns = torch.randn(16, 512), torch.randn(16, 512)
+    norms = (rows.norm(dim=1) * columns.norm(dim=1)).double()
+    keyed = [draws.Draws.keyed(0, 0, "weight", torch.empty(512, 512), range(16), norms=norms) for _ in range(9)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        wanted = mechanism.sum_of_outer(rows, columns, keyed[0])
+        torch.set_num_threads(4)
+        found = [mechanism.sum_of_outer(rows, columns, each) for each in keyed[1:]]
+    finally:
+        torch.set_num_threads(before)
+    for total in found:
+        assert torch.allclose(total, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert torch.equal(total, found[0])  # added in a fixed order
+
+
+def test_each_thread_adds_to_numbers_of_its_own(monkeypatch):
+    monkeypatch.setattr(draws, "WORTH_THREADS", 0)
+    monkeypatch.setattr(draws, "WORTH_A_THREAD", 0)
+    total = np.zeros(1)
+
+    def begin(into):
+        def add(_generator, _i, _start, _stop):
+            held = into[0]
+            time.sleep(1e-3)
+            into[0] = held + 1
+
+        return add
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        draws.Draws.keyed(0, 0, "weight", torch.empty(8), range(20)).sum_over_blocks(begin, total)
+    finally:
+        torch.set_num_threads(before)
+    assert total[0] == 20
+
+
 def test_gradients_add_up_as_backward_does():
     model, batch = nn.Linear(4, 3), (torch.randn(5, 4), torch.arange(5) % 3)
     for mechanism in (None, DropConnect(0.4), Langevin(0.2)):
@@ -240,6 +296,8 @@ REFUSED = [
     ({"positions": [0, 1]}, ValueError, "positions must name one place for each of the 5 examples; got 2"),
     ({"positions": [0, 1, 2, 3, 3]}, ValueError, "different places from 0 on"),
     ({"positions": [-1, 1, 2, 3, 4]}, ValueError, "different places from 0 on"),
+    ({"positions": [2**63, 1, 2, 3, 4]}, ValueError, "different places from 0 on"),
+    ({"positions": [0.5, 1, 2, 3, 4]}, TypeError, "positions must be whole numbers, one for each example"),
     ({"total": 4}, ValueError, "total must exceed every position"),
     ({"mechanism": Langevin(1.0), "positions": range(5, 10)}, ValueError, "say total=, the number of examples"),
     ({"mechanism": MomentMatched(DropConnect(0.1)), "granularity": "worker"}, ValueError, r"use DropConnect\(0.1\)"),
@@ -270,14 +328,65 @@ def test_settings_of_another_type_are_refused(settings, message):
         refuse_settings(**given)
 
 
-def test_a_draw_of_another_shape_is_refused():
-    class Summing(Jitter):
-        def draw(self, rows, draws):
-            return rows.sum(0)
+WRONG_SHAPE = {
+    "one row": lambda rows, _: rows.sum(0),
+    "broadcast": lambda rows, _: rows[:, :1],
+    "none": lambda *_: None,
+}
 
+
+@pytest.mark.parametrize("granularity", ["example", "worker"])
+@pytest.mark.parametrize("function", WRONG_SHAPE.values(), ids=WRONG_SHAPE)
+def test_a_draw_of_another_shape_is_refused(function, granularity):
     model, batch = nn.Linear(4, 3), (torch.randn(5, 4), torch.arange(5) % 3)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match="must return surrogates of the rows' shape"):
-        backward(model, classify, batch, mechanism=Summing(0.1))
+        backward(model, classify, batch, mechanism=Own(function), granularity=granularity)
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), weight_norm(nn.Linear(6, 6))], ids=["rules", "fallback"])
+def test_a_draw_may_write_into_its_rows(layer):
+    model, batch = nn.Sequential(layer, nn.ReLU(), nn.Linear(6, 3)), (torch.randn(5, 6), torch.arange(5) % 3)
+    backward(model, classify, batch, mechanism=Own(lambda rows, draws: rows * draws.normal()))
+    wanted = gradients_of(model)
+    backward(model, classify, batch, mechanism=Own(lambda rows, draws: rows.mul_(draws.normal())))
+    assert_same(gradients_of(model), wanted, 1e-5)
+
+
+OVERFLOWS = [DropConnect(0.99), Langevin(1e38), MomentMatched(DropConnect(0.9)), Own(lambda rows, _: rows * torch.nan)]
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in multiply:RuntimeWarning")
+@pytest.mark.parametrize("granularity", ["example", "worker"])
+@pytest.mark.parametrize("mechanism", OVERFLOWS, ids=["dropconnect", "langevin", "moments", "own"])
+def test_what_a_mechanism_makes_not_finite_is_not_written(mechanism, granularity):
+    if granularity == "worker" and isinstance(mechanism, (MomentMatched, Langevin)):
+        pytest.skip("no such draw, or no overflow in one")
+    model, batch = nn.Linear(40, 40), torch.ones(9, 40)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(NotFinite, match="made of the gradients with respect to 'weight' is not finite"):
+        backward(model, lambda m, x: m(x).sum(1) * 1e37, batch, mechanism=mechanism, granularity=granularity)
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+
+
+@pytest.mark.parametrize("granularity", ["example", "worker"])
+def test_a_norm_beyond_float64_is_not_quantised_to_zero(granularity):
+    model = nn.Linear(3, 2).double()
+    with pytest.raises(NotFinite, match="the squared norm of a gradient is beyond float64"):
+        backward(
+            model, lambda m, x: m(x).sum(1) * 1e170, torch.ones(4, 3).double(), mechanism=Quantize(),
+            granularity=granularity,
+        )  # fmt: skip
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize("p", [-0.5, 1.5, float("nan")])
+def test_a_probability_out_of_range_is_refused(p):
+    with pytest.raises(ValueError, match=r"a probability must lie in \[0, 1\]"):
+        draws.Draws.keyed(0, 0, "weight", torch.empty(3), [0]).bernoulli(p)
 
 
 def test_parameters_without_entries_or_of_one_are_no_exception():

@@ -51,3 +51,11 @@ def test_a_composition_needs_what_its_first_stage_needs():
 def test_moments_are_matched_for_dropconnect_only():
     with pytest.raises(TypeError, match="knows the variance of each coordinate for DropConnect only; got Quantize"):
         MomentMatched(Quantize())
+
+
+def test_only_a_mechanism_can_follow():
+    made = object.__new__(Composed)  # the type checker of the tests would refuse it in the constructor
+    object.__setattr__(made, "first", DropConnect(0.1))
+    object.__setattr__(made, "second", None)
+    with pytest.raises(TypeError, match=r"only a Mechanism can follow DropConnect\(0.1\); got None"):
+        made.__post_init__()

@@ -100,3 +100,11 @@ def test_mechanisms_print_as_they_are_written():
     assert [str(m) for m in (DropConnect(0.4), DropConnect(0.4, rescale=False), Langevin(0.01), Quantize())] == [
         "DropConnect(0.4)", "DropConnect(0.4, unscaled)", "Langevin(0.01)", "Quantize()",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "field"), [(DropConnect, "p"), (Langevin, "sigma")])
+def test_what_is_no_number_is_refused(kind, field):
+    made = object.__new__(kind)  # the type checker of the tests would refuse it in the constructor
+    object.__setattr__(made, field, "0.4")
+    with pytest.raises(TypeError, match=rf"{kind.__name__}: .*{field} must be a number; got '0.4'"):
+        made.__post_init__()

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 import variegrad as vg
 from variegrad.keys import epoch_order
 from variegrad.training import Ball, Epochs, Evaluation, Every, Skip, TrainConfig, WithReplacement, train
+from variegrad.training.examples import reader
 
 
 def losses(model, batch):
@@ -171,6 +172,31 @@ def test_augmentation_is_drawn_afresh_for_each_sample_and_the_same_in_each_run()
     run(again, 6, data=Noisy())
     assert torch.equal(weights(first), weights(again))
     assert len({tuple(row.tolist()) for batch in seen for row in batch}) == 24
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(11))], ids=["alone", "subset"])
+def test_augmentation_does_not_depend_on_how_a_batch_is_shared(wrap):
+    indices = torch.tensor([3, 1, 4, 1, 5])
+    whole, _ = reader(wrap(Noisy()), 0)(indices, 70)
+    for first, last in ((0, 2), (2, 5)):
+        part, _ = reader(wrap(Noisy()), 0)(indices[first:last], 70 + first)
+        assert torch.equal(part, whole[first:last])
+    assert not torch.equal(whole[1], whole[3])  # one example, two samples
+
+
+def test_examples_that_are_read_together_are_read_once_where_nothing_is_drawn():
+    asked = []
+
+    class Together(Dataset):
+        def __len__(self):
+            return 11
+
+        def __getitems__(self, indices):
+            asked.append(indices)
+            return [dataset()[i] for i in indices]
+
+    run(model(), 3, data=Together())
+    assert [len(indices) for indices in asked] == [4, 4, 4]
 
 
 def test_any_data_set_and_frozen_parameters():

@@ -77,6 +77,12 @@ def test_the_same_mask_gives_theorem_7_for_the_differences():
         assert 1 / dropped == pytest.approx(0.6 / plain + 0.4 / 30, rel=1e-10)
 
 
+def test_one_mask_for_the_sum_of_a_worker_claims_no_closed_form():
+    found = run(mechanism=vg.DropConnect(0.4), granularity="worker")
+    assert found.bounds
+    assert found.mechanism_bounds == []
+
+
 def test_the_same_noise_cancels():
     found, plain = run(mechanism=vg.Langevin(0.05)), run()
     assert found.mechanism_bounds == found.bounds

@@ -8,9 +8,13 @@ import sys
 import typer
 
 from variegrad.cli.bound import bound
+from variegrad.cli.experiment import experiment
 from variegrad.cli.listing import list_all
 from variegrad.cli.measure import measure
+from variegrad.cli.monitor import monitor
 from variegrad.cli.plan import plan
+from variegrad.cli.report import report
+from variegrad.cli.train import train_command
 
 app = typer.Typer(
     name="variegrad",
@@ -22,8 +26,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("measure")(measure)
+app.command("train")(train_command)
 app.command("bound")(bound)
 app.command("plan")(plan)
+app.command("monitor")(monitor)
+app.command("experiment")(experiment)
+app.command("report")(report)
 app.command("list")(list_all)
 
 

@@ -1,4 +1,4 @@
-"""`variegrad list`: the problems and mechanisms that the other commands take."""
+"""`variegrad list`: the problems, mechanisms and experiments that the other commands take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from rich.console import Console
 from rich.table import Table
 
 from variegrad.cli.mechanisms import WRITTEN
+from variegrad.experiments import experiment
+from variegrad.experiments import names as experiments
 from variegrad.problems import names
 
 
 def list_all() -> None:
-    """List the built-in problems and the mechanisms."""
+    """List the built-in problems, the mechanisms and the experiments."""
     console = Console()
     problems = Table("problem", "what it is", title="Problems", title_justify="left", box=None, pad_edge=False)
     for name, summary in names().items():
@@ -20,6 +22,13 @@ def list_all() -> None:
     mechanisms = Table("mechanism", "what it does", title="Mechanisms", title_justify="left", box=None, pad_edge=False)
     for written, summary in WRITTEN.items():
         mechanisms.add_row(written, summary)
+    runnable = Table("experiment", "what it shows", "profiles", title="Experiments", title_justify="left", box=None,
+                     pad_edge=False)  # fmt: skip
+    for name in experiments():
+        found = experiment(name)
+        runnable.add_row(name, found.title, ", ".join(found.profiles))
     console.print(problems)
     console.print()
     console.print(mechanisms)
+    console.print()
+    console.print(runnable)

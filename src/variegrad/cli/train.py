@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -83,34 +83,28 @@ def train_command(
     chosen = None if mechanism is None else parse_mechanism(mechanism)
     if per_worker and chosen is None:
         raise ValueError("--per-worker says where a mechanism is applied: give --mechanism too.")
-    if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise ValueError(f"--target-accuracy must lie in (0, 1], such as 0.95; got {target_accuracy}.")
     at_least_one = {"--batch-size": batch_size, "--bound-every": bound_every, "--checkpoint-every": checkpoint_every}
-    _check_numbers(at_least_one, skip_not_finite)
+    _check_numbers(at_least_one, skip_not_finite, target_accuracy)
     _check_folder(out, resume, checkpoint_every)
     rhythm = Every(passes=evaluate_every)
     with workers(timeout=timeout) as world, ends_together(world) as signals:
         loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
-        if epochs and 0 < (count := size(loaded.train)) < batch_size:
-            raise ValueError(
-                f"--epochs: a batch cannot hold more than the {count:,} examples there are; got {batch_size}."
-            )
         config = TrainConfig(
             batch_size=batch_size, passes=passes, mechanism=chosen, seed=seed,
             step_size=default_step_size(loaded, batch_size) if step_size is None else step_size,
-            granularity="worker" if per_worker else "example", sampling=Epochs() if epochs else WithReplacement(),
+            granularity="worker" if per_worker else "example", sampling=_sampling(loaded, epochs, batch_size),
             when_not_finite=Skip(skip_not_finite) if skip_not_finite else Stop(),
         )  # fmt: skip
         evaluation = _evaluation(loaded, rhythm, target_accuracy)
         loaded.model.to(world.device)
         with ExitStack() as held:
             start = skipped = 0
-            with failing_together(world):
-                if out is not None and world.is_first:
-                    held.enter_context(lock(out))
-                if resume:
-                    assert out is not None
-                    start, skipped = resumed(out, loaded, config, world, errors)
+            if out is not None:
+                with failing_together(world):
+                    if world.is_first:
+                        held.enter_context(lock(out))
+                    if resume:
+                        start, skipped = resumed(out, loaded, config, world, errors)
             began, started = time.perf_counter(), datetime.now(UTC)
             failure: Exception | None = None
             with TrainingLog(loaded, config, world, errors, tensorboard if world.is_first else None) as log:
@@ -121,38 +115,31 @@ def train_command(
                     )  # fmt: skip
                     for step in run:
                         log.note(step)
-                        if checkpoint_every is not None and step.updates % checkpoint_every == 0:
-                            assert out is not None
+                        if out is not None and checkpoint_every is not None and step.updates % checkpoint_every == 0:
                             with failing_together(world):
-                                if world.is_first:
-                                    saved(out, step, loaded, config, world)
+                                saved(out, step, loaded, config, world)
                 except Exception as error:  # what was learnt before is kept, whatever ended it
                     if log.last is None:
                         raise
                     failure = error
             ended = _ended(failure, signals, log.last, target_accuracy)
+            made = record(
+                loaded, config, world, log, ended=ended, started=started, seconds=time.perf_counter() - began,
+                start=start,
+            )  # fmt: skip
             if world.is_first:
-                made = record(
-                    loaded, config, world, log, ended=ended, started=started, seconds=time.perf_counter() - began,
-                    start=start,
-                )  # fmt: skip
                 Console(markup=False, highlight=False, soft_wrap=True).print(log.summary(ended))
-            try:
-                with failing_together(world) if failure is None else nullcontext():
-                    if out is not None and world.is_first:
-                        write(out, made, loaded.model)
-                        errors.print(f"kept: {out / 'train.json'}, {out / 'weights.safetensors'}")
-            except OSError as error:
-                if failure is None:
-                    raise
-                errors.print(f"not kept: {out}: {error}")  # what ended the run comes first
+            if out is not None:
+                _write(out, made, loaded, world, errors, failure)
         if failure is not None:
             raise failure
     if signals:
         raise typer.Exit(128 + signals[0])
 
 
-def _check_numbers(at_least_one: Mapping[str, int | None], skip_not_finite: int) -> None:
+def _check_numbers(at_least_one: Mapping[str, int | None], skip_not_finite: int, target: float | None) -> None:
+    if target is not None and not 0 < target <= 1:
+        raise ValueError(f"--target-accuracy must lie in (0, 1], such as 0.95; got {target}.")
     for name, number in at_least_one.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1; got {number}.")
@@ -172,6 +159,27 @@ def _check_folder(out: Path | None, resume: bool, checkpoint_every: int | None) 
             f"--out {out} holds checkpoints of a run, up to update {kept[0]:,}: go on from them with --resume, or "
             "choose another folder."
         )
+
+
+def _sampling(problem: Problem, epochs: bool, batch_size: int) -> Epochs | WithReplacement:
+    if epochs and 0 < (count := size(problem.train)) < batch_size:
+        raise ValueError(f"--epochs: a batch cannot hold more than the {count:,} examples there are; got {batch_size}.")
+    return Epochs() if epochs else WithReplacement()
+
+
+def _write(
+    out: Path, made: dict[str, Any], problem: Problem, world: World, errors: Console, failure: Exception | None
+) -> None:
+    """Keep what was learnt; where that fails, it ends all workers, unless something else has ended the run already."""
+    try:
+        with nullcontext() if failure else failing_together(world):
+            if world.is_first:
+                write(out, made, problem.model)
+                errors.print(f"kept: {out / 'train.json'}, {out / 'weights.safetensors'}")
+    except OSError as error:
+        if failure is None:
+            raise
+        errors.print(f"not kept: {error}")
 
 
 def default_step_size(problem: Problem, batch_size: int) -> float:

@@ -89,7 +89,7 @@ def write(folder: Path, made: dict[str, Any], model: nn.Module) -> None:
 
 
 def saved(folder: Path, step: Step, problem: Problem, config: TrainConfig, world: World) -> None:
-    """Keep a checkpoint.
+    """Keep a checkpoint; every worker calls it, worker 0 writes.
 
     Args:
         folder: of the run.
@@ -98,6 +98,8 @@ def saved(folder: Path, step: Step, problem: Problem, config: TrainConfig, world
         config: the settings.
         world: the workers.
     """
+    if not world.is_first:
+        return
     progress = Progress(
         samples_seen=step.examples, workers=world.size, batch_size=config.batch_size, seed=config.seed,
         settings=settings(problem, config, world), state={"skipped": step.skipped, "versions": versions()},

@@ -35,7 +35,11 @@ def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, e
         ValueError: if none can be used, or it is of other settings or another model.
     """
     kept_in = folder / CHECKPOINTS
-    said = errors.print if world.is_first else lambda _: None
+
+    def said(line: str) -> None:
+        if world.is_first:
+            errors.print(line)
+
     if empty(kept_in):
         said(f"{folder}: no checkpoint yet; the run begins at update 0")
         return 0, 0

@@ -61,13 +61,18 @@ def exchange(
     if not all(0 <= size <= limit for size in sizes):
         odd = next(number for number, size in enumerate(sizes) if not 0 <= size <= limit)
         raise Refused(f"rank {odd} announces {sizes[odd]} bytes, where at most {limit} can be meant")
-    # A rank need not send to itself.
     mine = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)].to(device)
-    to = [0 if other == rank else len(payload) for other in range(ranks)]
-    since = [0 if other == rank else size for other, size in enumerate(sizes)]
-    came = torch.empty(sum(since), dtype=torch.uint8, device=device)
-    dist.all_to_all_single(came, mine.repeat(ranks - 1), since, to, group=group)
-    parts = [part.cpu().numpy().tobytes() for part in came.split(since)]
+    came = [
+        torch.empty(0 if other == rank else size, dtype=torch.uint8, device=device) for other, size in enumerate(sizes)
+    ]
+    # Receiving is announced before anything is sent: behind a payload, the announcement would keep the other waiting,
+    # and on a slow link the two ways would take turns (as they do in gloo's all-to-all).
+    at = {o: o if group is None else dist.get_global_rank(group, o) for o in range(ranks) if o != rank}
+    moves = [dist.P2POp(dist.irecv, came[other], at[other], group) for other in at if sizes[other]]
+    moves += [dist.P2POp(dist.isend, mine, at[other], group) for other in at if payload]
+    for work in dist.batch_isend_irecv(moves) if moves else ():
+        work.wait()
+    parts = [part.cpu().numpy().tobytes() for part in came]
     parts[rank] = payload
     return parts
 

@@ -7,6 +7,7 @@ course of a run travels with the exchange of that step, so that all decide the s
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,16 +160,26 @@ class World:
         unknown = "an exchange between workers failed; which of them caused it is not known"
         if self._store is None:
             return unknown
-        try:
-            self._store.set(f"noticed/{self.rank}", "1")
-            end = time.monotonic() + GRACE_SECONDS
-            others = set(range(self.size)) - {self.rank}
-            while others and time.monotonic() < end:
-                others -= {rank for rank in others if self._store.check([f"noticed/{rank}"])}
-                time.sleep(0.05)
-        except RuntimeError:  # the store went with the process that kept it
-            return unknown
-        if not others:
+        others = set(range(self.size)) - {self.rank}
+        lost: list[RuntimeError] = []
+
+        def ask() -> None:
+            try:
+                self._store.set(f"noticed/{self.rank}", "1")
+                end = time.monotonic() + GRACE_SECONDS
+                while others and time.monotonic() < end:
+                    others.difference_update([r for r in others if self._store.check([f"noticed/{r}"])])
+                    time.sleep(0.05)
+            except RuntimeError as error:  # the store went with the process that kept it
+                lost.append(error)
+
+        # In a thread: behind a cut cable the store answers neither yes nor no, and its client waits without a limit.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(GRACE_SECONDS + 1)
+        if asking.is_alive():
+            return "neither the others nor their store can be reached: this worker is cut off from them"
+        if lost or not others:
             return unknown
         named = ", ".join(map(str, sorted(others)))
         return f"worker{'s' if len(others) > 1 else ''} {named} did not answer: stopped, ended or cut off"

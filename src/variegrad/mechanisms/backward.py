@@ -9,6 +9,7 @@ of summation. Never b×d memory: a tile of examples at a time, and not even that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 
 import torch
 from jaxtyping import Float
@@ -102,7 +103,7 @@ def backward(
     except NotFinite as error:
         # Within the batch one infinite derivative spoils every example (0·∞ is NaN): alone, each shows its own.
         raise first_not_finite(model, losses, batch, parameters) or error from None
-    _add_to_grad(totals, parameters)
+    _add_to_grad(mechanism, totals, parameters)
     return per_example.detach()
 
 
@@ -112,7 +113,29 @@ def _one_draw(mechanism: Mechanism, sums: Totals, worker: int, keyed: Keyed) -> 
     norm = None
     if mechanism.needs_norms:
         norm = torch.stack([g.double().square().sum() for g in sums.values()]).sum().sqrt().reshape(1)
-    return {name: mechanism.draw(g.unsqueeze(0), keyed(name, [worker], "worker", norm))[0] for name, g in sums.items()}
+        _refuse_norms(norm)
+    return {
+        name: _surrogates(mechanism, g.unsqueeze(0), keyed(name, [worker], "worker", norm))[0]
+        for name, g in sums.items()
+    }
+
+
+def _surrogates(mechanism: Mechanism, rows: Tensor, draws: Draws) -> Tensor:
+    drawn: object = mechanism.draw(rows, draws)
+    if not isinstance(drawn, Tensor) or drawn.shape != rows.shape:
+        found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise ValueError(
+            f"{mechanism}.draw must return surrogates of the rows' shape {tuple(rows.shape)}; got {found}."
+        )
+    return drawn
+
+
+def _refuse_norms(norms: Tensor) -> None:
+    if not bool(norms.isfinite().all()):
+        raise NotFinite(
+            "the squared norm of a gradient is beyond float64, and a quantiser would make that gradient zero. Nothing "
+            "was added to .grad. Scale the loss down."
+        )
 
 
 def _drawn(
@@ -124,6 +147,8 @@ def _drawn(
 ) -> Totals:
     totals: Totals = {}
     norms = found.norms() if mechanism.needs_norms else None
+    if norms is not None:
+        _refuse_norms(norms)
 
     def draws(name: str, start: int, stop: int) -> Draws:
         return keyed(name, places[start:stop], "example", None if norms is None else norms[start:stop])
@@ -132,14 +157,9 @@ def _drawn(
         totals[name] = totals[name].add_(drawn) if name in totals else drawn
 
     def add_tile(tile: Tile) -> None:
-        stop = tile.start + len(tile.rows)
-        drawn = mechanism.draw(tile.rows, draws(tile.name, tile.start, stop))
-        if drawn.shape != tile.rows.shape:
-            raise ValueError(
-                f"{mechanism}.draw must return surrogates of the rows' shape {tuple(tile.rows.shape)}; got "
-                f"{tuple(drawn.shape)}."
-            )
-        add(tile.name, drawn.sum(0))
+        # A copy: rows may be a view of what the graph holds, and a mechanism may write into what it is given.
+        rows = tile.rows.clone()
+        add(tile.name, _surrogates(mechanism, rows, draws(tile.name, tile.start, tile.start + len(rows))).sum(0))
 
     with torch.no_grad():
         for part in found:
@@ -210,10 +230,17 @@ def _without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechani
     return mechanism, noise
 
 
-def _add_to_grad(totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
+def _add_to_grad(mechanism: Mechanism, totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
     with torch.no_grad():
+        totals = {name: totals[name].to(parameter.dtype) for name, parameter in parameters.items()}
+        for name, total in totals.items():
+            if not bool(torch.isfinite(total.sum())) and not bool(total.isfinite().all()):
+                raise NotFinite(
+                    f"what {mechanism} made of the gradients with respect to {name!r} is not finite, although they "
+                    "are: an overflow, or a draw that divides by zero. Nothing was added to .grad."
+                )
         for name, parameter in parameters.items():
-            total = totals[name].to(parameter.dtype)
+            total = totals[name]
             if parameter.grad is None:
                 parameter.grad = total.contiguous()
             elif parameter.grad.is_sparse:
@@ -229,10 +256,13 @@ def _wide(parameter: nn.Parameter) -> Tensor:
 def _placed(
     positions: Sequence[int] | None, total: int | None, count: int, mechanism: Mechanism | None
 ) -> tuple[Sequence[int], int]:
-    places: Sequence[int] = range(count) if positions is None else [int(k) for k in positions]
+    try:
+        places: Sequence[int] = range(count) if positions is None else [index(k) for k in positions]
+    except TypeError as error:
+        raise TypeError(f"positions must be whole numbers, one for each example; got {positions!r}.") from error
     if len(places) != count:
         raise ValueError(f"positions must name one place for each of the {count} examples; got {len(places)}.")
-    if len(set(places)) != count or any(k < 0 for k in places):
+    if len(set(places)) != count or any(not 0 <= k < 2**63 for k in places):
         raise ValueError(
             "positions must be different places from 0 on, one for each example of the step: two examples at one place "
             f"would share their draws; got {list(places)[:8]}."

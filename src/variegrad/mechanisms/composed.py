@@ -27,12 +27,16 @@ class Composed(Mechanism):
 
     Raises:
         ValueError: if m₂ needs norms of what m₁ made.
+        TypeError: if it is no mechanism.
     """
 
     first: Mechanism
     second: Mechanism
 
     def __post_init__(self) -> None:
+        second: object = self.second
+        if not isinstance(second, Mechanism):
+            raise TypeError(f"only a Mechanism can follow {self.first}; got {second!r}.")
         if self.second.needs_l1_norms or self.second.needs_norms:
             raise ValueError(
                 f"{self.second} cannot follow {self.first}: its law depends on ‖g‖₁‖g‖₂ of what {self.first} made, "

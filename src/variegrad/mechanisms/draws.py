@@ -118,7 +118,12 @@ class Draws:
 
         Returns:
             Shape (t, *shape).
+
+        Raises:
+            ValueError: if the one probability is outside [0, 1].
         """
+        if not isinstance(p, Tensor) and not 0 <= p <= 1:
+            raise ValueError(f"Draws.bernoulli: a probability must lie in [0, 1]; got {p}.")
         out = np.zeros((len(self.positions), self.shape.numel()), bool)
         if isinstance(p, Tensor):
             each = p.detach().expand(out.shape[0], *self.shape).double().cpu().numpy().reshape(out.shape)
@@ -163,18 +168,28 @@ class Draws:
                 the block and one past its last. What it allocates is the thread's own.
             wanted: which of them to visit, (t, blocks); None for all.
         """
+        self.sum_over_blocks(lambda _total: begin(), np.zeros(0), wanted)
+
+    def sum_over_blocks(self, begin: Callable[[Array], Visit], total: Array, wanted: Array | None = None) -> None:
+        """The same where visits add to a total over the examples.
+
+        Args:
+            begin: as for `over_blocks`, a function of the array to add to: no two threads add to the same numbers.
+            total: what the sums are added to.
+            wanted: which of them to visit, (t, blocks); None for all.
+        """
         call = self._call()
         bounds = blocks(self.shape)
 
-        def examples(first: int, last: int) -> None:
-            streams, visit = Streams(), begin()
+        def examples(first: int, last: int, into: Array) -> None:
+            streams, visit = Streams(), begin(into)
             for number, (start, stop) in enumerate(bounds):
                 for i in range(first, last):
                     if wanted is None or wanted[i, number]:
                         visit(streams.at(self.key, self.positions[i], number, call), i, start, stop)
 
         def block(number: int) -> None:
-            streams, visit = Streams(), begin()
+            streams, visit = Streams(), begin(total)
             for i, position in enumerate(self.positions):
                 if wanted is None or wanted[i, number]:
                     visit(streams.at(self.key, position, number, call), i, *bounds[number])
@@ -182,13 +197,17 @@ class Draws:
         count, threads = len(self.positions), torch.get_num_threads()
         work = count * self.shape.numel()
         if threads == 1 or work < WORTH_THREADS or bounds[0][1] < WORTH_A_THREAD:
-            examples(0, count)
+            examples(0, count, total)
         elif len(bounds) > 1:
             # A block is one thread's for all examples: sums over examples need no second copy and no lock.
             _in_threads(threads, [partial(block, number) for number in range(len(bounds))])
         else:
-            cuts = [count * k // threads for k in range(threads + 1)]
-            _in_threads(threads, [partial(examples, *cut) for cut in pairwise(cuts)])
+            # The only block is shared: each thread has a total of its own, and they are added in a fixed order.
+            cuts = pairwise(count * k // threads for k in range(threads + 1))
+            parts = [total, *(np.zeros_like(total) for _ in range(threads - 1))]
+            _in_threads(threads, [partial(examples, *cut, part) for cut, part in zip(cuts, parts, strict=True)])
+            for part in parts[1:]:
+                total += part
 
     def _numbers(self, write: Callable[[np.random.Generator, Array], object]) -> Tensor:
         kind = np.float64 if self.like.dtype == torch.float64 else np.float32

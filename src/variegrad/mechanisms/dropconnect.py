@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variegrad.mechanisms.draws import Draws, Visit, below, blocks, nonzero_blocks
+from variegrad.mechanisms.draws import Array, Draws, Visit, below, blocks, nonzero_blocks
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 
@@ -27,12 +28,16 @@ class DropConnect(Mechanism):
 
     Raises:
         ValueError: if p is outside [0, 1).
+        TypeError: if it is no number.
     """
 
     p: float
     rescale: bool = True
 
     def __post_init__(self) -> None:
+        given: object = self.p
+        if not isinstance(given, Real):
+            raise TypeError(f"DropConnect: the drop probability p must be a number; got {given!r}.")
         if not 0 <= self.p < 1:
             raise ValueError(f"DropConnect: the drop probability p must lie in [0, 1); got {self.p}.")
 
@@ -71,7 +76,7 @@ class DropConnect(Mechanism):
         live = nonzero_blocks(left, bounds, width)
         live &= np.any(right, axis=1, keepdims=True)
 
-        def begin() -> Visit:
+        def begin(into: Array) -> Visit:
             scratch, product = np.empty(bounds[0][1], bool), np.empty(bounds[0][1], left.dtype)
 
             def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
@@ -80,11 +85,11 @@ class DropConnect(Mechanism):
                 drawn = product[: stop - start].reshape(-1, width)
                 np.multiply(left[i, here, None], right[i], out=drawn)
                 drawn *= keep.reshape(drawn.shape)
-                total[here] += drawn
+                into[here] += drawn
 
             return add
 
-        draws.over_blocks(begin, live)
+        draws.sum_over_blocks(begin, total, live)
         return torch.from_numpy(total).to(rows.device)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,11 +27,15 @@ class Langevin(Mechanism):
 
     Raises:
         ValueError: if σ is negative or not finite.
+        TypeError: if it is no number.
     """
 
     sigma: float
 
     def __post_init__(self) -> None:
+        given: object = self.sigma
+        if not isinstance(given, Real):
+            raise TypeError(f"Langevin: sigma must be a number; got {given!r}.")
         if not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise ValueError(f"Langevin: sigma must be a finite number ≥ 0; got {self.sigma}.")
 

@@ -13,7 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variegrad.mechanisms.draws import WORD, Array, Draws, blocks, decided, nonzero, nonzero_blocks, successes, words
+from variegrad.mechanisms.draws import (
+    WORD,
+    Array,
+    Draws,
+    Visit,
+    blocks,
+    decided,
+    nonzero,
+    nonzero_blocks,
+    successes,
+    words,
+)
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 
@@ -81,22 +92,25 @@ class Quantize(Mechanism):
         live = nonzero_blocks(left, bounds, width)
         live &= (largest > 0)[:, None]
 
-        def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
-            first, last = start // width, stop // width
-            u = words(generator, stop - start)
-            # A row's largest probability rules out all but few of its coordinates, without forming the product.
-            bound = np.abs(left[i, first:last]).astype(np.float64) * largest[i] / norms[i] * WORD
-            limit = np.minimum(bound + 1, WORD - 1).astype(np.uint16)
-            near = nonzero((u.reshape(-1, width) <= limit[:, None]).ravel())
+        def begin(into: Array) -> Visit:
+            def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
+                first, last = start // width, stop // width
+                u = words(generator, stop - start)
+                # A row's largest probability rules out all but few of its coordinates, without forming the product.
+                bound = np.abs(left[i, first:last]).astype(np.float64) * largest[i] / norms[i] * WORD
+                limit = np.minimum(bound + 1, WORD - 1).astype(np.uint16)
+                near = nonzero((u.reshape(-1, width) <= limit[:, None]).ravel())
 
-            def products(at: Array) -> Array:
-                values: Array = left[i, first + at // width] * right[i, at % width]
-                return values
+                def products(at: Array) -> Array:
+                    values: Array = left[i, first + at // width] * right[i, at % width]
+                    return values
 
-            hit = decided(generator, u, near, lambda at: np.abs(products(at)).astype(np.float64) / norms[i] * WORD)
-            total[first:last].reshape(-1)[hit] += np.sign(products(hit)) * norms[i]
+                hit = decided(generator, u, near, lambda at: np.abs(products(at)).astype(np.float64) / norms[i] * WORD)
+                into[first:last].reshape(-1)[hit] += np.sign(products(hit)) * norms[i]
 
-        draws.over_blocks(lambda: add, live)
+            return add
+
+        draws.sum_over_blocks(begin, total, live)
         return torch.from_numpy(total).to(rows.device)
 
     def variance_in_words(self, diversity: Diversity | None) -> list[str]:

@@ -34,23 +34,32 @@ def reader(dataset: Dataset[Any], seed: int) -> Read:
         return lambda indices, _position: tuple(column[indices] for column in columns)
     several = getattr(dataset, "__getitems__", None)
     if several is not None:
+        draws = False  # whether the data set was seen to draw
 
         def read_together(indices: Int[Tensor, " b"], position: int) -> Batch:
-            with torch_draws(seed, "examples", position):
-                return default_collate(several(indices.tolist()))
+            nonlocal draws
+            if not draws:
+                with torch_draws(seed, "examples", position):
+                    before = torch.get_rng_state()
+                    found = several(indices.tolist())
+                    draws = not torch.equal(torch.get_rng_state(), before)
+                if not draws:
+                    return default_collate(found)
+            # One stream for all would depend on how a batch is shared: each sample has its own.
+            return default_collate(_drawn(lambda index: several([index])[0], indices.tolist(), seed, position))
 
         return read_together
 
     def read(indices: Int[Tensor, " b"], position: int) -> Batch:
-        return default_collate(_drawn(dataset, indices.tolist(), seed, position))
+        return default_collate(_drawn(dataset.__getitem__, indices.tolist(), seed, position))
 
     return read
 
 
-def _drawn(dataset: Dataset[Any], indices: Sequence[int], seed: int, position: int) -> list[Any]:
+def _drawn(one: Callable[[int], Any], indices: Sequence[int], seed: int, position: int) -> list[Any]:
     read = []
     with torch_draws(seed, "examples", position):
         for sample, index in enumerate(indices, position):
             torch.default_generator.manual_seed(int(generator(seed, "example", sample).integers(2**63)))
-            read.append(dataset[index])
+            read.append(one(index))
     return read

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from variegrad.distributed.workers import World
 from variegrad.keys import torch_draws
 from variegrad.measure import measure_differential
-from variegrad.mechanisms import DropConnect, Langevin, Mechanism
+from variegrad.mechanisms import DropConnect, Langevin
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import Losses, trained_parameters, unwrap
 from variegrad.problems.subset import size
@@ -40,7 +40,7 @@ class TwinRuns:
         normalised_distances: √(‖w−w′‖²/(‖w‖²+‖w′‖²)), as in Figure 3a.
         bounds: B_D(w, w′); +inf where every difference of gradients is zero; empty where it was not asked for.
         mechanism_bounds: B_DIM(w, w′) with the mechanism of the runs and the same draw at both weights; empty where
-            there is none, or no closed form.
+            there is none, or no closed form: one mask for a worker's whole sum has none.
     """
 
     updates: Sequence[int]
@@ -119,12 +119,13 @@ def twin_runs(
     return TwinRuns(
         updates=updates, passes=passes, distances=distances, normalised_distances=normalised_distances,
         bounds=[_or_infinite(None if d is None else d.batch_size_bound) for d in measured],
-        mechanism_bounds=_with(config.mechanism, measured),
+        mechanism_bounds=_with(config, measured),
     )  # fmt: skip
 
 
-def _with(mechanism: Mechanism | None, measured: Sequence[Diversity | None]) -> list[float]:
-    if isinstance(mechanism, DropConnect):
+def _with(config: TrainConfig, measured: Sequence[Diversity | None]) -> list[float]:
+    mechanism = config.mechanism
+    if isinstance(mechanism, DropConnect) and config.granularity == "example":  # one mask for a sum is another law
         return [_or_infinite(None if d is None else d.bound_with(mechanism)) for d in measured]
     if isinstance(mechanism, Langevin):
         return [_or_infinite(None if d is None else d.batch_size_bound) for d in measured]
