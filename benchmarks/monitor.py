@@ -207,8 +207,9 @@ def markdown(document):
     about = document["machine"]
     lines = [
         f"# Cost of a Monitor with every={EVERY}, {document['date']}", "",
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; torch {about['versions']['torch']}; "
-        f"Python {about['python']}; commit {about['commit']}; `python benchmarks/monitor.py`.", "",
+        f"{about['cores']} CPU cores, {about['threads']} threads; variegrad {about['versions']['variegrad']}, "
+        f"torch {about['versions']['torch']}; Python {about['python']}; commit {about['commit']}; "
+        f"`{document['command']}`.", "",
         "## Time: median ratio of a block of 16 steps to one without (quartiles)", "",
         "| model | plain step, ms | ratio | blocks | source |", "|---|---:|---:|---:|---|",
     ]  # fmt: skip
@@ -276,9 +277,12 @@ def main():
         return
     date = datetime.now(UTC).date().isoformat()
     path = HERE / "reports" / f"monitor-{date}.json"
-    document = {"date": date, "machine": machine(), "times": {}, "memory": {}, "workers": {}}
+    document = {
+        "date": date, "machine": machine(), "command": " ".join(["python benchmarks/monitor.py", *sys.argv[1:]]),
+        "times": {}, "memory": {}, "workers": {},
+    }  # fmt: skip
     if path.exists() and not arguments.no_report:
-        document = json.loads(path.read_text())
+        document |= {part: json.loads(path.read_text())[part] for part in ("times", "memory", "workers")}
     for name in arguments.models:
         for part, way, skip in (
             ("times", lambda n: times(n, arguments.seconds), arguments.no_times),

@@ -28,7 +28,7 @@ from variegrad.keys import draws_with_replacement, generator
 from variegrad.problems.registry import load
 
 HERE = Path(__file__).parent
-WATCHED = {"digits": 48, "gpt": 48, "mnist": 24}  # batches of a run: a convolutional network takes longest
+WATCHED = 64  # batches of a run: a full window of a Monitor as it is by default
 
 
 def digits():
@@ -41,7 +41,7 @@ def mnist():
     """The convolutional network on 4,096 images."""
     problem = load("mnist", data_root=os.environ["VARIEGRAD_DATA"], max_examples=4096)
     columns = [problem.train[i] for i in range(len(problem.train))]
-    return problem.model, problem.losses, tuple(map(torch.stack, zip(*columns, strict=True))), 64, 60
+    return problem.model, problem.losses, tuple(map(torch.stack, zip(*columns, strict=True))), 32, 60
 
 
 def gpt():
@@ -57,7 +57,7 @@ def gpt():
     return model, next_token, (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()), 16, 150
 
 
-PROBLEMS = {"digits": digits, "mnist": mnist, "gpt": gpt}
+PROBLEMS = {"digits": digits, "gpt": gpt, "mnist": mnist}
 
 
 def trained(name):
@@ -75,10 +75,10 @@ def trained(name):
     return model, losses, columns, size, truth
 
 
-def run(model, losses, columns, size, monitor, watched, seed):
-    """One run: the last reading after so many watched batches."""
+def run(model, losses, columns, size, monitor, seed):
+    """One run: the last reading after `WATCHED` batches."""
     draw = generator(seed, "pooled bias")
-    for _ in range(watched):
+    for _ in range(WATCHED):
         at = torch.from_numpy(draw.choice(len(columns[0]), size, replace=False))
         per_example = losses(model, tuple(c[at] for c in columns))
         monitor.watch(per_example)
@@ -120,7 +120,7 @@ def markdown(document):
             s = summary(found)
             high = "∞" if math.isinf(s["median_high"]) else f"{s['median_high']:.2f}"
             lines.append(
-                f"| {name} | {s['truth']:.4g} | {WATCHED[name]} | {s['runs']} | {s['inside']:.1%} | "
+                f"| {name} | {s['truth']:.4g} | {WATCHED} | {s['runs']} | {s['inside']:.1%} | "
                 f"{s['bound_holds']:.1%} | {s['inverse_bias']:+.2%} | {s['median_low']:.2f}–{high} |"
             )
     return "\n".join(lines) + "\n"
@@ -153,12 +153,12 @@ def main():
         found = document["problems"].setdefault(name, {"truth": truth, "runs": {}})
         if not math.isclose(found["truth"], truth, rel_tol=1e-4):
             raise SystemExit(f"{out} holds {name} at other weights: move it away first.")
-        monitor = Monitor(model, every=1, window=WATCHED[name], population=len(columns[0]))
+        monitor = Monitor(model, every=1, window=WATCHED, population=len(columns[0]))
         fresh = monitor.state_dict()
         missing = [seed for seed in range(arguments.runs) if str(seed) not in found["runs"]]
         for k, seed in enumerate(track(missing, description=name)):
             monitor.load_state_dict(fresh)
-            found["runs"][str(seed)] = run(model, losses, columns, size, monitor, WATCHED[name], seed)
+            found["runs"][str(seed)] = run(model, losses, columns, size, monitor, seed)
             if k % 10 == 9 or seed == missing[-1]:
                 write(out, json.dumps(document) + "\n")
                 write(out.with_suffix(".md"), markdown(document))

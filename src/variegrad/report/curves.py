@@ -125,8 +125,9 @@ def _draw(ax: Axes, one: Series, place: int) -> None:
         return
     color, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
     many = len(one.x) > 24
+    heights = [height if math.isfinite(height) else math.nan for height in one.mean]
     ax.plot(
-        one.x, one.mean, color=color, marker="" if many else marker, label=drawable(one.label, 40),
+        one.x, heights, color=color, marker="" if many else marker, label=drawable(one.label, 40),
         linestyle="-" if one.joined else "",
     )  # fmt: skip
     bounded = [all(map(math.isfinite, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]

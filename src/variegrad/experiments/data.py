@@ -1,0 +1,131 @@
+"""The data of an experiment: a built-in problem by name, what stands in where its files are missing, and what it is.
+
+A digest of the training examples is part of every cell, so that records of other data are never taken for these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch.utils.data import TensorDataset
+
+from variegrad.problems import DataNotFound, Problem, load, replicate
+
+# CIFAR-10 files made from JPEG images, by the digest of the training examples of each problem.
+JPEG_RECOMPRESSED: frozenset[str] = frozenset({"d357b5855d48e5cf"})
+
+
+@lru_cache(maxsize=4)
+def problem(name: str, max_examples: int | None = None) -> Problem:
+    """The problem, read once in a process; its subset of examples is always the same.
+
+    Args:
+        name: of a built-in problem whose examples are tensors.
+        max_examples: how many of its training examples are used.
+
+    Returns:
+        The problem.
+    """
+    return load(name, seed=0, max_examples=max_examples)
+
+
+def tensors(name: str, max_examples: int | None = None) -> TensorDataset:
+    """The training set of a problem as tensors.
+
+    Args:
+        name: of the problem.
+        max_examples: how many of its training examples are used.
+
+    Returns:
+        Its training set.
+
+    Raises:
+        TypeError: if it is not made of tensors.
+    """
+    train = problem(name, max_examples).train
+    if not isinstance(train, TensorDataset):
+        raise TypeError(f"{name}: experiments need a data set of tensors; got {type(train).__name__}.")
+    return train
+
+
+@lru_cache(maxsize=4)
+def replicated(name: str, max_examples: int | None, times: int, seed: int) -> TensorDataset:
+    """The training set with a random n/r of its examples, each r times (`problems.replicate`).
+
+    Args:
+        name: of the problem.
+        max_examples: how many of its training examples are used.
+        times: r; 1 leaves the data as they are.
+        seed: of the choice.
+
+    Returns:
+        As many examples.
+    """
+    train = tensors(name, max_examples)
+    if times == 1:
+        return train
+    copies = replicate(train, times, seed=seed)
+    assert isinstance(copies, TensorDataset)
+    return copies
+
+
+@lru_cache(maxsize=16)
+def digest(name: str, max_examples: int | None = None) -> str:
+    """A digest of the training examples in their order.
+
+    Args:
+        name: of the problem.
+        max_examples: how many are used.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    hashed = hashlib.blake2b(digest_size=8)
+    for column in tensors(name, max_examples).tensors:
+        hashed.update(column.contiguous().numpy().data)
+    return hashed.hexdigest()
+
+
+def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """Settings whose data are there: the problem asked for, or else what stands in for it.
+
+    Args:
+        settings: of a profile; `problem`, `max_examples` and `without_data` where the experiment needs data.
+
+    Returns:
+        The settings with the number of examples and the digest of the data, so that finished records are read without
+        the data; and a sentence about the data.
+    """
+    if "problem" not in settings:
+        return settings, "No data are needed."
+    chosen = {name: value for name, value in settings.items() if name != "without_data"}
+    said = ""
+    try:
+        problem(chosen["problem"])
+    except DataNotFound as missing:
+        stand_in = settings["without_data"]
+        said = f"The files of {chosen['problem']} are missing, so that {stand_in} stands in for it. {missing} "
+        chosen["problem"] = stand_in
+    chosen["examples"] = len(tensors(chosen["problem"], chosen.get("max_examples")))
+    chosen["data"] = digest(chosen["problem"], chosen.get("max_examples"))
+    return chosen, said + describe(chosen["problem"], chosen["data"])
+
+
+def describe(name: str, data: str) -> str:
+    """What the data are, in a sentence.
+
+    Args:
+        name: of the problem.
+        data: their digest.
+
+    Returns:
+        The sentence.
+    """
+    about = problem(name).description
+    if name.startswith("cifar10"):
+        known = "JPEG-recompressed images" if data in JPEG_RECOMPRESSED else "images as found under the data root"
+        return f"{name}: CIFAR-10, {known}; {about}; digest {data}."
+    return f"{name}: {about}; digest {data}."

@@ -1,0 +1,111 @@
+"""Figures 3b and 3c: training and test accuracy along the passes at one large batch size, beside a small one.
+
+The paper's claim is about variance: the standard deviation of the test accuracy between repeats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import f as fisher
+
+from variegrad.experiments import training_run
+from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
+from variegrad.experiments.intervals import Finding, interval, verdict
+from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.report.curves import Series, panels
+
+VERSION = 1
+
+
+def generalisation(*, name: str, title: str, choices: str, profiles: dict[str, dict[str, Any]]) -> Experiment:
+    """The experiment for one large batch size.
+
+    Args:
+        name: what is typed.
+        title: what it shows.
+        choices: what was chosen where the paper is silent.
+        profiles: settings; `batch_sizes` are the small and the large one.
+
+    Returns:
+        The experiment.
+    """
+
+    def cell_at(settings: Settings, batch_size: int) -> Callable[[int, int], Cell]:
+        fixed = {key: settings[key] for key in ("problem", "max_examples", "data", "network")}
+        largest = max(settings["batch_sizes"])
+        at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], largest)
+        return lambda half_octaves, seed: Cell(experiment=name, version=VERSION, values={
+            **fixed, "r": 1, "drop": 0.0, "batch_size": batch_size, "seed": seed, "at": at, "bounds": True,
+            "step_size": step_size(half_octaves, batch_size),
+        })  # fmt: skip
+
+    def searched(settings: Settings, records: Records, batch_size: int) -> Search:
+        return search(
+            cell_at(settings, batch_size), lambda record: float(record["online_loss"]), records, grid=settings["grid"],
+            seeds=seeds(settings), tuning_seeds=seeds(settings)[: settings["tuning"]],
+        )  # fmt: skip
+
+    def tuned(settings: Settings, records: Records, batch_size: int) -> list[Record]:
+        best = searched(settings, records, batch_size).best
+        assert best is not None
+        return [records[cell_at(settings, batch_size)(best, seed).key] for seed in seeds(settings)]
+
+    def cells(settings: Settings, records: Records) -> list[Cell]:
+        return [cell for size in settings["batch_sizes"] for cell in searched(settings, records, size).cells]
+
+    def plot(settings: Settings, records: Records) -> Figure:
+        parts = []
+        for curve, what in (("accuracies", "training accuracy"), ("test_accuracies", "test accuracy")):
+            series = []
+            for size in settings["batch_sizes"]:
+                runs = tuned(settings, records, size)
+                points = list(zip(*(record[curve] for record in runs), strict=True))
+                # The range over the repeats, which is what the claim is about.
+                series.append(Series(
+                    label=f"B = {size}", x=runs[0]["passes"], mean=[sum(p) / len(p) for p in points],
+                    low=[min(p) for p in points], high=[max(p) for p in points],
+                ))  # fmt: skip
+            parts.append(("passes over the data", f"{what}, mean and range", series))
+        return panels(title, parts)
+
+    def summary(settings: Settings, records: Records) -> list[Finding]:
+        small, large = (tuned(settings, records, size) for size in settings["batch_sizes"])
+        few, many = settings["batch_sizes"]
+        ends = [[float(record["test_accuracies"][-1]) for record in runs] for runs in (small, large)]
+        low, ratio, high = _ratio_of_deviations(*ends)
+        wider = low > 1
+        gap = interval([b - a for a, b in zip(*ends, strict=True)])
+        return [
+            Finding(
+                claim=f"test accuracy varies more between repeats at B = {many} than at B = {few}",
+                found=f"ratio of standard deviations at the end {ratio:.4g} [{low:.4g}, {high:.4g}] (F test, normal "
+                f"repeats); test accuracy B = {few}: {interval(ends[0])}, B = {many}: {interval(ends[1])}",
+                verdict="holds" if wider else "does not hold here",
+            ),
+            Finding(
+                claim=f"B = {many} generalises worse than B = {few} after the same passes",
+                found=f"difference of test accuracies {gap}",
+                verdict=verdict([interval([a - b for a, b in zip(*ends, strict=True)])]),
+            ),
+        ]
+
+    return Experiment(
+        name=name, title=title, choices=choices, profiles=profiles, cells=cells, run=training_run.run, plot=plot,
+        summary=summary, claim="With large batches the models show higher variance in their generalisation behaviour.",
+    )  # fmt: skip
+
+
+def _ratio_of_deviations(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """sd(other)/sd(one) with its 95 % interval for independent normal repeats: lower end, ratio, upper end."""
+    a, b = float(np.std(one, ddof=1)), float(np.std(other, ddof=1))
+    if a == 0:
+        return 0.0, math.inf if b else 1.0, math.inf
+    freedom = (len(other) - 1, len(one) - 1)
+    low, high = (float(fisher.ppf(level, *freedom)) for level in (0.975, 0.025))
+    return b / a / math.sqrt(low), b / a, b / a / math.sqrt(high)

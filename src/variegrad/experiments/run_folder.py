@@ -1,0 +1,155 @@
+"""The folder of a run: its records, and experiment.json, which says what they belong to and what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from variegrad.experiments.experiment import Experiment, Settings
+from variegrad.experiments.intervals import Finding
+from variegrad.experiments.records import Record, read_records, write_whole
+from variegrad.experiments.registry import experiment
+
+SCHEMA = "variegrad.experiment-run/1"
+FILE = "experiment.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run, read from its records.
+
+    Attributes:
+        experiment: which.
+        profile: the name of its size.
+        settings: that size, with the data and the seeds that were used.
+        data: what the data are, in a sentence.
+        command: as typed.
+        records: all that the settings need, by key.
+        findings: drawn from them.
+        figure: drawn from them.
+    """
+
+    experiment: Experiment
+    profile: str
+    settings: Settings
+    data: str
+    command: str
+    records: Mapping[str, Record]
+    findings: tuple[Finding, ...]
+    figure: Figure
+
+    @property
+    def seconds(self) -> float:
+        """Computing time of all cells together."""
+        return sum(record.seconds for record in self.records.values())
+
+
+def begin(folder: Path, chosen: Experiment, profile: str, settings: Settings, *, data: str, command: str) -> None:
+    """Say what the records of a folder belong to, before the first is written.
+
+    Args:
+        folder: of the run.
+        chosen: the experiment.
+        profile: the name of its size.
+        settings: that size, with data and seeds.
+        data: a sentence.
+        command: as typed.
+
+    Raises:
+        ValueError: if the folder belongs to another experiment.
+    """
+    standing = _read(folder) if (folder / FILE).is_file() else None
+    if standing is not None and standing["experiment"] != chosen.name:
+        raise ValueError(
+            f"--out {folder}: it holds the records of {standing['experiment']}; give {chosen.name} a folder of its own."
+        )
+    body = {
+        "schema": SCHEMA, "experiment": chosen.name, "profile": profile, "settings": dict(settings), "data": data,
+        "command": command, "versions": {name: version(name) for name in ("variegrad", "torch", "numpy")},
+        "findings": None,
+    }  # fmt: skip
+    write_whole(folder / FILE, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def finish(folder: Path) -> Run:
+    """Draw a finished run's findings and picture from its records, and write the findings beside them.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    run = open_run(folder)
+    body = {**_read(folder), "findings": [asdict(finding) for finding in run.findings]}
+    write_whole(folder / FILE, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Read a finished run; nothing is computed but its findings and its picture.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: if experiment.json is missing or damaged, or records are missing.
+    """
+    body = _read(folder)
+    chosen, settings = experiment(body["experiment"]), body["settings"]
+    found = read_records(folder)
+    needed = {cell.key for cell in chosen.cells(settings, found.records)}
+    if missing := needed - found.records.keys():
+        damaged = f" ({len(found.damaged)} damaged: {found.damaged[0]})" if found.damaged else ""
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(needed)} records are missing{damaged}. Go on with: {body['command']}"
+        )
+    records = {key: found.records[key] for key in needed}
+    return Run(
+        experiment=chosen, profile=body["profile"], settings=settings, data=body["data"], command=body["command"],
+        records=records, findings=tuple(chosen.summary(settings, records)), figure=chosen.plot(settings, records),
+    )  # fmt: skip
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folders of runs: this one, or those in it.
+
+    Args:
+        folder: where to look.
+
+    Returns:
+        The folders in the order of the experiments, then of their names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    places = [path.parent for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    if not places:
+        raise ValueError(
+            f"{folder}: no {FILE} stands here or one folder below. Run an experiment first: "
+            f"variegrad experiment theorem-6 --out {folder}"
+        )
+    return places
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["schema"] != SCHEMA or not isinstance(body["settings"], dict):
+            raise ValueError(f"its schema is {body['schema']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path}: not readable as an experiment's run ({problem}).") from problem
+    return dict(body)

@@ -1,0 +1,151 @@
+"""The paper's open question: how width, depth and activation change gradient diversity, at the start and along a run.
+
+One factor is varied at a time, for a multilayer perceptron and for a convolutional network; B_D is exact, over the same
+examples for all of them. Step sizes are tuned for each network alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from variegrad.experiments import training_run
+from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
+from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
+from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.report.curves import Series, panels
+
+NAME, VERSION = "structure", 1
+SMALL: dict[str, Any] = {
+    "problem": "mnist", "without_data": "digits", "max_examples": 1000, "batch_size": 32, "passes": 8, "points": 8,
+    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 2,
+    "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
+    "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
+    "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
+              "mlp:64x64x64x64x64x64x64x64:relu": 8},
+    "activation": {"mlp:64x64:relu": "relu", "mlp:64x64:gelu": "gelu", "mlp:64x64:tanh": "tanh",
+                   "mlp:64x64:sigmoid": "sigmoid", "mlp:64x64:identity": "none"},
+    "cnn activation": {"mnist-cnn:4": "relu", "mnist-cnn:4:gelu": "gelu", "mnist-cnn:4:tanh": "tanh"},
+}  # fmt: skip
+PROFILES = {
+    "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "passes": 1, "points": 2, "grid": [-10, -8, -6],
+              "seeds": 2, "tuning": 1, "width": {"mlp:4:relu": 4, "mlp:16:relu": 16}, "channels": {},
+              "depth": {"mlp:4:relu": 1, "mlp:4x4:relu": 2}, "activation": {"mlp:4:relu": "relu", "mlp:4:tanh": "tanh"},
+              "cnn activation": {}},
+    "small": SMALL,
+    "paper": {**SMALL, "problem": "cifar10", "max_examples": 10_000, "passes": 20, "seeds": 10,
+              "channels": {f"convnet:{c}": c for c in (8, 16, 32, 64)},
+              "cnn activation": {f"convnet:16:{a}": a for a in ("relu", "gelu", "tanh")}},
+}  # fmt: skip
+FACTORS = ("width", "channels", "depth", "activation", "cnn activation")
+MOMENTS: dict[str, Callable[[Record], float]] = {
+    "at the start": lambda record: float(record["bounds"][0]),
+    "least on the way": lambda record: min(map(float, record["bounds"])),
+    "at the end": lambda record: float(record["bounds"][-1]),
+}
+
+
+def cells(settings: Settings, records: Records) -> list[Cell]:
+    """Every network's step-size search, and its repeats at the step size found."""
+    return [cell for word in _words(settings) for cell in _search(settings, records, word).cells]
+
+
+def bounds(settings: Settings, records: Records, word: str, moment: str) -> list[float]:
+    """B_D of a network at its tuned step size, by seed.
+
+    Args:
+        settings: of the profile.
+        records: finished.
+        word: the network.
+        moment: one of MOMENTS.
+
+    Returns:
+        One number a seed.
+    """
+    best = _search(settings, records, word).best
+    assert best is not None
+    return [MOMENTS[moment](records[_cell(settings, word, best, seed).key]) for seed in seeds(settings)]
+
+
+def plot(settings: Settings, records: Records) -> Figure:
+    """B_D at the start, its least and at the end, against each factor."""
+    parts = []
+    for factor in (f for f in FACTORS if settings[f]):
+        levels = settings[factor]
+        numeric = all(isinstance(level, int) for level in levels.values())
+        x = list(levels.values()) if numeric else [2**k for k in range(len(levels))]
+        series = [
+            Series.of(
+                moment, x, [geometric(bounds(settings, records, word, moment)) for word in levels], joined=numeric
+            )
+            for moment in MOMENTS
+        ]
+        name = factor if numeric else f"{factor}: {', '.join(levels.values())}"
+        parts.append((name, "B_D (examples)", series))
+    return panels("Structure and gradient diversity", parts, log_x=True, log_y=True)
+
+
+def summary(settings: Settings, records: Records) -> list[Finding]:
+    """For width, channels and depth: does more of it mean more diversity? For activations: which differ from ReLU?"""
+    findings = []
+    for factor in (f for f in FACTORS if settings[f]):
+        words, levels = list(settings[factor]), list(settings[factor].values())
+        ordered = all(isinstance(level, int) for level in levels)
+        for moment in MOMENTS:
+            every = [bounds(settings, records, word, moment) for word in words]
+            pairs = list(pairwise(every)) if ordered else [(every[0], one) for one in every[1:]]
+            gaps = [_gap(one, other) for one, other in pairs]
+            values = "; ".join(f"{level}: {geometric(one)}" for level, one in zip(levels, every, strict=True))
+            findings.append(Finding(
+                claim=f"B_D {moment} grows with {factor}" if ordered else
+                f"B_D {moment}: every {factor} differs from {levels[0]}",
+                found=values,
+                verdict=verdict(gaps if ordered else [_either(gap) for gap in gaps]),
+            ))  # fmt: skip
+    return findings
+
+
+def _gap(one: Sequence[float], other: Sequence[float]) -> Interval:
+    return interval([math.log(b / a) for a, b in zip(one, other, strict=True)])
+
+
+def _either(gap: Interval) -> Interval:
+    return gap if gap.mean > 0 else Interval(mean=-gap.mean, low=-gap.high, high=-gap.low, count=gap.count)
+
+
+def _words(settings: Settings) -> list[str]:
+    return list(dict.fromkeys(word for factor in FACTORS for word in settings[factor]))
+
+
+def _search(settings: Settings, records: Records, word: str) -> Search:
+    return search(
+        lambda half_octaves, seed: _cell(settings, word, half_octaves, seed),
+        lambda record: float(record["online_loss"]), records,
+        grid=settings["grid"], seeds=seeds(settings), tuning_seeds=seeds(settings)[: settings["tuning"]],
+    )  # fmt: skip
+
+
+def _cell(settings: Settings, word: str, half_octaves: int, seed: int) -> Cell:
+    fixed = {name: settings[name] for name in ("problem", "max_examples", "data", "batch_size")}
+    at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], settings["batch_size"])
+    return Cell(experiment=NAME, version=VERSION, values={
+        **fixed, "network": word, "r": 1, "drop": 0.0, "seed": seed, "at": at, "bounds": True,
+        "step_size": step_size(half_octaves, settings["batch_size"]),
+    })  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    title="Open question: structure and gradient diversity",
+    claim="Left open by the paper: how width, depth and activation functions impact gradient diversity.",
+    choices="One factor at a time, from a perceptron with two hidden layers of 64 and a convolutional network with 4 "
+    "and 8 channels, in PyTorch's default initialisation. The same 1,000 training examples for every network, "
+    "B = 32, 8 passes, one step size for each network, of least mean training loss; B_D is exact over all "
+    "examples.",
+    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary,
+)  # fmt: skip

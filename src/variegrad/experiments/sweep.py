@@ -1,0 +1,174 @@
+"""Cells → records: in parallel on one machine or a Ray cluster, resumable, wall-clock cells alone and last.
+
+The process that sweeps writes each record as soon as its cell is done. Whatever ends it (Ctrl-C, kill, a failing cell),
+what is finished stays finished and is never computed again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import joblib  # type: ignore[import-untyped]
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from variegrad.experiments.experiment import Experiment, Settings
+from variegrad.experiments.records import Cell, Record, pack, read_records, write_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What a sweep leaves.
+
+    Attributes:
+        records: those that the settings need, by key.
+        computed: how many of them were computed now.
+        skipped: how many stood finished before.
+    """
+
+    records: Mapping[str, Record]
+    computed: int
+    skipped: int
+
+
+def sweep(
+    experiment: Experiment,
+    settings: Settings,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    cluster: str | None = None,
+    console: Console | None = None,
+) -> Swept:
+    """Compute every cell that the settings need and that is not finished.
+
+    Args:
+        experiment: what to compute.
+        settings: of one profile.
+        folder: where records stand and are written.
+        jobs: groups of cells computed at once, one thread each.
+        cluster: "ray" for joblib's Ray backend; None for processes on this machine.
+        console: where progress is shown.
+
+    Returns:
+        The records needed.
+
+    Raises:
+        ValueError: if `jobs` is below one, or the cluster is unknown or not installed.
+        RuntimeError: if a cell fails; the records finished before are kept.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1; got {jobs}.")
+    told = console or Console(stderr=True, quiet=True)
+    backend = _backend(cluster)
+    found = read_records(folder)
+    for sentence in found.damaged:
+        told.print(f"damaged record, computed again if it is needed: {sentence}", markup=False, highlight=False)
+    done = found.records
+    known, computed = set(done), 0
+    bar = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=told, transient=True, disable=not told.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(experiment.name, total=None)
+        while wanted := {cell.key: cell for cell in experiment.cells(settings, done) if cell.key not in done}:
+            groups = _grouped(experiment, list(wanted.values()))
+            bar.update(task, total=computed + len(wanted))
+            if not told.is_terminal:
+                told.print(f"{experiment.name}: {len(wanted)} cells in {len(groups)} groups", highlight=False)
+            for records in _computed(experiment, groups, jobs, backend):
+                for record in records:
+                    write_record(folder, record)
+                    done[record.cell.key] = record
+                computed += len(records)
+                bar.update(task, completed=computed)
+    pack(folder)
+    needed = {cell.key: done[cell.key] for cell in experiment.cells(settings, done)}
+    return Swept(records=needed, computed=computed, skipped=len(known & needed.keys()))
+
+
+def _grouped(experiment: Experiment, cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that are computed together, those that need the machine for themselves last."""
+    groups: dict[tuple[bool, object], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((experiment.alone(cell), experiment.group(cell)), []).append(cell)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+
+def _computed(
+    experiment: Experiment, groups: Sequence[list[Cell]], jobs: int, backend: Mapping[str, Any]
+) -> Iterator[list[Record]]:
+    """The records of each group as it is done, in any order."""
+    together = [group for group in groups if not experiment.alone(group[0])]
+    if (jobs > 1 or backend) and len(together) > 1:
+        with joblib.parallel_config(**(backend or {"backend": "loky", "inner_max_num_threads": 1}), n_jobs=jobs):
+            sweeper = None if backend else os.getpid()
+            calls = (joblib.delayed(_compute)(experiment.run, group, sweeper=sweeper) for group in together)
+            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
+    else:
+        yield from (_compute(experiment.run, group) for group in together)
+    for group in groups:
+        if experiment.alone(group[0]):
+            yield _compute(experiment.run, group, alone=True)
+
+
+def _compute(
+    run: Callable[[Sequence[Cell]], Sequence[Mapping[str, Any]]],
+    cells: list[Cell],
+    *,
+    alone: bool = False,
+    sweeper: int | None = None,
+) -> list[Record]:
+    if sweeper is not None:
+        _end_with(sweeper)
+    threads, clock = torch.get_num_threads(), time.perf_counter if alone else time.process_time
+    if not alone:  # one thread for each cell: results and times then do not depend on how many run at once
+        torch.set_num_threads(1)
+    began = clock()
+    try:
+        values = run(cells)
+    except Exception as error:
+        raise RuntimeError(f"a cell failed ({cells[0]}): {type(error).__name__}: {error}") from error
+    finally:
+        torch.set_num_threads(threads)
+    assert len(values) == len(cells)
+    share = (clock() - began) / len(cells)
+    return [Record(cell=cell, values=value, seconds=share) for cell, value in zip(cells, values, strict=True)]
+
+
+@cache
+def _end_with(sweeper: int) -> None:
+    """Let this process end within a second of the one that sweeps, which may have been killed."""
+
+    def watch() -> None:
+        while os.getppid() == sweeper:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _backend(cluster: str | None) -> Mapping[str, Any]:
+    if cluster is None:
+        return {}
+    if cluster != "ray":
+        raise ValueError(f"--cluster must be 'ray'; got {cluster!r}. Leave it out to compute on this machine.")
+    if find_spec("ray") is None:
+        raise ValueError(
+            "--cluster ray needs the package ray, which is not installed. Install it (pip install ray), start a "
+            "cluster (ray start --head), or leave the option out to compute on this machine with --jobs."
+        )
+    from ray.util.joblib import register_ray  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+
+    register_ray()
+    return {"backend": "ray"}

@@ -1,0 +1,167 @@
+"""Every experiment runs in its smallest size, and says what its records say."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from variegrad.experiments import data, experiment, names
+from variegrad.experiments.networks import network
+from variegrad.experiments.run_folder import begin, finish, open_run, runs_below
+from variegrad.experiments.sweep import sweep
+
+QUICK = {"theorem-6", "figure-2a", "mechanisms"}
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names()]
+VERDICTS = {"holds", "holds partly", "does not hold here"}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Each experiment's smoke run, made once."""
+    made = {}
+
+    def folder_of(name):
+        if name not in made:
+            folder = made[name] = tmp_path_factory.mktemp(name)
+            chosen = experiment(name)
+            settings, about = data.settled({**chosen.profiles["smoke"], "seed_offset": 0})
+            begin(folder, chosen, "smoke", settings, data=about, command=f"variegrad experiment {name}")
+            sweep(chosen, settings, folder)
+            finish(folder)
+        return made[name]
+
+    return folder_of
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smoke_profile_computes_draws_and_finds(ran, name):
+    run = open_run(ran(name))
+    assert isinstance(run.figure, Figure)
+    assert run.findings
+    for finding in run.findings:
+        assert finding.claim
+        assert re.search(r"\d", finding.found)
+        assert finding.verdict in VERDICTS
+    written = json.loads((ran(name) / "experiment.json").read_text())
+    assert [finding.found for finding in run.findings] == [found["found"] for found in written["findings"]]
+    assert run.seconds > 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_profile_is_there_and_asks_for_cells_of_its_own(name):
+    chosen = experiment(name)
+    assert {"smoke", "small", "paper"} == set(chosen.profiles)
+    assert chosen.name == name
+    for settings in chosen.profiles.values():
+        assert settings["seeds"] >= 2
+        json.dumps(settings, allow_nan=False)
+    assert chosen.profiles["small"]["seeds"] >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_settings_ask_for_the_same_cells_and_other_seeds_for_others(ran, name):
+    run = open_run(ran(name))
+    chosen = run.experiment
+    again = {cell.key for cell in chosen.cells(run.settings, run.records)}
+    assert again == run.records.keys()
+    others = {cell.key for cell in chosen.cells({**run.settings, "seed_offset": 100}, {})}
+    assert not again & others
+
+
+TUNED = ("figure-1b", "figure-2", "figure-3", "structure")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if (n if isinstance(n, str) else n.values[0]).startswith(TUNED)])
+def test_every_arm_has_a_tuned_step_size(ran, name):
+    """Cells that differ in the step size alone form an arm; each arm tried its whole grid."""
+    run = open_run(ran(name))
+    grid = run.settings["grid"]
+    arms = {}
+    for record in run.records.values():
+        if not record.cell.values.get("twins"):
+            rest = {k: v for k, v in record.cell.values.items() if k not in ("step_size", "seed", "at")}
+            arms.setdefault(json.dumps(rest, sort_keys=True), set()).add(
+                round(2 * math.log2(record.cell["step_size"] * record.cell["batch_size"]))
+            )
+    for tried in arms.values():
+        assert set(grid) <= tried
+        assert len(tried) > len(grid)
+
+
+def test_an_unfinished_run_says_how_to_go_on(ran, tmp_path):
+    folder = ran("theorem-6")
+    (tmp_path / "experiment.json").write_text((folder / "experiment.json").read_text())
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    (tmp_path / "records.jsonl").write_text("\n".join(lines[1:]))
+    with pytest.raises(ValueError, match=r"1 of 12 records are missing\. Go on with: variegrad experiment theorem-6"):
+        open_run(tmp_path)
+
+
+def test_a_folder_of_another_experiment_is_refused(ran):
+    with pytest.raises(ValueError, match="it holds the records of theorem-6; give figure-2a a folder of its own"):
+        begin(ran("theorem-6"), experiment("figure-2a"), "smoke", {}, data="", command="")
+
+
+def test_runs_are_found_in_a_folder_or_below_it(ran, tmp_path):
+    assert runs_below(ran("theorem-6")) == [ran("theorem-6")]
+    with pytest.raises(ValueError, match=r"no experiment\.json stands here or one folder below"):
+        runs_below(tmp_path)
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable as an experiment's run"):
+        open_run(tmp_path)
+
+
+def test_an_unknown_experiment_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="unknown experiment 'figure2a'; did you mean 'figure-2a'"):
+        experiment("figure2a")
+
+
+def test_without_its_files_digits_stand_in_and_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("VARIEGRAD_DATA", str(tmp_path))
+    data.problem.cache_clear()
+    settings, said = data.settled({"problem": "cifar10-pair", "without_data": "digits", "max_examples": 50})
+    assert settings["problem"] == "digits"
+    assert said.startswith("The files of cifar10-pair are missing, so that digits stands in for it.")
+    assert settings["examples"] == 50
+    assert settings["data"] == data.digest("digits", 50)
+    assert "without_data" not in settings
+
+
+def test_other_data_make_other_cells():
+    assert data.digest("digits", 50) != data.digest("digits", 51)
+
+
+def test_replication_is_that_of_problems():
+    copies = data.replicated("digits", 60, 4, 1)
+    assert len(copies) == 60
+    assert len(copies.tensors[0].unique(dim=0)) == 15
+
+
+@pytest.mark.parametrize(
+    ("word", "inputs", "parameters"),
+    [
+        ("mlp:8x4:relu", (6,), 8 * 7 + 4 * 9 + 3 * 5),
+        ("convnet:64", (3, 32, 32), None),
+        ("mnist-cnn:32", (1, 28, 28), None),
+        ("convnet:4:tanh", (1, 8, 8), None),
+    ],
+)
+def test_networks_by_their_words(word, inputs, parameters):
+    from variegrad.problems import cuda_convnet, mnist_cnn
+
+    found = network(word, inputs, 3 if parameters else 10, seed=1)
+    total = sum(p.numel() for p in found.parameters())
+    known = {"convnet:64": cuda_convnet, "mnist-cnn:32": mnist_cnn}
+    expected = parameters or (sum(p.numel() for p in known[word]().parameters()) if word in known else total)
+    assert total == expected
+    assert found(torch.zeros(2, *inputs)).shape == (2, 3 if parameters else 10)
+    again = network(word, inputs, 3 if parameters else 10, seed=1)
+    assert all(map(torch.equal, found.parameters(), again.parameters()))
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="network: unknown word 'transformer'"):
+        network("transformer", (3,), 2, seed=0)

@@ -1,0 +1,58 @@
+"""What is committed under results/, and what docs/reproduction.md says of it, follow from the committed records."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from variegrad.experiments import names
+from variegrad.experiments.records import read_records
+from variegrad.experiments.run_folder import open_run
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/experiment.json"))
+ROWS = {
+    re.search(r"`([\w-]+)`", line)[1]: [cell.strip() for cell in line.strip("| \n").split(" | ")]
+    for line in (ROOT / "docs/reproduction.md").read_text().splitlines()
+    if re.match(r"\| \[?`", line)
+}
+
+
+def numbers(text):
+    return set(re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", text))
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_findings_are_those_of_the_records(folder, monkeypatch, tmp_path):
+    written = json.loads((folder / "experiment.json").read_text())
+    monkeypatch.setenv("VARIEGRAD_DATA", str(tmp_path))  # finished records are read without the data
+    run = open_run(folder)
+    assert [(f.claim, f.found, f.verdict) for f in run.findings] == [
+        (f["claim"], f["found"], f["verdict"]) for f in written["findings"]
+    ]
+    assert read_records(folder).damaged == ()
+    page = (folder / "README.md").read_text()
+    for finding in run.findings:
+        assert f"| {finding.claim} | {finding.found} | {finding.verdict} |" in page
+    for kind in ("png", "svg"):
+        assert (folder / f"{folder.name}.{kind}").is_file()
+
+
+def test_every_experiment_has_a_row():
+    assert set(ROWS) == set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_row_says_what_the_records_say(name):
+    folder = ROOT / "results" / name
+    _, _, found, verdict, seconds = ROWS[name]
+    if not (folder / "experiment.json").is_file():
+        assert (found, verdict, seconds) == ("not computed yet", "–", "–")
+        return
+    findings = json.loads((folder / "experiment.json").read_text())["findings"]
+    assert numbers(found) <= numbers(" ".join(f["found"] + f["claim"] for f in findings))
+    assert set(verdict.split("; ")) <= {f["verdict"] for f in findings}
+    total = sum(record.seconds for record in read_records(folder).records.values())
+    amount, unit = seconds.split()
+    assert float(amount) == pytest.approx(total / {"s": 1, "min": 60}[unit], rel=0.05)
