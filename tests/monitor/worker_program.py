@@ -118,7 +118,7 @@ def truth(model, step):
         return []
     model = pickle.loads(pickle.dumps(model))
     parts = [data(step, micro, worker) for worker in range(workers) for micro in range(MICRO)]
-    if scenario in ("batch_norm", "unused"):  # no norms of examples there: from the sums of the cells
+    if scenario == "batch_norm":  # no norms of examples there: from the sums of the cells
         sums, total = StepSums(), 0
         for x, y in parts:
             model.zero_grad()

@@ -25,6 +25,8 @@ def config(**changes):
         ({"step_size": -1.0}, "step_size must be positive and finite; got -1.0"),
         ({"step_size": math.nan}, "step_size must be positive and finite; got nan"),
         ({"step_size": math.inf}, "step_size must be positive and finite; got inf"),
+        ({"step_size": "a"}, "step_size"),
+        ({"passes": True}, "passes must be a number; got True"),
         ({"passes": 0.0}, "passes must be positive; got 0.0"),
         ({"passes": math.nan}, "passes must be positive; got nan"),
         ({"granularity": "layer"}, "granularity"),

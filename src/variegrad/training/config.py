@@ -51,6 +51,9 @@ class TrainConfig:
         for name in ("batch_size", "seed"):
             if not isinstance(getattr(self, name), int) or isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a whole number; got {getattr(self, name)!r}.")
+        for name in ("step_size", "passes"):
+            if not isinstance(getattr(self, name), int | float) or isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a number; got {getattr(self, name)!r}.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 example; got {self.batch_size}.")
         if not 0 < self.step_size < math.inf:
