@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import jaxtyping
@@ -9,6 +10,10 @@ import torch
 CHECKED = ("moments", "batches", "keys", "measure", "along", "training", "mechanisms", "cli", "problems", "per_example",
            "report", "estimate", "experiments", "monitor", "integrations")  # fmt: skip
 jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "typechecking.checked")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
