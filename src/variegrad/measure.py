@@ -16,7 +16,7 @@ from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity, GradientMoments
 from variegrad.per_example.differential import differential_norms
 from variegrad.per_example.engine import Norms
-from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
+from variegrad.per_example.evaluate import Losses, NotFinite, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import batch_norms
 
 # A data set (not a loader) is read in batches of this many examples where the user names no other number.
@@ -174,7 +174,7 @@ class _Sums:
         finite = torch.isfinite(each)
         if not bool(finite.all()):
             at = int((~finite).nonzero()[0])
-            raise ValueError(
+            raise NotFinite(
                 f"the gradient of example {first + at} (counted from 0) is not finite although its loss is. "
                 "Look for a square root or logarithm at zero, or an overflow in low precision."
             )

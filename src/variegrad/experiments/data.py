@@ -13,9 +13,11 @@ from typing import Any
 from torch.utils.data import TensorDataset
 
 from variegrad.problems import DataNotFound, Problem, load, replicate
+from variegrad.problems.subset import size
 
-# CIFAR-10 files made from JPEG images, by the digest of the training examples of each problem.
-JPEG_RECOMPRESSED: frozenset[str] = frozenset({"d357b5855d48e5cf"})
+# CIFAR-10 files made from JPEG images, by a digest of the first training examples of each problem.
+JPEG_RECOMPRESSED: frozenset[str] = frozenset({"7f11878e3d675c43", "5cf399f9e2f0af89"})
+FIRST = 100
 
 
 @lru_cache(maxsize=4)
@@ -73,19 +75,20 @@ def replicated(name: str, max_examples: int | None, times: int, seed: int) -> Te
 
 
 @lru_cache(maxsize=16)
-def digest(name: str, max_examples: int | None = None) -> str:
+def digest(name: str, max_examples: int | None = None, first: int | None = None) -> str:
     """A digest of the training examples in their order.
 
     Args:
         name: of the problem.
         max_examples: how many are used.
+        first: of so many examples only.
 
     Returns:
         Sixteen hexadecimal digits.
     """
     hashed = hashlib.blake2b(digest_size=8)
     for column in tensors(name, max_examples).tensors:
-        hashed.update(column.contiguous().numpy().data)
+        hashed.update(column[:first].contiguous().numpy().data)
     return hashed.hexdigest()
 
 
@@ -111,21 +114,30 @@ def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         chosen["problem"] = stand_in
     chosen["examples"] = len(tensors(chosen["problem"], chosen.get("max_examples")))
     chosen["data"] = digest(chosen["problem"], chosen.get("max_examples"))
-    return chosen, said + describe(chosen["problem"], chosen["data"])
+    return chosen, said + describe(chosen["problem"], chosen.get("max_examples"))
 
 
-def describe(name: str, data: str) -> str:
+def describe(name: str, max_examples: int | None = None) -> str:
     """What the data are, in a sentence.
 
     Args:
         name: of the problem.
-        data: their digest.
+        max_examples: how many of its training examples are used.
 
     Returns:
         The sentence.
     """
-    about = problem(name).description
+    used, whole = problem(name, max_examples), problem(name)
+    first, *_ = tensors(name, max_examples).tensors
+    parts = []
+    for part, all_of_it, what in ((used.train, whole.train, "training"), (used.test, whole.test, "test")):
+        assert part is not None
+        assert all_of_it is not None
+        count, most = size(part), size(all_of_it)
+        parts.append(f"{count:,}{f' of {most:,}' if count < most else ''} {what} examples")
+    kind = ""
     if name.startswith("cifar10"):
-        known = "JPEG-recompressed images" if data in JPEG_RECOMPRESSED else "images as found under the data root"
-        return f"{name}: CIFAR-10, {known}; {about}; digest {data}."
-    return f"{name}: {about}; digest {data}."
+        known = digest(name, first=FIRST) in JPEG_RECOMPRESSED
+        kind = f"CIFAR-10, {'JPEG-recompressed images' if known else 'images as found under the data root'}; "
+    shape = " × ".join(map(str, first.shape[1:]))
+    return f"{name}: {kind}{' and '.join(parts)} of {shape} features; digest {digest(name, max_examples)}."

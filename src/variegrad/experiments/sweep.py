@@ -56,7 +56,8 @@ def sweep(
         settings: of one profile.
         folder: where records stand and are written.
         jobs: groups of cells computed at once, one thread each.
-        cluster: "ray" for joblib's Ray backend; None for processes on this machine.
+        cluster: "ray" for the Ray cluster that RAY_ADDRESS names or that runs here, begun if there is none; None for
+            processes on this machine.
         console: where progress is shown.
 
     Returns:
@@ -69,7 +70,7 @@ def sweep(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}.")
     told = console or Console(stderr=True, quiet=True)
-    backend = _backend(cluster)
+    _refuse_absent(cluster)
     found = read_records(folder)
     for sentence in found.damaged:
         told.print(f"damaged record, computed again if it is needed: {sentence}", markup=False, highlight=False)
@@ -86,7 +87,7 @@ def sweep(
             bar.update(task, total=computed + len(wanted))
             if not told.is_terminal:
                 told.print(f"{experiment.name}: {len(wanted)} cells in {len(groups)} groups", highlight=False)
-            for records in _computed(experiment, groups, jobs, backend):
+            for records in _computed(experiment, groups, jobs, cluster):
                 for record in records:
                     write_record(folder, record)
                     done[record.cell.key] = record
@@ -106,20 +107,40 @@ def _grouped(experiment: Experiment, cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _computed(
-    experiment: Experiment, groups: Sequence[list[Cell]], jobs: int, backend: Mapping[str, Any]
+    experiment: Experiment, groups: Sequence[list[Cell]], jobs: int, cluster: str | None
 ) -> Iterator[list[Record]]:
     """The records of each group as it is done, in any order."""
     together = [group for group in groups if not experiment.alone(group[0])]
-    if (jobs > 1 or backend) and len(together) > 1:
-        with joblib.parallel_config(**(backend or {"backend": "loky", "inner_max_num_threads": 1}), n_jobs=jobs):
-            sweeper = None if backend else os.getpid()
-            calls = (joblib.delayed(_compute)(experiment.run, group, sweeper=sweeper) for group in together)
+    if cluster is not None:
+        yield from _on_ray(experiment, together)
+    elif jobs > 1 and len(together) > 1:
+        with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
+            calls = (joblib.delayed(_compute)(experiment.run, group, sweeper=os.getpid()) for group in together)
             yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
     else:
         yield from (_compute(experiment.run, group) for group in together)
     for group in groups:
         if experiment.alone(group[0]):
             yield _compute(experiment.run, group, alone=True)
+
+
+def _on_ray(experiment: Experiment, groups: Sequence[list[Cell]]) -> Iterator[list[Record]]:
+    """As many at once as the cluster has processors. joblib's Ray backend returns nothing before all is done."""
+    import ray  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra, slow to load
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    remote = ray.remote(num_cpus=1)(_compute)
+    pending = [remote.remote(experiment.run, group) for group in groups]
+    try:
+        while pending:
+            finished, pending = ray.wait(pending)
+            yield from ray.get(finished)
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"{error.cause}") from error
+    finally:  # interrupted, or a cell failed: what nobody waits for is not computed
+        for task in pending:
+            ray.cancel(task)
 
 
 def _compute(
@@ -158,9 +179,9 @@ def _end_with(sweeper: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _backend(cluster: str | None) -> Mapping[str, Any]:
+def _refuse_absent(cluster: str | None) -> None:
     if cluster is None:
-        return {}
+        return
     if cluster != "ray":
         raise ValueError(f"--cluster must be 'ray'; got {cluster!r}. Leave it out to compute on this machine.")
     if find_spec("ray") is None:
@@ -168,7 +189,3 @@ def _backend(cluster: str | None) -> Mapping[str, Any]:
             "--cluster ray needs the package ray, which is not installed. Install it (pip install ray), start a "
             "cluster (ray start --head), or leave the option out to compute on this machine with --jobs."
         )
-    from ray.util.joblib import register_ray  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-
-    register_ray()
-    return {"backend": "ray"}

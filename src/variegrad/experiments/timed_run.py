@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from variegrad.distributed.workers import World
-from variegrad.experiments.timed_worker import each
+from variegrad.experiments.timed_worker import timed
 
 WORKER = "variegrad.experiments.timed_worker"
 TIME_LIMIT = 4 * 3600
@@ -42,7 +42,7 @@ def run_timed(specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int
     if megabits is not None and (reason := no_link()):
         return [{"skipped": reason} for _ in specs]
     if workers == 1 and megabits is None:
-        return each(specs, World())
+        return [timed(spec, World()) for spec in specs]
     with tempfile.TemporaryDirectory() as name:
         specification, result = Path(name, "specification.json"), Path(name, "result.json")
         specification.write_text(json.dumps([dict(spec) for spec in specs]), encoding="utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from variegrad.experiments import data
 from variegrad.experiments.records import write_whole
 from variegrad.experiments.training_run import fresh
 from variegrad.mechanisms import DropConnect
+from variegrad.per_example.evaluate import NotFinite
 from variegrad.training import Evaluation, Every, TrainConfig, train
 
 
@@ -29,7 +30,8 @@ def timed(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
         world: the workers.
 
     Returns:
-        `seconds` of each timed update; or `seconds`, `passes` and `accuracies` at each evaluation.
+        `seconds` of each timed update; or `seconds`, `passes` and `accuracies` at each evaluation; and whether the run
+        `diverged`, after which there are no more of them.
     """
     problem = data.problem(spec["problem"], spec["max_examples"])
     examples = data.tensors(spec["problem"], spec["max_examples"])
@@ -49,38 +51,20 @@ def timed(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
             accuracy=scored, data=examples, every=Every(passes=float(spec["every"])), target=spec["target"]
         )
     found: dict[str, list[float]] = {"seconds": [], "passes": [], "accuracies": []}
-    total = 0.0
-    for step in train(model, problem.losses, examples, config, world, evaluation=evaluation):
-        spent = step.seconds.data + step.seconds.compute + step.seconds.communication
-        total += spent
-        if timed_updates is not None and step.updates > warm:
-            found["seconds"].append(spent)
-        if step.accuracy is not None:
-            found["seconds"].append(total)
-            found["passes"].append(step.passes)
-            found["accuracies"].append(step.accuracy)
-    return found
-
-
-def each(specs: Sequence[Mapping[str, Any]], world: World) -> list[dict[str, Any]]:
-    """Some timed runs, one after the other; one that diverges, on all workers, took forever.
-
-    Args:
-        specs: the runs.
-        world: the workers.
-
-    Returns:
-        Their results.
-    """
-    results: list[dict[str, Any]] = []
-    for spec in specs:
-        try:
-            results.append(timed(spec, world))
-        except ValueError as error:
-            if "finite" not in str(error):
-                raise
-            results.append({"seconds": ["inf"], "passes": [], "accuracies": []})
-    return results
+    total, diverged = 0.0, False
+    try:
+        for step in train(model, problem.losses, examples, config, world, evaluation=evaluation):
+            spent = step.seconds.data + step.seconds.compute + step.seconds.communication
+            total += spent
+            if timed_updates is not None and step.updates > warm:
+                found["seconds"].append(spent)
+            if step.accuracy is not None:
+                found["seconds"].append(total)
+                found["passes"].append(step.passes)
+                found["accuracies"].append(step.accuracy)
+    except NotFinite:  # the same on all workers
+        diverged = True
+    return {**found, "diverged": diverged}
 
 
 def main(specification: Path, result: Path) -> None:
@@ -91,7 +75,7 @@ def main(specification: Path, result: Path) -> None:
         result: where worker 0 writes.
     """
     with workers(timeout=600.0) as world:
-        results = each(json.loads(specification.read_text(encoding="utf-8")), world)
+        results = [timed(spec, world) for spec in json.loads(specification.read_text(encoding="utf-8"))]
         if world.is_first:
             write_whole(result, json.dumps(results, allow_nan=False))
 

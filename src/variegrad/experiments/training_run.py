@@ -18,6 +18,7 @@ from variegrad.experiments import data
 from variegrad.experiments.networks import network
 from variegrad.measure import measure
 from variegrad.mechanisms import DropConnect
+from variegrad.per_example.evaluate import NotFinite
 from variegrad.training import TrainConfig, train
 from variegrad.training.evaluation import mean_of
 
@@ -68,9 +69,7 @@ def run_once(cell: Mapping[str, Any] | Any) -> dict[str, Any]:
             if step.examples >= cell["at"][len(found["passes"]) - 1] and not note(step.passes):
                 diverged = True
                 break
-    except ValueError as error:
-        if "finite" not in str(error):
-            raise
+    except NotFinite:
         diverged = True
     if diverged:
         for name in ("losses", "test_losses"):
