@@ -16,10 +16,10 @@ from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
 from variegrad.report.curves import Series, panels
 
-NAME, VERSION = "figure-1b", 1
+NAME, VERSION = "figure-1b", 2
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8", "target": 0.95,
-    "batch_sizes": [16, 64, 256, 512], "grid": [-14, -12, -10, -8, -6], "passes": 40, "points": 40, "seeds": 3,
+    "batch_sizes": [16, 32, 64, 128, 256], "grid": [-14, -12, -10, -8, -6], "passes": 80, "points": 80, "seeds": 3,
     "tuning": 1,
 }  # fmt: skip
 PROFILES = {

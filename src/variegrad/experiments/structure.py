@@ -22,8 +22,8 @@ from variegrad.report.curves import Series, panels
 
 NAME, VERSION = "structure", 1
 SMALL: dict[str, Any] = {
-    "problem": "mnist", "without_data": "digits", "max_examples": 1000, "batch_size": 32, "passes": 8, "points": 8,
-    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 2,
+    "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 8, "points": 4,
+    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 1,
     "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
     "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
     "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
@@ -144,8 +144,7 @@ EXPERIMENT = Experiment(
     title="Open question: structure and gradient diversity",
     claim="Left open by the paper: how width, depth and activation functions impact gradient diversity.",
     choices="One factor at a time, from a perceptron with two hidden layers of 64 and a convolutional network with 4 "
-    "and 8 channels, in PyTorch's default initialisation. The same 1,000 training examples for every network, "
-    "B = 32, 8 passes, one step size for each network, of least mean training loss; B_D is exact over all "
-    "examples.",
+    "and 8 channels, in PyTorch's default initialisation. The same training examples for every network (500 in the "
+    "small profile, 8 passes at B = 32), one step size for each network, of least mean training loss; B_D is exact.",
     profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary,
 )  # fmt: skip

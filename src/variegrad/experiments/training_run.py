@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from variegrad.experiments import data
 from variegrad.experiments.networks import network
+from variegrad.experiments.records import Cell
 from variegrad.measure import measure
 from variegrad.mechanisms import DropConnect
 from variegrad.per_example.evaluate import NotFinite
@@ -25,12 +26,13 @@ from variegrad.training.evaluation import mean_of
 BOUND_EXAMPLES = 1000  # B_D is exact over so many examples of the training set, its first ones
 
 
-def run_once(cell: Mapping[str, Any] | Any) -> dict[str, Any]:
+def run_once(cell: Cell) -> dict[str, Any]:
     """Train and measure.
 
     Args:
         cell: with problem, max_examples, network, r, drop, batch_size, step_size, seed, `at` (samples after which it is
-            measured) and `bounds` (whether B_D is measured there, too).
+            measured), `bounds` (whether B_D is measured there, too) and perhaps `target` (a training accuracy that
+            ends the run).
 
     Returns:
         `passes`, `losses`, `accuracies`, `test_losses`, `test_accuracies`, `bounds` at the points, `online_loss`, the
@@ -61,14 +63,16 @@ def run_once(cell: Mapping[str, Any] | Any) -> dict[str, Any]:
             found["bounds"].append(measure(model, problem.losses, first).batch_size_bound if whole else math.nan)
         return whole
 
+    target = cell.values.get("target", math.inf)
     note(0.0)
     online, updates, diverged = 0.0, 0, False
     try:
         for step in train(model, problem.losses, trained_on, config):
             online, updates = online + step.mean_loss, updates + 1
-            if step.examples >= cell["at"][len(found["passes"]) - 1] and not note(step.passes):
-                diverged = True
-                break
+            if step.examples >= cell["at"][len(found["passes"]) - 1]:
+                diverged = not note(step.passes)
+                if diverged or found["accuracies"][-1] >= target:
+                    break
     except NotFinite:
         diverged = True
     if diverged:
