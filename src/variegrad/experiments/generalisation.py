@@ -6,7 +6,7 @@ The paper's claim is about variance: the standard deviation of the test accuracy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from scipy.stats import f as fisher
 
 from variegrad.experiments import training_run
-from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
+from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Finding, interval, verdict
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.experiments.tuned_runs import Arm, TunedRuns
 from variegrad.report.curves import Series, panels
 
 VERSION = 1
@@ -35,29 +35,14 @@ def generalisation(*, name: str, title: str, choices: str, profiles: dict[str, d
     Returns:
         The experiment.
     """
-
-    def cell_at(settings: Settings, batch_size: int) -> Callable[[int, int], Cell]:
-        fixed = {key: settings[key] for key in ("problem", "max_examples", "data", "network")}
-        largest = max(settings["batch_sizes"])
-        at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], largest)
-        return lambda half_octaves, seed: Cell(experiment=name, version=VERSION, values={
-            **fixed, "r": 1, "drop": 0.0, "batch_size": batch_size, "seed": seed, "at": at, "bounds": True,
-            "step_size": step_size(half_octaves, batch_size),
-        })  # fmt: skip
-
-    def searched(settings: Settings, records: Records, batch_size: int) -> Search:
-        return search(
-            cell_at(settings, batch_size), lambda record: float(record["online_loss"]), records, grid=settings["grid"],
-            seeds=seeds(settings), tuning_seeds=seeds(settings)[: settings["tuning"]],
-        )  # fmt: skip
+    runs_of = TunedRuns(experiment=name, version=VERSION)
 
     def tuned(settings: Settings, records: Records, batch_size: int) -> list[Record]:
-        best = searched(settings, records, batch_size).best
-        assert best is not None
-        return [records[cell_at(settings, batch_size)(best, seed).key] for seed in seeds(settings)]
+        return runs_of.repeats(settings, records, Arm(batch_size=batch_size))
 
     def cells(settings: Settings, records: Records) -> list[Cell]:
-        return [cell for size in settings["batch_sizes"] for cell in searched(settings, records, size).cells]
+        searches = [runs_of.search(settings, records, Arm(batch_size=size)) for size in settings["batch_sizes"]]
+        return [cell for found in searches for cell in found.cells]
 
     def plot(settings: Settings, records: Records) -> Figure:
         parts = []

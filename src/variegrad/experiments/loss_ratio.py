@@ -6,21 +6,19 @@ One experiment for each network; each arm (r, batch size, with or without DropCo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise, product
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
-from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
+from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.experiments.tuned_runs import Arm, TunedRuns
 from variegrad.report.curves import Series, panels
 
 VERSION = 1
-Arm = tuple[float, int, int]  # drop probability, replication, batch size
 
 
 def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[str, Any]]) -> Experiment:
@@ -35,33 +33,16 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
     Returns:
         The experiment.
     """
+    runs_of = TunedRuns(experiment=name, version=VERSION)
 
-    def cell_at(settings: Settings, arm: Arm) -> Callable[[int, int], Cell]:
-        drop, r, batch_size = arm
-        fixed = {key: settings[key] for key in ("problem", "max_examples", "data", "network")}
-        largest = max(settings["batch_sizes"])
-        at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], largest)
-        return lambda half_octaves, seed: Cell(experiment=name, version=VERSION, values={
-            **fixed, "r": r, "drop": drop, "batch_size": batch_size, "seed": seed, "at": at, "bounds": True,
-            "step_size": step_size(half_octaves, batch_size),
-        })  # fmt: skip
-
-    def searched(settings: Settings, records: Records, arm: Arm) -> Search:
-        return search(
-            cell_at(settings, arm), lambda record: float(record["online_loss"]), records, grid=settings["grid"],
-            seeds=seeds(settings), tuning_seeds=seeds(settings)[: settings["tuning"]],
-        )  # fmt: skip
-
-    def tuned(settings: Settings, records: Records, arm: Arm) -> list[Record]:
-        best = searched(settings, records, arm).best
-        assert best is not None
-        return [records[cell_at(settings, arm)(best, seed).key] for seed in seeds(settings)]
+    def tuned(settings: Settings, records: Records, drop: float, r: int, batch_size: int) -> list[Record]:
+        return runs_of.repeats(settings, records, Arm(drop=drop, r=r, batch_size=batch_size))
 
     def cells(settings: Settings, records: Records) -> list[Cell]:
-        return [cell for arm in _arms(settings) for cell in searched(settings, records, arm).cells]
+        return [cell for arm in _arms(settings) for cell in runs_of.search(settings, records, arm).cells]
 
     def ratios(settings: Settings, records: Records, drop: float, r: int) -> list[list[float]]:
-        small, large = (tuned(settings, records, (drop, r, size)) for size in settings["batch_sizes"])
+        small, large = (tuned(settings, records, drop, r, size) for size in settings["batch_sizes"])
         return [
             [b / a if a else math.inf for a, b in zip(few["losses"][1:], many["losses"][1:], strict=True)]
             for few, many in zip(small, large, strict=True)
@@ -74,7 +55,7 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
             series = []
             for r in settings["replications"]:
                 runs = ratios(settings, records, drop, r)
-                passes = tuned(settings, records, (drop, r, large))[0]["passes"][1:]
+                passes = tuned(settings, records, drop, r, large)[0]["passes"][1:]
                 series.append(Series.of(f"r = {r}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
             what = f"DropConnect {drop:g}" if drop else "no mechanism"
             parts.append(("passes over the data", f"loss at {large} over loss at {small}, {what}", series))
@@ -88,7 +69,7 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
         plain, dropped = settings["drops"]
         growth = [_gap(table[plain, a], table[plain, b]) for a, b in pairwise(settings["replications"])]
         lower = [_gap(table[dropped, r], table[plain, r]) for r in settings["replications"]]
-        found = [searched(settings, records, arm) for arm in _arms(settings)]
+        found = [runs_of.search(settings, records, arm) for arm in _arms(settings)]
         inside = sum(one.interior for one in found)
         return [
             Finding(
@@ -118,7 +99,8 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
 
 
 def _arms(settings: Settings) -> list[Arm]:
-    return list(product(settings["drops"], settings["replications"], settings["batch_sizes"]))
+    sizes = product(settings["drops"], settings["replications"], settings["batch_sizes"])
+    return [Arm(drop=drop, r=r, batch_size=size) for drop, r, size in sizes]
 
 
 def _gap(one: list[float], other: list[float]) -> Interval:
