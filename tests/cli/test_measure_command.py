@@ -85,6 +85,14 @@ def test_the_json_is_one_strict_document_with_progress_on_standard_error(variegr
     assert again["points"] == found["points"]
 
 
+def test_a_batch_holds_all_examples_where_there_are_fewer_than_usual(variegrad):
+    said = variegrad("measure", "digits", "--max-examples", 30, "--passes", 2, "--points", 2, "--json")
+    found = strict(said.out)
+    assert found["settings"]["batch_size"] == 30
+    assert found["points"][-1]["updates"] == 2
+    assert "The run's batch of 30 is" in found["advice"]
+
+
 def test_zero_gradients_are_said_in_words_and_stay_json(variegrad, own):
     said = variegrad("measure", "own_problem:flat", "--points", 2, "--json")
     found = strict(said.out)
@@ -129,6 +137,10 @@ BAD = {
     "unknown mechanism": (["digits", "--mechanism", "drop"], "--mechanism 'drop' is none of: dropconnect:P"),
     "mechanism without number": (["digits", "--mechanism", "langevin:x"], "'x' is not a number"),
     "probability 1": (["digits", "--mechanism", "dropconnect:1"], "p must lie in [0, 1); got 1.0"),
+    "data smaller than a batch": (
+        ["digits", "--max-examples", "9", "--batch-size", "10"],
+        "got 10 for 9 examples. Take at most 9",
+    ),
     "a word for a number": (["digits", "--batch-size", "many"], "Invalid value for '--batch-size'"),
     "unknown option": (["digits", "--bach-size", "3"], "No such option: --bach-size"),
     "unknown module": (["nosuchmodule:f"], "importing nosuchmodule failed"),

@@ -104,7 +104,7 @@ INVARIANT = {
     "with replacement": lambda w: run(w, config()),
     "epochs whose last batch leaves workers idle": lambda w: run(w, config(sampling=Epochs()), data=examples(11)),
     "data smaller than a batch": lambda w: run(w, config(batch_size=8), data=examples(3)),
-    "data smaller than a batch, epochs": lambda w: run(w, config(batch_size=8, sampling=Epochs()), data=examples(3)),
+    "a batch of all examples, epochs": lambda w: run(w, config(sampling=Epochs()), data=examples(5)),
     "tied, seldom used, unused and frozen parameters": lambda w: run(w, config(), model=Net()),
     "projection": lambda w: run(w, config(projection=Ball(1.5))),
     "augmented data": lambda w: run(w, config(), data=Augmented()),

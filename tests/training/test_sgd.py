@@ -252,7 +252,7 @@ def test_sparse_gradients_and_unused_parameters():
         (0.1, 60, WithReplacement(), [4, 8]),
         (0.1, 40, WithReplacement(), [4]),  # 0.1 · 40 is not quite 4 in binary
         (2.0, 3, WithReplacement(), [4, 8]),  # fewer examples than a batch holds
-        (2.0, 3, Epochs(), [3, 6]),
+        (2.0, 4, Epochs(), [4, 8]),  # as many as a batch holds
     ],
 )
 def test_the_last_update_completes_the_passes(passes, n, sampling, examples):
@@ -349,6 +349,12 @@ class Endless(IterableDataset):
     ("options", "kind", "message"),
     [
         ({"data": dataset(0)}, ValueError, "the training set holds no examples"),
+        (
+            {"data": dataset(3), "sampling": Epochs()},
+            ValueError,
+            r"batch_size must be at most the number of examples, each of which Epochs\(\) draws once a pass; "
+            r"got 4 for 3 examples\. Take at most 3, or sampling=WithReplacement\(\)\.",
+        ),
         ({"start": -1}, ValueError, "start must be a number of samples seen, not negative; got -1"),
         ({"data": Endless()}, TypeError, "the data set must have a length"),
         (

@@ -23,6 +23,7 @@ from variegrad.cli.mechanisms import parse_mechanism
 from variegrad.cli.table import table
 from variegrad.mechanisms import Mechanism
 from variegrad.problems import load
+from variegrad.problems.subset import size
 from variegrad.report import write_report
 
 
@@ -47,7 +48,9 @@ def measure(
     ] = "digits",
     passes: Annotated[float, typer.Option(help="How long to train, in passes over the training set.")] = 10,
     points: Annotated[int, typer.Option(help="How many exact measurements along the run, denser early.")] = 12,
-    batch_size: Annotated[int, typer.Option(help="B of the training run, in examples.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="B of the training run, in examples. Default: 64, or all where there are fewer.")
+    ] = None,
     step_size: Annotated[
         float | None,
         typer.Option(
@@ -79,7 +82,7 @@ def measure(
     `variegrad measure mnist --data-root data --max-examples 2000 --mechanism dropconnect:0.4`
     """
     mechanisms = [parse_mechanism(text) for text in mechanism or ["dropconnect:0.4", "dropconnect:0.5"]]
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1 example; got {batch_size}.")
     if report is not None and not (standing := next(p for p in (report, *report.parents) if p.exists())).is_dir():
         raise ValueError(f"--report {report}: {standing} is a file; name a folder.")
@@ -87,7 +90,8 @@ def measure(
     with errors.status(escape(f"reading {problem} …")):
         loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
     settings = Settings(
-        passes=passes, points=points, batch_size=batch_size, seed=seed, mechanisms=mechanisms, data_root=data_root,
+        passes=passes, points=points, seed=seed, mechanisms=mechanisms, data_root=data_root,
+        batch_size=max(1, min(64, size(loaded.train))) if batch_size is None else batch_size,
         max_examples=max_examples, step_size=loaded.step_size if step_size is None else step_size,
     )  # fmt: skip
     started, began = datetime.now(UTC), time.perf_counter()

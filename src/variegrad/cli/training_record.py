@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from datetime import datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def settings(problem: Problem, config: TrainConfig, world: World) -> dict[str, A
     }  # fmt: skip
 
 
+@cache  # reading the packages' files takes milliseconds, and every checkpoint says them
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on beside its settings.
 

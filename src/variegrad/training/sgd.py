@@ -72,8 +72,8 @@ def train(
 
     Raises:
         TypeError: if the model is wrapped, or the data set has no length.
-        ValueError: if workers differ, B < P, the data is empty, batch statistics would differ between workers, or a
-            loss or gradient is not finite.
+        ValueError: if workers differ, B < P, B > n without replacement, the data is empty, batch statistics would
+            differ between workers, or a loss or gradient is not finite.
         RuntimeError: if a worker fails or does not answer: on all workers, at the same update.
 
     Source: equation (2) and Section 3 of the paper.
@@ -91,6 +91,11 @@ def train(
         raise ValueError(
             f"batch_size must be at least the number of workers, which share each batch; got {config.batch_size} "
             f"for {world.size} workers."
+        )
+    if isinstance(config.sampling, Epochs) and config.batch_size > count:
+        raise ValueError(
+            "batch_size must be at most the number of examples, each of which Epochs() draws once a pass; "
+            f"got {config.batch_size} for {count:,} examples. Take at most {count:,}, or sampling=WithReplacement()."
         )
     if start < 0:
         raise ValueError(f"start must be a number of samples seen, not negative; got {start}.")
