@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,8 @@ def test_each_command_runs(command, tmp_path, monkeypatch, capfd, request):
     if "bound" in arguments:
         arguments[1] = str(request.getfixturevalue("data_root") / arguments[1].removeprefix("data/"))
     (tmp_path / "mine.py").write_text(next(text for text in PYTHON if text.startswith("# mine.py")))
+    if arguments[0] == "report":
+        shutil.copytree(ROOT / arguments[1] / "theorem-6", tmp_path / arguments[1] / "theorem-6")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     trains = arguments[0] in {"measure", "plan"}

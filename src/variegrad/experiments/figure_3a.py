@@ -25,7 +25,7 @@ from variegrad.training import Every, TrainConfig, twin_runs
 NAME, VERSION = "figure-3a", 1
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8",
-    "batch_sizes": [32, 128, 512], "grid": [-14, -12, -10, -8, -6], "passes": 10, "points": 5, "seeds": 5, "tuning": 1,
+    "batch_sizes": [32, 128, 512], "grid": [-14, -12, -10, -8, -6], "passes": 10, "points": 5, "seeds": 10, "tuning": 1,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "network": "mlp:8:relu", "batch_sizes": [8, 32],
