@@ -8,7 +8,7 @@ from variegrad.experiments.generalisation import generalisation
 
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8",
-    "batch_sizes": [32, 512], "grid": [-14, -12, -10, -8, -6], "passes": 20, "points": 10, "seeds": 5, "tuning": 1,
+    "batch_sizes": [32, 512], "grid": [-14, -12, -10, -8, -6], "passes": 12, "points": 6, "seeds": 5, "tuning": 1,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:8:relu", "batch_sizes": [4, 32],

@@ -25,7 +25,7 @@ from variegrad.report.curves import Series, panels
 NAME, VERSION = "table-1", 2
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 1000, "network": "mnist-cnn:8", "workers": 2,
-    "batch_sizes": [64, 128, 256, 512], "drops": [0.4, 0.5], "grid": [-10, -8, -6, -4], "passes": 20, "every": 0.5,
+    "batch_sizes": [32, 128, 512], "drops": [0.4, 0.5], "grid": [-10, -8, -6, -4], "passes": 20, "every": 0.5,
     "targets": [0.90, 0.95, 0.99], "links": [None, 1000, 100], "seeds": 3, "tuning": 1,
 }  # fmt: skip
 PROFILES = {
