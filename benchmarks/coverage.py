@@ -1,15 +1,18 @@
 """Coverage of the intervals of B_D on populations whose B_D is known, with the code that ships.
 
     python benchmarks/coverage.py --seeds 11 12 13 --table docs/intervals.md
+    python benchmarks/coverage.py --seeds 11 12 13 --table docs/intervals.md --pooled
 
 For every cell (population, m, true B_D, fresh data or a finite set) many samples are drawn; counted are those whose
 two-sided interval holds the true B_D, and those whose lower confidence bound lies below it. The bars: 0.90 and 0.94.
+Pooled cells are windows of a Monitor: K steps, of each the norm of the batch's sum and the norms of half its examples.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from variegrad.estimate.coherence import coherence_from_gram, coherence_limits, inverse_bound
+from variegrad.estimate.pooled import pooled_estimate
 
 COUNTS = (16, 64, 256)
 BOUNDS = (4.0, 16.0, 64.0, 256.0, 1000.0)
@@ -28,7 +32,10 @@ CHUNK = 100
 TWO_SIDED_BAR, LOWER_BAR = 0.90, 0.94
 FRESH, FINITE, WORKER = "fresh data", "without replacement from n = 4m", "workers of 8 examples each"
 SOURCES = {FRESH: (COUNTS, BOUNDS), FINITE: (COUNTS, FINITE_BOUNDS), WORKER: (WORKERS, BOUNDS)}
-BEGIN, END = "<!-- coverage table: begin -->", "<!-- coverage table: end -->"
+STEPS, EXAMPLES_OF_A_STEP, NORMS_OF_A_STEP = (8, 16, 64), 16, 8
+POOLED = f"pooled steps of {EXAMPLES_OF_A_STEP} examples, the norms of {NORMS_OF_A_STEP} known"
+POOLED_SOURCES = {POOLED: (STEPS, BOUNDS)}
+LETTERS = {FRESH: "m", FINITE: "m", WORKER: "P", POOLED: "K"}
 
 Draw = Callable[[int], Tensor]
 """Rows → that many independent gradients."""
@@ -192,34 +199,69 @@ def run_cell(population: Population, source: str, count: int, bound: float, repe
     )
 
 
-def run(repeats: int, seed: int) -> Iterator[Cell]:
+def run_pooled_cell(population: Population, source: str, count: int, bound: float, repeats: int, seed: int) -> Cell:
+    """The same for windows of K steps of fresh data."""
+    generator = torch.Generator().manual_seed(seed)
+    draw, true_bound = population.build(bound, generator)
+    examples, known = EXAMPLES_OF_A_STEP, NORMS_OF_A_STEP
+    found = []
+    for start in range(0, repeats, CHUNK):
+        chunk = min(CHUNK, repeats - start)
+        rows = draw(chunk * count * examples).view(chunk, count, examples, -1)
+        norms = rows[:, :, :known].square().sum(3).mean(2)
+        products = (rows.sum(2).square().sum(2) - examples * norms) / (examples * (examples - 1))
+        windows = torch.stack([torch.ones_like(norms), products, norms], 2).tolist()
+        found += [pooled_estimate(window, population=None, confidence=0.95) for window in windows]
+    return Cell(
+        population=population.name,
+        judged=population.judged,
+        source=source,
+        count=count,
+        bound=true_bound,
+        two_sided=statistics.fmean(one.low <= true_bound <= one.high for one in found),
+        lower=statistics.fmean(one.lower_confidence_bound <= true_bound for one in found),
+        usable=statistics.median(one.lower_confidence_bound for one in found) / true_bound,
+    )
+
+
+def run(repeats: int, seed: int, *, pooled: bool) -> Iterator[Cell]:
     """Every cell, one after the other, each with a seed of its own."""
     number = 0
     for population in POPULATIONS:
-        for source, (counts, bounds) in SOURCES.items():
+        for source, (counts, bounds) in (POOLED_SOURCES if pooled else SOURCES).items():
             for count in counts:
                 for bound in bounds:
                     number += 1
-                    yield run_cell(population, source, count, bound, repeats, seed * 10_007 + number)
+                    of_cell = run_pooled_cell if pooled else run_cell
+                    yield of_cell(population, source, count, bound, repeats, seed * 10_007 + number)
 
 
-def table(cells_by_seed: list[list[Cell]], repeats: int, seeds: list[int]) -> str:
+def markers(pooled: bool) -> tuple[str, str]:
+    """The comments around a table in the document."""
+    name = "pooled coverage table" if pooled else "coverage table"
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def table(cells_by_seed: list[list[Cell]], repeats: int, seeds: list[int], *, pooled: bool) -> str:
     """The worst of the seeds, cell by cell: two-sided / lower bound (its median as a fraction of the truth)."""
     given = f"--repeats {repeats} --seeds {' '.join(map(str, seeds))}"
+    begin, end = markers(pooled)
+    lowest = f"Each entry is the lowest of {len(seeds)} seeds:" if len(seeds) > 1 else "Each entry:"
     lines = [
-        BEGIN,
+        begin,
         "",
-        f"Made by `python benchmarks/coverage.py {given} --table docs/intervals.md`: {repeats:,} samples a cell",
-        f"and seed. Each entry is the lowest of {len(seeds)} seeds: two-sided coverage / coverage of the lower bound,",
+        f"Made by `python benchmarks/coverage.py {given} --table docs/intervals.md{' --pooled' * pooled}`: {repeats:,} "
+        f"{'windows' if pooled else 'samples'} a cell",
+        f"and seed. {lowest} two-sided coverage / coverage of the lower bound,",
         "and in brackets the median lower bound as a fraction of the true bound.",
         "A † stands where a seed fell below 0.90 or 0.94.",
         "",
     ]
-    for source, (_, bounds) in SOURCES.items():
+    for source, (_, bounds) in (POOLED_SOURCES if pooled else SOURCES).items():
         lines += [
             f"**{source.capitalize()}**",
             "",
-            f"| population | {'P' if source == WORKER else 'm'} | "
+            f"| population | {LETTERS[source]} | "
             + " | ".join(f"B_D {'≈' if source == FINITE else '='} {b:g}" for b in bounds)
             + " |",
             "|---|---|" + "---|" * len(bounds),
@@ -236,7 +278,7 @@ def table(cells_by_seed: list[list[Cell]], repeats: int, seeds: list[int]) -> st
                 )
             lines.append(f"| {chosen[0][start].population} | {chosen[0][start].count} | " + " | ".join(entries) + " |")
         lines.append("")
-    return "\n".join([*lines, END])
+    return "\n".join([*lines, end])
 
 
 def main() -> None:
@@ -245,12 +287,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11])
     parser.add_argument("--table", type=Path, help="a Markdown file whose coverage table is replaced")
+    parser.add_argument("--pooled", action="store_true", help="the cells of pooled steps, and their table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began, cells_by_seed = time.perf_counter(), []
     for seed in arguments.seeds:
         cells = []
-        for cell in run(arguments.repeats, seed):
+        for cell in run(arguments.repeats, seed, pooled=arguments.pooled):
             cells.append(cell)
             print(
                 f"seed {seed}  {cell.population:36s} {cell.source:31s} {cell.count:3d} "
@@ -267,10 +310,11 @@ def main() -> None:
     )
     if arguments.table:
         text = arguments.table.read_text()
+        begin, end = markers(arguments.pooled)
         new = (
-            text[: text.index(BEGIN)]
-            + table(cells_by_seed, arguments.repeats, arguments.seeds)
-            + text[text.index(END) + len(END) :]
+            text[: text.index(begin)]
+            + table(cells_by_seed, arguments.repeats, arguments.seeds, pooled=arguments.pooled)
+            + text[text.index(end) + len(end) :]
         )
         temporary = arguments.table.with_suffix(".tmp")
         temporary.write_text(new)

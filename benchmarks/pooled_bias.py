@@ -1,11 +1,15 @@
 """Is the pooled reading of a `Monitor` right? Its interval against `measure`, at fixed weights, in 200 seeded runs.
 
     python benchmarks/pooled_bias.py                       # all problems; goes on where it was interrupted
-    python benchmarks/pooled_bias.py --problems digits --runs 20 --out bias.json
+    python benchmarks/pooled_bias.py --problems digits --runs 20 --out bias.json --moments bias-moments.json
 
 Each problem is trained for a while, then its weights stay as they are. A run watches some dozens of batches, each drawn
 without replacement, and asks whether the last interval contains B_D of the whole data set, by `measure`. The share of
 200 nominal 95 % intervals has a standard error of 1.5 points.
+
+What the Monitor measured in each run, (pairs, Û, M̂²) of every batch, is kept; intervals are made from it anew each
+time, so that another way to make them is compared on the very same runs. Delete the file after a change of the
+engine or of the monitor.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from torch.utils.data import TensorDataset
 
 from variegrad import Monitor, measure
 from variegrad.keys import draws_with_replacement, generator
+from variegrad.monitor.pool import Window
 from variegrad.problems.registry import load
 
 HERE = Path(__file__).parent
@@ -75,8 +80,16 @@ def trained(name):
     return model, losses, columns, size, truth
 
 
+def interval(moments, population):
+    """The reading that a Monitor makes of these batches."""
+    window = Window(WATCHED)
+    window.load(moments)
+    found = window.estimate(population=population, confidence=0.95)
+    return [found.batch_size_bound, found.low, found.high, found.lower_confidence_bound]
+
+
 def run(model, losses, columns, size, monitor, seed):
-    """One run: the last reading after `WATCHED` batches."""
+    """One run: (pairs, Û, M̂²) of `WATCHED` batches, as the Monitor saw them."""
     draw = generator(seed, "pooled bias")
     for _ in range(WATCHED):
         at = torch.from_numpy(draw.choice(len(columns[0]), size, replace=False))
@@ -84,8 +97,11 @@ def run(model, losses, columns, size, monitor, seed):
         monitor.watch(per_example)
         per_example.mean().backward()
         model.zero_grad(set_to_none=True)
-    latest = monitor.latest
-    return [latest.batch_size_bound, latest.low, latest.high, latest.lower_confidence_bound]
+    latest, moments = monitor.latest, monitor.state_dict()["window"]
+    read = [latest.batch_size_bound, latest.low, latest.high, latest.lower_confidence_bound]
+    if read != interval(moments, len(columns[0])):
+        raise SystemExit(f"run {seed}: the kept moments do not give the Monitor's own reading {read}.")
+    return moments
 
 
 def summary(found):
@@ -138,7 +154,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="report; by default that of today. Its runs are kept")
+    parser.add_argument("--out", type=Path, help="report; by default that of today")
+    parser.add_argument(
+        "--moments", type=Path, default=HERE.parent / "runs" / "pooled-bias.json", help="what was measured; is kept"
+    )
     arguments = parser.parse_args()
     date = datetime.now(UTC).date().isoformat()
     out = arguments.out or HERE / "reports" / f"pooled-bias-{date}.json"
@@ -146,22 +165,30 @@ def main():
         "date": date, "machine": machine(), "problems": {},
         "command": " ".join(["python benchmarks/pooled_bias.py", *sys.argv[1:]]),
     }  # fmt: skip
-    if out.exists():
-        document["problems"] = json.loads(out.read_text())["problems"]
+    arguments.moments.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(arguments.moments.read_text()) if arguments.moments.exists() else {}
     for name in arguments.problems:
         model, losses, columns, size, truth = trained(name)
-        found = document["problems"].setdefault(name, {"truth": truth, "runs": {}})
-        if not math.isclose(found["truth"], truth, rel_tol=1e-4):
-            raise SystemExit(f"{out} holds {name} at other weights: move it away first.")
+        measured = kept.setdefault(name, {"truth": truth, "population": len(columns[0]), "runs": {}})
+        if not math.isclose(measured["truth"], truth, rel_tol=1e-4):
+            raise SystemExit(f"{arguments.moments} holds {name} at other weights: move it away first.")
         monitor = Monitor(model, every=1, window=WATCHED, population=len(columns[0]))
         fresh = monitor.state_dict()
-        missing = [seed for seed in range(arguments.runs) if str(seed) not in found["runs"]]
+        missing = [seed for seed in range(arguments.runs) if str(seed) not in measured["runs"]]
         for k, seed in enumerate(track(missing, description=name)):
             monitor.load_state_dict(fresh)
-            found["runs"][str(seed)] = run(model, losses, columns, size, monitor, seed)
+            measured["runs"][str(seed)] = run(model, losses, columns, size, monitor, seed)
             if k % 10 == 9 or seed == missing[-1]:
-                write(out, json.dumps(document) + "\n")
-                write(out.with_suffix(".md"), markdown(document))
+                write(arguments.moments, json.dumps(kept) + "\n")
+        document["problems"] = {
+            name: {
+                "truth": one["truth"],
+                "runs": {seed: interval(moments, one["population"]) for seed, moments in one["runs"].items()},
+            }
+            for name, one in kept.items()
+        }
+        write(out, json.dumps(document) + "\n")
+        write(out.with_suffix(".md"), markdown(document))
     print(markdown(document))
 
 

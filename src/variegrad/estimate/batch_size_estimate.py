@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from variegrad.estimate.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound
+from variegrad.estimate.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
 from variegrad.moments import ZERO_TOTAL
 
 # Below this many independent values the jackknife's variance means nothing.
@@ -101,6 +101,7 @@ def estimate_from_coherence(
     sampled_fraction: float,
     minimum: int = MINIMUM_EXAMPLES,
     examples_per_row: float = 1.0,
+    limits: CoherenceLimits | None = None,
 ) -> BatchSizeEstimate:
     """The estimate that belongs to one (unbatched) coherence.
 
@@ -111,6 +112,7 @@ def estimate_from_coherence(
         sampled_fraction: the fraction of the population that was seen.
         minimum: rows below which no interval is given.
         examples_per_row: b where each row is the mean of b examples; ρ = ρ_w/(ρ_w + b(1−ρ_w)).
+        limits: of the rows' ρ; by default `coherence_limits`.
 
     Returns:
         B̂_D with its interval.
@@ -138,14 +140,16 @@ def estimate_from_coherence(
         # Up to rounding, a population whose gradients cancel has 1/B = 0.
         return math.inf if inverse <= ZERO_TOTAL else max(1.0, 1 / inverse)
 
-    least = 0.0 if population is None else _per_row(-1 / max(population - 1, 1), examples_per_row)
     known = sampled_fraction == 1
     enough = known or (coherence.rows >= minimum and math.isfinite(coherence.variance))
     if known:
         limits = CoherenceLimits(coherence.value, coherence.value, coherence.value)
         standard_error = 0.0
     else:
-        limits = coherence_limits(coherence, confidence=confidence, least=least, sampled_fraction=sampled_fraction)
+        least = _per_row(least_coherence(population), examples_per_row)
+        limits = limits or coherence_limits(
+            coherence, confidence=confidence, least=least, sampled_fraction=sampled_fraction
+        )
         scale = _slope(row, examples_per_row) * math.sqrt(1 - sampled_fraction)
         standard_error = scale * math.sqrt(float(coherence.variance)) if enough else math.inf
 

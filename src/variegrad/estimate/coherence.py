@@ -179,7 +179,7 @@ def coherence_limits(
     """
     m = coherence.rows
     standard_error = (coherence.variance * (1 - sampled_fraction)) ** 0.5
-    t, t_safe = _quantiles(m - 1, confidence)
+    t, t_safe = t_quantiles(m - 1, confidence)
     lean = SKEWNESS_WEIGHT * _at_least(-coherence.skewness, 0.0) * (1 + 2 * t**2) / (6 * m**0.5)
     centre = _at_least(coherence.value, least)
     return CoherenceLimits(
@@ -190,7 +190,16 @@ def coherence_limits(
 
 
 @lru_cache(maxsize=256)
-def _quantiles(freedom: int, confidence: float) -> tuple[float, float]:
+def t_quantiles(freedom: int, confidence: float) -> tuple[float, float]:
+    """Student's t of the two-sided limits and of the safe one.
+
+    Args:
+        freedom: degrees of freedom.
+        confidence: of the two-sided interval.
+
+    Returns:
+        Both quantiles.
+    """
     safe = 1 - (1 - confidence) / BOUND_STRICTNESS
     return float(stdtrit(freedom, (1 + confidence) / 2)), float(stdtrit(freedom, safe))
 
@@ -210,3 +219,15 @@ def inverse_bound(coherence: Real, population: int | None) -> Real:
         1/B_D; zero or less where B_D has no bound.
     """
     return coherence if population is None else 1 / population + (1 - 1 / population) * coherence
+
+
+def least_coherence(population: int | None) -> float:
+    """The smallest ρ that can be, where all gradients sum to zero.
+
+    Args:
+        population: n, or None for fresh data.
+
+    Returns:
+        −1/(n−1); 0 for fresh data.
+    """
+    return 0.0 if population is None else -1 / max(population - 1, 1)

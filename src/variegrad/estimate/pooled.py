@@ -1,12 +1,8 @@
 """B_D pooled over many steps: a ratio of sums, with a delete-block jackknife.
 
 ρ̂ = ΣÛ_k/ΣM̂²_k over steps k; a mean of the steps' own ratios would be far off. Consecutive steps share a block, so that
-their correlation stays inside; the blocks are at most `max_blocks`, and merge pairwise when full. Blocks of unequal
-length (the last is filling) enter by the delete-m_j jackknife: with h_j = N/N_j and pseudo-values
-τ_j = h_jρ̂ − (h_j−1)ρ̂₍₋ⱼ₎ and τ̄ = Στ_j/h_j, V = (1/K)Σ(τ_j − τ̄)²/(h_j−1), the usual
-jackknife where the blocks are equal.
-
-Source: Busing, Meijer and van der Leeden (1999) for unequal blocks.
+their correlation stays inside; the blocks are at most `max_blocks`, and merge pairwise when full. Limits, also from
+blocks of unequal length (the last is filling): `variegrad.estimate.ratio_of_sums`.
 """
 
 from __future__ import annotations
@@ -17,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from variegrad.estimate.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
-from variegrad.estimate.coherence import Coherence
+from variegrad.estimate.coherence import least_coherence
+from variegrad.estimate.ratio_of_sums import Block, ratio_limits, ratio_of_sums
 from variegrad.estimate.step_moments import StepMoments
-
-Block = tuple[float, float, float]
-"""Steps of a block, ΣÛ and ΣM̂² over them."""
 
 
 class PooledCoherence:
@@ -130,30 +124,15 @@ def pooled_estimate(blocks: Sequence[Block], *, population: int | None, confiden
     Returns:
         The estimate, with `count` = blocks.
     """
+    ratio = ratio_of_sums(blocks)
     return estimate_from_coherence(
-        _block_jackknife(blocks), population=population, confidence=confidence, sampled_fraction=0.0
+        ratio.coherence,
+        population=population,
+        confidence=confidence,
+        sampled_fraction=0.0,
+        limits=ratio_limits(ratio, confidence=confidence, least=least_coherence(population)),
     )
 
 
 def _sum(a: Block, b: Block) -> Block:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
-
-
-def _block_jackknife(blocks: Sequence[Block]) -> Coherence:
-    # In plain numbers: a monitored step of a small model takes less time than a dozen tensor operations.
-    size, product, norm = (sum(column) for column in zip(*blocks, strict=True))
-    value = product / norm if norm else math.nan
-    if len(blocks) < 2 or not all(norm - block_norm > 0 for _, _, block_norm in blocks):
-        return Coherence(value, math.inf, 0.0, 0.0, len(blocks))
-    share = [size / block_size for block_size, _, _ in blocks]
-    pseudo = [
-        h * value - (h - 1) * (product - block_product) / (norm - block_norm)
-        for h, (_, block_product, block_norm) in zip(share, blocks, strict=True)
-    ]
-    mean = sum(tau / h for h, tau in zip(share, pseudo, strict=True))
-    # Of one variance where a block's noise goes with one over its size.
-    deviations = [(tau - mean) / (h - 1) ** 0.5 for h, tau in zip(share, pseudo, strict=True)]
-    variance = sum(z**2 for z in deviations) / len(blocks)
-    # Rare examples of large norm pull Û down in few steps: a window without them looks more certain than it is.
-    skewness = sum(z**3 for z in deviations) / len(blocks) / variance**1.5 if variance else 0.0
-    return Coherence(value, variance, 0.0, skewness, len(blocks))
