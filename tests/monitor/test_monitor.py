@@ -333,6 +333,19 @@ def test_something_else_in_the_loss_is_noticed_and_refused():
     assert monitor.latest is None
 
 
+def test_a_penalty_that_begins_later_is_noticed_by_a_later_check():
+    model, batch = net(), data()
+    monitor = Monitor(model, every=1)
+    for _ in range(3):
+        step(monitor, model, batch)
+        model.zero_grad()
+    per_example = classify(model, batch)
+    monitor.watch(per_example)
+    with pytest.warns(RuntimeWarning, match=r"something else was differentiated.*weight_decay"):
+        (per_example.mean() + 0.1 * sum(p.square().sum() for p in model.parameters())).backward()
+    assert [reading.step for reading in monitor.history] == [1, 2, 3]
+
+
 # ---- scale, overflow, state
 
 

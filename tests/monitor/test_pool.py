@@ -1,11 +1,16 @@
-"""Steps of unequal size in one window: each weighs as many pairs of examples as it saw."""
+"""Steps of unequal size in one window weigh as many pairs of examples as they saw; readings are made on demand."""
+
+import tracemalloc
 
 import pytest
 import torch
 
 from variegrad import Monitor
 from variegrad.estimate import StepMoments, moments_from_norms
-from variegrad.monitor.pool import Window
+from variegrad.monitor import History
+from variegrad.monitor.log_file import read_log
+from variegrad.monitor.pending import Pending
+from variegrad.monitor.pool import Window, estimate_over
 
 SIZES = [64] * 14 + [5, 9]
 
@@ -60,3 +65,54 @@ def test_a_short_batch_of_a_loss_that_may_be_a_mean_is_left_out():
         loss.backward()
         model.zero_grad()
     assert [reading.batch_size for reading in monitor.history] == [16, 16, 16]
+
+
+def pending(history_of, steps):
+    """A window that slides over steps which all differ, one pending reading each."""
+    window = Window(64)
+    for k in range(steps):
+        window.add(StepMoments(1.0 + 0.01 * (k % 7), 50.0 + k), pairs=12.0 + k % 3)
+        history_of.append(
+            Pending(
+                moments=window.snapshot(), step=k + 1, examples=16, batch_size=32, source="16 of 32", skipped=0,
+                population=None, confidence=0.95,
+            )
+        )  # fmt: skip
+    return history_of
+
+
+def test_a_reading_is_the_same_whenever_it_is_looked_at(monkeypatch):
+    estimates = []
+    monkeypatch.setattr(
+        "variegrad.monitor.pending.estimate_over", lambda *a, **k: estimates.append(1) or estimate_over(*a, **k)
+    )
+    later = pending(History(), 80)
+    assert not estimates  # nobody has looked
+    at_once = History()
+    for reading in (pending(History(), k)[-1] for k in range(1, 81)):
+        at_once.append(reading)
+    assert len(estimates) == 80
+    assert repr(list(later)) == repr(list(at_once))
+    assert repr(later[-1]) == repr(list(later)[-1])
+    assert len(estimates) == 160  # each was worked out once
+
+
+def test_pending_readings_are_the_same_in_the_file_and_after_a_resume(tmp_path):
+    log = tmp_path / "log.jsonl"
+    streamed, kept = pending(History(log), 12), pending(History(), 12)
+    streamed.close()
+    assert repr(read_log(log).readings) == repr(list(kept))
+    resumed = History()
+    resumed.load_state_dict(kept.state_dict())
+    assert repr(resumed[-1]) == repr(kept[-1])
+
+
+def test_readings_that_nobody_looks_at_stay_within_a_few_megabytes():
+    list(pending(History(), 20))  # whatever is allocated once
+    tracemalloc.start()
+    history = pending(History(max_readings=128), 3_000)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(history) <= 128
+    # A thirty-second of the usual room; 64 windows that share no step would take more than twice as much.
+    assert kept < 2**18, f"{kept} bytes"

@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("worker_program.py")
 
 
 SCENARIOS = {
-    2: ["examples", "unequal", "accumulate", "fp16", "nan", "unused", "scalar", "scalar_unequal"],
+    2: ["examples", "unequal", "accumulate", "fp16", "nan", "unused", "static", "scalar", "scalar_unequal"],
     3: ["examples", "batch_norm", "fp16"],
 }
 

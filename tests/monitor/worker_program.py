@@ -78,7 +78,9 @@ def train(watched):
     counted.update(calls=0, numbers=0)
     model = make()
     # Small buckets: the last one is not the only one.
-    ddp = DistributedDataParallel(model, bucket_cap_mb=0.0005, find_unused_parameters=scenario == "unused")
+    ddp = DistributedDataParallel(
+        model, bucket_cap_mb=0.0005, find_unused_parameters=scenario == "unused", static_graph=scenario == "static"
+    )
     monitor = Monitor(model, every=1, examples=64, accumulate=MICRO)
     inner = HOOKS.get(scenario)
     if watched:
@@ -113,6 +115,8 @@ def train(watched):
 def truth(model, step):
     """(Û, M̂²) over all workers and micro-batches, from the examples' Gram matrix or the cells' sums."""
     if scenario == "nan" and step == 1:
+        return []
+    if scenario == "static" and step == 0:  # the wrapper's own first pass comes before any other
         return []
     if scenario == "scalar_unequal" and step == STEPS - 1:
         return []

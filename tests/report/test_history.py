@@ -150,6 +150,16 @@ def test_the_picture_has_band_line_bound_and_batch() -> None:
     assert upper.get_ylim()[1] > 100 + 9 * 29
 
 
+def test_the_short_last_batch_of_an_epoch_is_no_spike_and_the_legend_says_so() -> None:
+    sizes = [64, 64, 64, 10, 64, 64, 64, 128, 128, 128, 128]
+    readings = [a_reading(16 * k, batch_size=size) for k, size in enumerate(sizes, start=1)]
+    upper, lower = bound_and_efficiency(history_points(a_document(readings)), "usual").axes
+    assert "batch size in use (running median)" in upper.get_legend_handles_labels()[1]
+    drawn = next(line for line in upper.get_lines() if "batch size" in str(line.get_label()))
+    assert list(drawn.get_ydata()) == [64.0] * 7 + [128.0] * 4  # a lasting change stays where it is
+    assert lower.get_lines()[0].get_ydata()[3] == pytest.approx(100 / (1 + 63 / 100))
+
+
 def test_odd_readings_stand_at_the_edges() -> None:
     upper = bound_and_efficiency(history_points(CASES["odd"]), "odd").axes[0]
     marks = {line.get_label(): (list(line.get_xdata()), line.get_ydata()[0]) for line in upper.get_lines()}

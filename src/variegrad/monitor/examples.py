@@ -18,8 +18,10 @@ from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.trust import structure
 
 USUAL = 16
-# A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often.
+# A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often:
+# first at all parameters, then through the whole depth, later near the loss, where it takes no memory worth mentioning.
 CHECK_AT_LEAST_EVERY = 32
+DEEP_CHECKS = 2
 
 
 class Refused(Exception):  # noqa: N818
@@ -128,16 +130,19 @@ class Examples:
             watched: this step's losses.
 
         Returns:
-            All at first; later, now and then, a small weight and a small bias; otherwise None.
+            All at first; later, now and then, a weight and a bias; otherwise None.
         """
         number = self._readings[watched.graph.signature] = self._readings.get(watched.graph.signature, 0) + 1
         if number == 1:
             return dict(self._parameters)
         if number & (number - 1) and number % CHECK_AT_LEAST_EVERY:
             return None
-        by_size = sorted(watched.graph.leaves, key=lambda name: self._parameters[name].numel())
-        flat = [name for name in by_size if self._parameters[name].dim() < 2][:1]
-        return {name: self._parameters[name] for name in [n for n in by_size if n not in flat][:1] + flat}
+        if number <= DEEP_CHECKS:
+            names = sorted(watched.graph.leaves, key=lambda name: self._parameters[name].numel())
+        else:  # a further pass down to the first layers would keep all activations until its end
+            names = watched.graph.last_used
+        flat = [name for name in names if self._parameters[name].dim() < 2][:1]
+        return {name: self._parameters[name] for name in [n for n in names if n not in flat][:1] + flat}
 
     def not_checked(self, watched: Watched) -> None:
         """Let the next reading of this structure be compared as if it were the first.

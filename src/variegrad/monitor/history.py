@@ -1,6 +1,7 @@
 """The readings of a run: bounded in memory, streamed to a file that a crash cannot corrupt, continued after a resume.
 
-In memory a million readings are thinned to a few thousand; the file has them all. Of several ranks one writes. What a
+In memory a million readings are thinned to a few thousand, each worked out when it is first looked at; the file has
+them all. Of several ranks one writes. What a
 crash left in the file beyond the checkpoint that is resumed from is superseded: taken off when the run goes on.
 """
 
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from torch import distributed
 
 from variegrad.monitor.log_file import check_is_log, header, lines_of, reading_line, repair
+from variegrad.monitor.pending import Entry, Pending
 from variegrad.monitor.reading import Reading
 from variegrad.monitor.thinned import Thinned
 
@@ -37,7 +39,7 @@ class History(Sequence[Reading]):
     def __init__(self, path: str | os.PathLike[str] | None = None, *, max_readings: int = 4096) -> None:
         self.path = None if path is None else Path(path)
         self._max_readings = max_readings
-        self._kept: Thinned[Reading] = Thinned(max_readings)
+        self._kept: Thinned[Entry] = Thinned(max_readings)
         self._before_resume = 0  # readings of this run that are not counted in memory
         self._run = uuid.uuid4().hex
         self._begun = False  # the file's last run is this one
@@ -58,8 +60,8 @@ class History(Sequence[Reading]):
         """Readings of this run, also those that are no longer in memory."""
         return self._before_resume + self._kept.appended
 
-    def append(self, reading: Reading) -> None:
-        """Add a reading, in memory and in the file.
+    def append(self, reading: Reading | Pending) -> None:
+        """Add a reading, in memory and in the file; without a file a pending one stays so until it is looked at.
 
         A file that cannot be written is warned of once, and training goes on.
 
@@ -69,14 +71,18 @@ class History(Sequence[Reading]):
         Raises:
             ValueError: if another process is writing to the file.
         """
-        self._kept.append(reading)
+        entry = Entry(reading)
+        aged = self._kept.append(entry)
+        if aged is not None:
+            aged.reading  # noqa: B018 - windows far apart share no steps: worked out, it takes less room
         if self.path is None or _rank() != 0:
             return
         try:
             file = self._claim()
             if self._resumes and file.goes_on_with(self._run, self._keep_until):
                 self._begun = True
-            file.write(reading_line(reading) if self._begun else header(self._run) + reading_line(reading))
+            line = reading_line(entry.reading)
+            file.write(line if self._begun else header(self._run) + line)
             self._begun, self._resumes, self._keep_until = True, False, None
         except OSError as problem:
             if not self._warned:
@@ -94,7 +100,7 @@ class History(Sequence[Reading]):
         Returns:
             What `load_state_dict` takes.
         """
-        latest = self._kept[-1] if len(self._kept) else None
+        latest = self[-1] if len(self) else None
         return {"run": self._run, "appended": self.appended, "latest": None if latest is None else latest.to_record()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -110,15 +116,15 @@ class History(Sequence[Reading]):
             raise ValueError(f"state must be what History.state_dict() returned; got the keys {sorted(state)}.")
         latest = None if state["latest"] is None else Reading.from_record(state["latest"])
         last_step = -1 if latest is None else latest.step
-        kept: Thinned[Reading] = Thinned(self._max_readings)
+        kept: Thinned[Entry] = Thinned(self._max_readings)
         ours = False
         for line in lines_of(self.path) if self.path is not None and _has_content(self.path) else ():
             if line.values is None:
                 kept, ours = Thinned(self._max_readings), line.run == state["run"]
             elif ours and line.values["step"] <= last_step:
-                kept.append(Reading(**line.values))
+                kept.append(Entry(Reading(**line.values)))
         if latest is not None and (not len(kept) or kept[-1].step < last_step):
-            kept.append(latest)
+            kept.append(Entry(latest))
         self._run, self._keep_until = str(state["run"]), last_step
         self._begun, self._resumes = False, True
         self._kept, self._before_resume = kept, max(0, int(state["appended"]) - kept.appended)
@@ -134,7 +140,7 @@ class History(Sequence[Reading]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Reading]:
-        return iter(self._kept)
+        return (entry.reading for entry in self._kept)
 
     @overload
     def __getitem__(self, index: int) -> Reading: ...
@@ -143,7 +149,9 @@ class History(Sequence[Reading]):
     def __getitem__(self, index: slice) -> list[Reading]: ...
 
     def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
-        return self._kept[index]
+        if isinstance(index, int):
+            return self._kept[index].reading
+        return [entry.reading for entry in self._kept[index]]
 
     def __repr__(self) -> str:
         kept = "" if len(self) == self.appended else f" ({len(self):,} kept)"

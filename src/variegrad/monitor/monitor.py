@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from variegrad.monitor.examples import Examples, Refused
 from variegrad.monitor.history import History
 from variegrad.monitor.listening import Check, Listening, Unusable
+from variegrad.monitor.pending import Pending
 from variegrad.monitor.pool import Window
 from variegrad.monitor.probe import probed_sq_norm, sq_norm
 from variegrad.monitor.reading import Reading
@@ -29,6 +30,7 @@ from variegrad.monitor.separation import Separation
 from variegrad.monitor.step_sums import StepSums
 from variegrad.monitor.watched import Watched, watched
 from variegrad.per_example.evaluate import trained_parameters, unwrap
+from variegrad.per_example.graph import awaits_first_pass
 
 if TYPE_CHECKING:
     from variegrad.monitor.fsdp import ShardedNorms, ShardedPass
@@ -260,7 +262,9 @@ class Monitor:
             self._pass = self._sharded.listen(loss, output, self._separation, self._sharded_ended)
             return
         found = watched(loss, output, self._parameters, self._separation)
-        if found is not None:
+        if found is not None and awaits_first_pass(found.graph):
+            self._due_call = self._schedule.due(step + 1) * self._accumulate
+        elif found is not None:
             self._listen(found, step, micro)
 
     def _listen(self, found: Watched, step: int, micro: int) -> None:
@@ -358,14 +362,15 @@ class Monitor:
             return  # a short last batch of a loss that may be a mean: how much it says cannot be known
         self._window.add(moments, sums.pairs)
         self.history.append(
-            Reading.from_estimate(
-                self._window.estimate(population=self._population, confidence=self._confidence),
+            Pending(
+                moments=self._window.snapshot(),
                 step=self._step + 1,
                 examples=round(sums.used),
                 batch_size=round(sums.examples),
                 source=_source(sums, workers, self._accumulate, probed=probed),
-                pooled_steps=len(self._window),
                 skipped=self._skipped,
+                population=self._population,
+                confidence=self._confidence,
             )
         )
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from variegrad.estimate import BatchSizeEstimate, StepMoments
 from variegrad.estimate.pooled import pooled_estimate
 
+Moments = tuple[tuple[float, StepMoments], ...]
+"""(w, (Û, M̂²)) of each step in a window, oldest first."""
+
 
 class Window:
     """The last K steps that were looked at.
@@ -61,11 +64,15 @@ class Window:
         Returns:
             The estimate; no interval below 8 steps.
         """
-        return pooled_estimate(
-            [(w, w * product, w * norm) for w, (product, norm) in self._moments],  # a step each: one may be left out
-            population=population,
-            confidence=confidence,
-        )
+        return estimate_over(self.snapshot(), population=population, confidence=confidence)
+
+    def snapshot(self) -> Moments:
+        """The window as it stands.
+
+        Returns:
+            What `estimate_over` takes.
+        """
+        return tuple(self._moments)
 
     def state(self) -> list[list[float]]:
         """The steps as plain numbers.
@@ -83,3 +90,21 @@ class Window:
         """
         self._moments.clear()
         self._moments.extend((float(pairs), StepMoments(float(product), float(norm))) for pairs, product, norm in state)
+
+
+def estimate_over(moments: Moments, *, population: int | None, confidence: float) -> BatchSizeEstimate:
+    """B̂_D over the steps of a window.
+
+    Args:
+        moments: of `Window.snapshot`.
+        population: n, or None for fresh data.
+        confidence: nominal level.
+
+    Returns:
+        The estimate; no interval below 8 steps.
+    """
+    return pooled_estimate(
+        [(w, w * product, w * norm) for w, (product, norm) in moments],  # a step each: one may be left out
+        population=population,
+        confidence=confidence,
+    )

@@ -36,22 +36,27 @@ class Thinned(Sequence[Item], Generic[Item]):
         """How many items there were, kept or not."""
         return self._aged + len(self._recent)
 
-    def append(self, item: Item) -> None:
+    def append(self, item: Item) -> Item | None:
         """Add an item at the end.
 
         Args:
             item: it.
+
+        Returns:
+            The item that is no longer among the newest and stays, if there is one.
         """
         self._recent.append(item)
         if len(self._recent) <= self._room_for_recent:
-            return
+            return None
         aged = self._recent.popleft()
-        if self._aged % self._stride == 0:
+        stays = self._aged % self._stride == 0
+        if stays:
             self._old.append(aged)
         self._aged += 1
         if len(self._old) > self._room_for_old:
             del self._old[1::2]
             self._stride *= 2
+        return aged if stays else None
 
     def __len__(self) -> int:
         return len(self._old) + len(self._recent)

@@ -82,6 +82,19 @@ def hands_on(node: Node) -> bool:
     return _HANDS_ON is not None and getattr(type(node), "_forward_cls", None) is _HANDS_ON
 
 
+def awaits_first_pass(graph: Graph) -> bool:
+    """Whether a DistributedDataParallel(static_graph=True) takes the next pass for its first, and starts to average.
+
+    Args:
+        graph: of losses above the wrapper's output.
+
+    Returns:
+        Whether no further pass may come before the loop's own.
+    """
+    wrappers = [node.ddp_weakref() for node in graph.order if hands_on(node)]  # type: ignore[attr-defined]
+    return any(ddp.static_graph and not ddp._static_graph_delay_allreduce_enqueued for ddp in wrappers)
+
+
 @dataclass(frozen=True, eq=False)
 class Arc:
     """Input number `slot` of `node` is the output of whatever lies below it."""
@@ -119,6 +132,16 @@ class Graph:
                 if child is not None:
                     above[child].append(Arc(node, slot))
         return above
+
+    @property
+    def last_used(self) -> list[str]:
+        """The parameters, those first whose every use is near the losses."""
+        # Nodes are numbered as they are made: the lowest number above a parameter is of its first use.
+        first_use = {
+            name: min(arc.node._sequence_nr() for arc in self.above[accumulate])
+            for name, accumulate in self.leaves.items()
+        }
+        return sorted(first_use, key=first_use.__getitem__, reverse=True)
 
     @property
     def low_precision(self) -> bool:

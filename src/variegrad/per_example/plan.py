@@ -100,6 +100,9 @@ def choose(
     if key in plan.chosen:
         return ways[plan.chosen[key]]()
     if not plan.measured or len(ways) == 1:
+        name, way = next(iter(ways.items()))
+        if (key[0], _kind(name)) in plan.agreed:
+            return way()
         return _witnessed(plan, str(key[0]), {**ways, **(witness or {})}, apart)
     (default, way), *others = ways.items()
     taken, first = _timed(way)

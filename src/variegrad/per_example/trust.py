@@ -87,8 +87,12 @@ def settings(node: Node) -> tuple[object, ...]:
     """
     made = outputs(node)
     ones = [size == 1 for size in made[0].shape] if made else ()
-    names = SETTINGS.get(base_name(node), ())
-    return (*ones, *(str(getattr(node, f"_saved_{name}", None)) for name in names))
+    return (*ones, *[str(getattr(node, name, None)) for name in _saved_settings(node.name())])
+
+
+@cache
+def _saved_settings(name: str) -> tuple[str, ...]:
+    return tuple(f"_saved_{setting}" for setting in SETTINGS.get(_base_name(name), ()))
 
 
 def structure(graph: Graph) -> int:
@@ -100,7 +104,7 @@ def structure(graph: Graph) -> int:
     Returns:
         A key.
     """
-    return hash((graph.signature, tuple(settings(node) for node in graph.order if node.name() != ACCUMULATE)))
+    return hash((graph.signature, tuple([settings(node) for node in graph.order if node.name() != ACCUMULATE])))
 
 
 def keeps_examples_apart(graph: Graph, owners: Mapping[tuple[int, int], Owner]) -> bool:

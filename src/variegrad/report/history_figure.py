@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -12,6 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from variegrad.report.history_document import HistoryPoint, evenly
 from variegrad.report.marks import DASHES, laid_out, log_axis
 from variegrad.report.style import BLUE, GREEN, INK, ORANGE, QUIET, drawable, in_figures, new_figure, style
+
+# The short last batch of an epoch is no change of the batch size: a lone spike is not drawn.
+NEIGHBOURS = 2
 
 
 def bound_and_efficiency(points: Sequence[HistoryPoint], name: str) -> Figure:
@@ -23,14 +28,16 @@ def bound_and_efficiency(points: Sequence[HistoryPoint], name: str) -> Figure:
 
     Returns:
         The figure. Marks at the edge: ▲ where nothing bounds B_D from above, ● where nothing can be told yet, ✖ where
-        it is undefined.
+        it is undefined. The batch size, and the efficiency at it, are those of the median over 5 neighbouring readings;
+        the legend says so where that makes a difference.
     """
-    drawn = evenly(points)
+    smooth = at_usual_batch_size(points)
+    drawn = evenly(smooth)
     x = [point.step for point in drawn]
     with style():
         figure = new_figure(5.6, f"Batch-size bound · {drawable(name, 28)}")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1.0])
-        _bounds(upper, x, drawn)
+        _bounds(upper, x, drawn, "" if smooth == list(points) else " (running median)")
         _efficiency(lower, x, drawn)
         lower.set_xlabel("optimiser step")
         lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -43,7 +50,24 @@ def bound_and_efficiency(points: Sequence[HistoryPoint], name: str) -> Figure:
         return laid_out(figure)
 
 
-def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> None:
+def at_usual_batch_size(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
+    """Each point with the batch size that is usual around it: the median over itself and two readings on either side.
+
+    Args:
+        points: in the order of their steps.
+
+    Returns:
+        As many points; a lasting change of the batch size stays where it is.
+    """
+    sizes = [point.batch_size for point in points]
+    around = (sizes[max(0, k - NEIGHBOURS) : k + NEIGHBOURS + 1] for k in range(len(sizes)))
+    return [
+        dataclasses.replace(point, batch_size=statistics.median_high(near))
+        for point, near in zip(points, around, strict=True)
+    ]
+
+
+def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint], smoothed: str) -> None:
     finite = [point.bound if math.isfinite(point.bound) else math.nan for point in drawn]
     lower = [math.nan if point.cannot_tell else point.lower_confidence_bound for point in drawn]
     high = [point.high for point in drawn]
@@ -53,7 +77,7 @@ def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> None:
     # Where nothing bounds B_D from above the band goes to the edge, and a mark says that it goes on.
     bottom = [math.nan if math.isnan(point.bound) else max(point.low, ax.get_ylim()[0]) for point in drawn]
     upper = [min(h, top) for h in high]
-    single = len(drawn) == 1
+    single, batch_label = len(drawn) == 1, _batch_label(batch) + smoothed
     marker = "o" if len(drawn) <= 24 else ""
     if single:
         ax.vlines(x, bottom, upper, color=BLUE, alpha=0.3, linewidth=8, label="its interval")
@@ -62,9 +86,11 @@ def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> None:
     ax.plot(x, finite, color=BLUE, marker=marker or _lonely(finite), label="estimate of $B_D$")
     ax.plot(x, lower, color=GREEN, linewidth=1.4, marker=marker or _lonely(lower), ms=3, label="lower confidence bound")
     if single:
-        ax.axhline(batch[0], color=QUIET, linewidth=1.2, linestyle=DASHES, label=_batch_label(batch))
+        ax.axhline(batch[0], color=QUIET, linewidth=1.2, linestyle=DASHES, label=batch_label)
     else:
-        ax.step(x, batch, where="post", color=QUIET, linewidth=1.2, linestyle=DASHES, label=_batch_label(batch))
+        ax.step(
+            x, batch, where="post", color=QUIET, linewidth=1.2, linestyle=DASHES, label=_batch_label(batch) + smoothed
+        )
     edges = (
         ("no upper limit", "^", 1.0, BLUE, [p.high == math.inf and not p.cannot_tell for p in drawn]),
         ("cannot tell yet", "o", 0.0, ORANGE, [p.cannot_tell and not math.isnan(p.bound) for p in drawn]),

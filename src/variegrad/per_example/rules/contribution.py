@@ -12,6 +12,9 @@ from torch import Tensor
 
 # Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
 TILE_BYTES = 6 << 20
+# Entries up to which one float64 reduction is cheaper than several quicker operations.
+SHORT = 1 << 16
+_OTHERS = tuple(tuple(range(1, dimensions)) for dimensions in range(65))  # all dimensions but the first
 
 
 class NotCovered(Exception):  # noqa: N818
@@ -209,12 +212,15 @@ def sq_norms(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     Returns:
         Squared norms.
     """
+    if rows.dim() > 1 and rows.dtype == torch.float32 and rows.numel() <= SHORT:
+        return torch.linalg.vector_norm(rows, dim=_OTHERS[rows.dim()], dtype=torch.float64).square_()
     flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
     if flat.dtype in (torch.bfloat16, torch.float16):
         flat = flat.float()
-    if flat.dtype == torch.float64 or flat.shape[1] <= 64:
-        wide = flat.double()
-        return torch.linalg.vecdot(wide, wide)
+    if flat.dtype == torch.float64:
+        return torch.linalg.vecdot(flat, flat)
+    if flat.shape[1] <= 64:
+        return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square_()
     # Short float32 sums lose nothing that matters; the long one over them is float64.
     width = next((w for w in (1024, 800, 768, 576, 512, 400, 256, 128, 75, 64) if flat.shape[1] % w == 0), None)
     if width is None:

@@ -32,6 +32,7 @@ class Visit:
     count: int
     examples: Tensor | slice | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
+    _gradient_rows: Tensor | None = field(default=None, init=False)  # of this layout: not carried over by `replace`
 
     def rows(self, tensor: Tensor) -> Shaped[Tensor, "m ..."]:
         """A tensor that is laid out like the gradient, example by example.
@@ -42,8 +43,13 @@ class Visit:
         Returns:
             The wanted examples in front, what is left of their dimension in its place.
         """
+        if tensor is self.gradient and self._gradient_rows is not None:
+            return self._gradient_rows
         view = self.layout.split(tensor, self.count)
-        return view if self.examples is None else view[self.examples]
+        rows = view if self.examples is None else view[self.examples]
+        if tensor is self.gradient:
+            self._gradient_rows = rows
+        return rows
 
     def factor(self, tensor: Tensor | float) -> Tensor | float:
         """A factor that was broadcast against the output, ready to meet `rows(gradient)`.
