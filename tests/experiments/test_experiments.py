@@ -13,8 +13,6 @@ from variegrad.experiments.networks import network
 from variegrad.experiments.run_folder import begin, finish, open_run, runs_below
 from variegrad.experiments.sweep import sweep
 
-QUICK = {"theorem-6", "figure-2a", "mechanisms"}
-NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names()]
 VERDICTS = {"holds", "holds partly", "does not hold here"}
 
 
@@ -36,7 +34,7 @@ def ran(tmp_path_factory):
     return folder_of
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_the_smoke_profile_computes_draws_and_finds(ran, name):
     run = open_run(ran(name))
     assert isinstance(run.figure, Figure)
@@ -61,7 +59,7 @@ def test_every_profile_is_there_and_asks_for_cells_of_its_own(name):
     assert chosen.profiles["small"]["seeds"] >= 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_the_same_settings_ask_for_the_same_cells_and_other_seeds_for_others(ran, name):
     run = open_run(ran(name))
     chosen = run.experiment
@@ -74,7 +72,7 @@ def test_the_same_settings_ask_for_the_same_cells_and_other_seeds_for_others(ran
 TUNED = ("figure-1b", "figure-2", "figure-3", "structure")
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if (n if isinstance(n, str) else n.values[0]).startswith(TUNED)])
+@pytest.mark.parametrize("name", [name for name in names() if name.startswith(TUNED)])
 def test_every_arm_has_a_tuned_step_size(ran, name):
     """Cells that differ in the step size alone form an arm; each arm tried its whole grid."""
     run = open_run(ran(name))

@@ -13,7 +13,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:8:relu", "replications": [1, 8],
-              "batch_sizes": [4, 16], "grid": [-8, -6], "passes": 1, "points": 1, "seeds": 2},
+              "batch_sizes": [4, 16], "grid": [-4, -2], "passes": 1, "points": 1, "seeds": 2},
     "small": SMALL,
     "paper": {**SMALL, "max_examples": 50_000, "network": "convnet:64", "replications": [1, 2, 4, 8, 32, 128],
               "passes": 100, "points": 100},

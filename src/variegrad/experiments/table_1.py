@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "network": "mlp:16:relu", "workers": 1,
-              "batch_sizes": [8, 32], "drops": [0.5], "grid": [-6, -4], "passes": 6, "targets": [0.3, 0.5, 0.6],
+              "batch_sizes": [8, 32], "drops": [0.5], "grid": [-4, -2], "passes": 4, "targets": [0.2, 0.3, 0.4],
               "links": [None], "seeds": 2},
     "small": SMALL,
     "paper": {**SMALL, "max_examples": None, "network": "mnist-cnn:32", "batch_sizes": [64, 128, 256, 512, 1024],

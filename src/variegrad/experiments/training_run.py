@@ -40,7 +40,7 @@ def run_once(cell: Cell) -> dict[str, Any]:
     """
     problem = data.problem(cell["problem"], cell["max_examples"])
     trained_on = data.replicated(cell["problem"], cell["max_examples"], cell["r"], cell["seed"])
-    model = fresh(cell, trained_on)
+    model = fresh(cell, data.tensors(cell["problem"], cell["max_examples"]))  # copies of a few may lack some class
     config = TrainConfig(
         batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"],
         passes=cell["at"][-1] / len(trained_on),
@@ -105,7 +105,7 @@ def fresh(cell: Mapping[str, Any] | Any, dataset: TensorDataset) -> nn.Module:
 
     Args:
         cell: with network and seed.
-        dataset: what it is to be trained on.
+        dataset: examples of every class.
 
     Returns:
         The network.
