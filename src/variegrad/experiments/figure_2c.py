@@ -9,7 +9,7 @@ PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:8x8:relu", "replications": [1, 8],
               "batch_sizes": [4, 16], "grid": [-4, -2], "passes": 1, "points": 1, "seeds": 2},
     "small": {**SMALL, "max_examples": 128, "network": "resnet20", "replications": [1, 32], "batch_sizes": [16, 128],
-              "passes": 4, "points": 2},
+              "passes": 4, "points": 2, "seeds": 4},
     "paper": {**SMALL, "max_examples": 50_000, "network": "resnet20", "replications": [1, 2, 4, 8, 32, 128],
               "passes": 100, "points": 100},
 }  # fmt: skip

@@ -57,7 +57,7 @@ def generalisation(*, name: str, title: str, choices: str, profiles: dict[str, d
                     low=[min(p) for p in points], high=[max(p) for p in points],
                 ))  # fmt: skip
             parts.append(("passes over the data", f"{what}, mean and range", series))
-        return panels(title, parts)
+        return panels("Accuracy along the passes", parts)
 
     def summary(settings: Settings, records: Records) -> list[Finding]:
         small, large = (tuned(settings, records, size) for size in settings["batch_sizes"])

@@ -59,7 +59,7 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
                 series.append(Series.of(f"r = {r}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
             what = f"DropConnect {drop:g}" if drop else "no mechanism"
             parts.append(("passes over the data", f"loss at {large} over loss at {small}, {what}", series))
-        return panels(title, parts, log_y=True)
+        return panels("A large batch falls behind under replication", parts, log_y=True)
 
     def summary(settings: Settings, records: Records) -> list[Finding]:
         table = {
