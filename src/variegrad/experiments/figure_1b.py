@@ -19,7 +19,7 @@ from variegrad.report.curves import Series, panels
 NAME, VERSION = "figure-1b", 2
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8", "target": 0.95,
-    "batch_sizes": [16, 64, 256], "grid": [-14, -12, -10, -8, -6], "passes": 60, "points": 60, "seeds": 3,
+    "batch_sizes": [16, 32, 64, 256], "grid": [-14, -12, -10, -8, -6], "passes": 60, "points": 60, "seeds": 3,
     "tuning": 1,
 }  # fmt: skip
 PROFILES = {
@@ -72,13 +72,14 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
     sizes = settings["batch_sizes"]
     runs = {size: _tuned(settings, records, size) for size in sizes}
     passes = {size: [passes_needed(record) for record in runs[size]] for size in sizes}
-    gaps = [interval([math.log(b / a) for a, b in zip(passes[one], passes[other], strict=True)])
+    length = settings["passes"]  # what a run that does not arrive takes at least
+    gaps = [interval([math.log(min(b, length) / a) for a, b in zip(passes[one], passes[other], strict=True)])
             for one, other in pairwise(sizes)]  # fmt: skip
     searches = [_search(settings, records, size) for size in sizes]
     return [
         Finding(
             claim="passes to the target grow with the batch size",
-            found="; ".join(f"B = {size}: {geometric(passes[size])}" for size in sizes)
+            found="; ".join(f"B = {size}: {_said(passes[size], length)}" for size in sizes)
             + f"; harmonic mean of B_D along the runs at B = {sizes[0]}: {_harmonic(runs[sizes[0]]):.4g}",
             verdict=verdict(gaps),
         ),
@@ -88,6 +89,11 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
             verdict="holds" if all(one.interior for one in searches) else "holds partly",
         ),
     ]
+
+
+def _said(passes: list[float], length: float) -> str:
+    late = sum(map(math.isinf, passes))
+    return f"more than {length:g} in {late} of {len(passes)} runs" if late else str(geometric(passes))
 
 
 def _harmonic(records: list[Record]) -> float:
