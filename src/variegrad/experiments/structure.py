@@ -23,7 +23,7 @@ from variegrad.report.curves import Series, panels
 NAME, VERSION = "structure", 1
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 8, "points": 4,
-    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 1,
+    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 4, "tuning": 1,
     "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
     "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
     "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
