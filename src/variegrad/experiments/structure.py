@@ -23,7 +23,7 @@ from variegrad.report.curves import Series, panels
 NAME, VERSION = "structure", 1
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 8, "points": 4,
-    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 4, "tuning": 1,
+    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 1,
     "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
     "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
     "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
@@ -74,7 +74,7 @@ def bounds(settings: Settings, records: Records, word: str, moment: str) -> list
 
 def plot(settings: Settings, records: Records) -> Figure:
     """B_D at the start, its least and at the end, against each factor."""
-    parts = []
+    parts, words_at = [], []
     for factor in (f for f in FACTORS if settings[f]):
         levels = settings[factor]
         numeric = all(isinstance(level, int) for level in levels.values())
@@ -85,9 +85,13 @@ def plot(settings: Settings, records: Records) -> Figure:
             )
             for moment in MOMENTS
         ]
-        name = factor if numeric else f"{factor}: {', '.join(levels.values())}"
-        parts.append((name, "B_D (examples)", series))
-    return panels("Structure and gradient diversity", parts, log_x=True, log_y=True)
+        parts.append((factor, "B_D (examples)", series))
+        words_at.append(None if numeric else (x, list(levels.values())))
+    figure = panels("Structure and gradient diversity", parts, log_x=True, log_y=True)
+    for ax, places in zip(figure.axes, words_at, strict=True):
+        if places is not None:
+            ax.set_xticks(*places)
+    return figure
 
 
 def summary(settings: Settings, records: Records) -> list[Finding]:
