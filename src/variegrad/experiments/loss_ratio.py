@@ -58,8 +58,8 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
                 passes = tuned(settings, records, drop, r, large)[0]["passes"][1:]
                 series.append(Series.of(f"r = {r}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
             what = f"DropConnect {drop:g}" if drop else "no mechanism"
-            parts.append(("passes over the data", f"loss at {large} over loss at {small}, {what}", series))
-        return panels("A large batch falls behind under replication", parts, log_y=True)
+            parts.append(("passes over the data", f"ratio of losses, {what}", series))
+        return panels(f"Loss at B = {large} over loss at B = {small}", parts, log_y=True)
 
     def summary(settings: Settings, records: Records) -> list[Finding]:
         table = {
