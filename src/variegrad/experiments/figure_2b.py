@@ -9,7 +9,7 @@ from variegrad.experiments.loss_ratio import loss_ratio
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8",
     "replications": [1, 8, 64], "batch_sizes": [16, 512], "drops": [0.0, 0.5], "grid": [-14, -12, -10, -8, -6],
-    "passes": 8, "points": 4, "seeds": 6, "tuning": 1,
+    "passes": 8, "points": 4, "seeds": 3, "tuning": 1,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:8:relu", "replications": [1, 8],

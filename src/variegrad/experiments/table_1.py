@@ -24,7 +24,7 @@ from variegrad.report.curves import Series, panels
 
 NAME, VERSION = "table-1", 2
 SMALL: dict[str, Any] = {
-    "problem": "mnist", "without_data": "digits", "max_examples": 1000, "network": "mnist-cnn:8", "workers": 2,
+    "problem": "mnist", "without_data": "digits", "max_examples": 600, "network": "mnist-cnn:8", "workers": 2,
     "batch_sizes": [64, 256], "drops": [0.4, 0.5], "grid": [-8, -6, -4], "passes": 20, "every": 1.0,
     "targets": [0.90, 0.95, 0.99], "links": [None, 1000, 100], "seeds": 3, "tuning": 1,
 }  # fmt: skip
