@@ -16,7 +16,7 @@ from variegrad.experiments.records import Cell
 from variegrad.experiments.timed_run import run_timed
 from variegrad.report.curves import Series, panels
 
-NAME, VERSION = "figure-1a", 1
+NAME, VERSION = "figure-1a", 2
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:16", "workers": [1, 2, 4],
     "batch_sizes": [16, 64, 256], "updates": 6, "seeds": 3,
@@ -93,7 +93,7 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
         ]
         alpha, slope = _model(settings, records, workers)
         findings.append(Finding(
-            claim=f"a pass gets faster with every doubling of the batch, P = {workers}",
+            claim=f"a pass gets faster with every larger batch, P = {workers}",
             found="; ".join(f"B = {size}: {geometric(found[size])}" for size in settings["batch_sizes"])
             + f"; fitted α = {1000 * alpha:.3g} ms, c/P = {1e6 * slope:.4g} µs an example",
             verdict=verdict(gaps),

@@ -77,14 +77,21 @@ def seconds_to(record: Record, target: float) -> float:
 
 
 def plot(settings: Settings, records: Records) -> Figure:
-    """Time to the middle target against batch size, for every arm, on loopback."""
-    target, series = settings["targets"][1], []
-    for arm in _arms(settings):
-        found = [geometric([seconds_to(r, target) for r in _tuned(settings, records, arm, size)])
-                 for size in settings["batch_sizes"]]  # fmt: skip
-        series.append(Series.of(_name(arm), settings["batch_sizes"], found))
-    what = f"seconds to {100 * target:g} % accuracy"
-    return panels("Time to accuracy", [("batch size B", what, series)], log_x=True, log_y=True)
+    """Time to each target on each link, for every arm at its best batch size."""
+    arms, links, parts = _arms(settings), settings["links"], []
+    for target in settings["targets"]:
+        series = []
+        for place, arm in enumerate(arms):
+            x = [2 ** (k + (place - (len(arms) - 1) / 2) / 12) for k in range(len(links))]  # beside each other
+            size = _best_size(settings, records, arm)
+            found = [[seconds_to(r, target) for r in _found(settings, records, arm, size, link)] for link in links]
+            series.append(Series.of(_short(arm), x, [geometric(one or [math.nan]) for one in found], joined=False))
+        parts.append(("link", f"seconds to {100 * target:g} % accuracy", series))
+    figure = panels("Time to accuracy", parts, log_x=True, log_y=True)
+    for ax in figure.axes:
+        ax.set_xlim(2**-0.5, 2 ** (len(links) - 0.5))
+        ax.set_xticks([2**k for k in range(len(links))], [_where(link) for link in links])
+    return figure
 
 
 def summary(settings: Settings, records: Records) -> list[Finding]:
@@ -98,7 +105,7 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
                 name: [records[cell.key] for cell in _repeats(settings, records, a, b, link)]
                 for name, a, b in (("arm", arm, size), ("plain", PLAIN, own), ("plain here", PLAIN, size))
             }
-            where = "loopback" if link is None else f"{link} Mbit/s"
+            where = _where(link)
             if reason := next((r.values["skipped"] for r in runs["arm"] if "skipped" in r.values), None):
                 if arm == PLAIN:
                     findings.append(Finding(claim=f"times over a link of {where}", found=f"0 runs: {reason}",
@@ -140,6 +147,21 @@ def _name(arm: Arm) -> str:
     p, rescaled, granularity = arm
     kind = f"DropConnect {p:g} per {granularity}{'' if rescaled else ', not rescaled'}"
     return kind if p else "plain"
+
+
+def _short(arm: Arm) -> str:
+    p, rescaled, granularity = arm
+    return f"{p:g}, {granularity if rescaled else 'not rescaled'}" if p else "plain"
+
+
+def _where(link: int | None) -> str:
+    return "loopback" if link is None else f"{link} Mbit/s"
+
+
+def _found(settings: Settings, records: Records, arm: Arm, batch_size: int, link: int | None) -> list[Record]:
+    """The repeats that have times: none where a link could not be made."""
+    every = [records[cell.key] for cell in _repeats(settings, records, arm, batch_size, link)]
+    return [record for record in every if "skipped" not in record.values]
 
 
 def _best_size(settings: Settings, records: Records, arm: Arm) -> int:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from variegrad.distributed.workers import World
 from variegrad.experiments.timed_worker import timed
 
@@ -42,7 +44,12 @@ def run_timed(specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int
     if megabits is not None and (reason := no_link()):
         return [{"skipped": reason} for _ in specs]
     if workers == 1 and megabits is None:
-        return [timed(spec, World()) for spec in specs]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return [timed(spec, World()) for spec in specs]
+        finally:
+            torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         specification, result = Path(name, "specification.json"), Path(name, "result.json")
         specification.write_text(json.dumps([dict(spec) for spec in specs]), encoding="utf-8")
