@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from variegrad.experiments import names
+from variegrad.experiments import experiment, names
 from variegrad.experiments.records import read_records
 from variegrad.experiments.run_folder import open_run
 
@@ -56,3 +56,10 @@ def test_a_row_says_what_the_records_say(name):
     total = sum(record.seconds for record in read_records(folder).records.values())
     amount, unit = seconds.split()
     assert float(amount) == pytest.approx(total / {"s": 1, "min": 60}[unit], rel=0.05)
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_what_is_committed_has_the_settings_of_its_profile(folder):
+    written = json.loads((folder / "experiment.json").read_text())
+    profile = experiment(written["experiment"]).profiles[written["profile"]]
+    assert {k: v for k, v in profile.items() if k != "without_data"}.items() <= written["settings"].items()
