@@ -139,7 +139,7 @@ BAD = {
     "probability 1": (["digits", "--mechanism", "dropconnect:1"], "p must lie in [0, 1); got 1.0"),
     "data smaller than a batch": (
         ["digits", "--max-examples", "9", "--batch-size", "10"],
-        "got 10 for 9 examples. Take at most 9",
+        "--batch-size must be at most the number of examples, each of which is drawn once a pass; got 10 for 9",
     ),
     "a word for a number": (["digits", "--batch-size", "many"], "Invalid value for '--batch-size'"),
     "unknown option": (["digits", "--bach-size", "3"], "No such option: --bach-size"),

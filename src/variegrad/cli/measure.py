@@ -89,9 +89,15 @@ def measure(
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with errors.status(escape(f"reading {problem} …")):
         loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
+    count = size(loaded.train)
+    if batch_size is not None and batch_size > count:
+        raise ValueError(
+            f"--batch-size must be at most the number of examples, each of which is drawn once a pass; "
+            f"got {batch_size} for {count:,} examples."
+        )
     settings = Settings(
         passes=passes, points=points, seed=seed, mechanisms=mechanisms, data_root=data_root,
-        batch_size=max(1, min(64, size(loaded.train))) if batch_size is None else batch_size,
+        batch_size=max(1, min(64, count)) if batch_size is None else batch_size,
         max_examples=max_examples, step_size=loaded.step_size if step_size is None else step_size,
     )  # fmt: skip
     started, began = datetime.now(UTC), time.perf_counter()
