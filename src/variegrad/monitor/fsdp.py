@@ -25,7 +25,7 @@ from variegrad.monitor.probe import sq_norm
 from variegrad.monitor.separation import Separation
 from variegrad.monitor.step_sums import StepSums
 from variegrad.monitor.tail import NUMBERS, sums_as_tail, sums_of_tail
-from variegrad.monitor.watched import check_losses, check_output
+from variegrad.monitor.watched import check_losses, check_outputs
 from variegrad.per_example.graph import ACCUMULATE, leaf, read_graph
 
 # In other types torch divides before the reduction, by a power of two that it does not tell.
@@ -112,13 +112,13 @@ class ShardedPass:
             tensor = check_losses(loss)
             self._count, self._scale_known = len(tensor), True
         else:
-            tensor, rows = check_output(loss, output)
-            self._count, self._scale_known = len(rows), False
+            tensor, outputs = check_outputs(loss, output)
+            self._count, self._scale_known = len(outputs[0]), False
             assert tensor.grad_fn is not None
             # Parameters in the graph are gathered copies: any leaf that the loss reaches beside the output is one.
             leaves = [node for node in read_graph(tensor.grad_fn, {}).order if node.name() == ACCUMULATE]
             if self._count > 0:
-                separation.check(tensor, rows, {f"of shape {tuple(leaf(n).shape)}": leaf(n) for n in leaves})
+                separation.check(tensor, outputs, {f"of shape {tuple(leaf(n).shape)}": leaf(n) for n in leaves})
         assert tensor.grad_fn is not None
         self._end, self._output_nr = end, tensor.output_nr
         self._weights: list[float] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +119,13 @@ class Monitor:
         """The last reading; None before the first."""
         return self.history[-1] if len(self.history) else None
 
-    def watch(self, loss: Tensor, *, output: Tensor | None = None) -> None:
+    def watch(self, loss: Tensor, *, output: Tensor | Sequence[Tensor] | None = None) -> None:
         """Tells the monitor of a step's losses, between forward and backward; most calls only count.
 
         Args:
             loss: one loss per example, shape (b,), which the loop then averages or sums; or, with `output`, the scalar.
-            output: where there is only a scalar loss: what it was computed from, first dimension the examples.
+            output: if there is only a scalar loss: what it was computed from, first dimension the examples; several
+                outputs, such as policy and value or the heads of a detector, as a tuple.
 
         Returns:
             Nothing; see `latest` after the backward pass.
@@ -242,7 +243,7 @@ class Monitor:
     ) -> None:
         self.close()
 
-    def _look(self, loss: Tensor, output: Tensor | None) -> None:
+    def _look(self, loss: Tensor, output: Tensor | Sequence[Tensor] | None) -> None:
         call = self._calls
         self._calls += 1
         if self._listening is not None or self._pass is not None:  # its backward pass never came

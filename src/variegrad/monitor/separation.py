@@ -1,21 +1,23 @@
-"""Whether a scalar loss keeps the rows of an output apart, so that ∂loss/∂output_i is example i's alone.
+"""Whether a scalar loss keeps the rows of its outputs apart, so that ∂loss/∂output_i is example i's alone.
 
-Three things are checked, the last once for each structure of the part between output and loss: nothing but the output
-leads from the loss to a trained parameter; the first dimension was not flattened from examples and positions; and no
-row's derivative depends on another row, ∂²loss/∂output_i∂output_j = 0 for random halves of the batch, with a look at
-what second derivatives do not show: kinks (|·|, hinges) of entries that mix rows, and selections among rows.
+Three things are checked, the last once for each structure of the part between outputs and loss: nothing but the outputs
+leads from the loss to a trained parameter, and none leads to another; the first dimension was not flattened from
+examples and positions; and no row's derivative depends on another row, ∂²loss/∂output_i∂output_j = 0 for random halves
+of the batch, with a look at what second derivatives do not show: kinks (|·|, hinges) of entries that mix rows, and
+selections among rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from variegrad.keys import generator
-from variegrad.per_example.graph import ACCUMULATE, REARRANGE, leaf, outputs
+from variegrad.per_example.graph import ACCUMULATE, REARRANGE, leaf
+from variegrad.per_example.graph import outputs as outputs_of
 from variegrad.per_example.trust import base_name, settings
 
 TRIALS = 4
@@ -38,56 +40,77 @@ class Separation:
     def __init__(self) -> None:
         self._apart: set[int] = set()
 
-    def check(self, loss: Tensor, output: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Refuse a loss that does not keep the rows of the output apart, or bypasses it.
+    def check(self, loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Refuse a loss that does not keep the rows of the outputs apart, or bypasses them.
 
         Args:
             loss: scalar.
-            output: with the examples in its first dimension.
+            outputs: each with the examples in its first dimension.
             parameters: the trained parameters.
 
         Raises:
             ValueError: naming what is wrong.
         """
-        above = _above(loss, output, parameters)
-        _refuse_flattened(output)
+        above = _above(loss, outputs, parameters)
+        for output in outputs:
+            _refuse_flattened(output)
         structure = hash(tuple((node.name(), settings(node)) for node in above))
-        if structure in self._apart or len(output) == 1:
+        if structure in self._apart or len(outputs[0]) == 1:
             return
-        _refuse_selection(above, output)
-        _refuse_kinks(above, output)
-        if _second_derivatives_apart(loss, output):
+        _refuse_selection(above, len(outputs[0]))
+        _refuse_kinks(above, outputs)
+        if _second_derivatives_apart(loss, outputs):
             self._apart.add(structure)
 
 
-def _above(loss: Tensor, output: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[Node]:
+def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> list[Node]:
     assert loss.grad_fn is not None
     names = {id(p): name for name, p in parameters.items()}
-    end = (output.grad_fn, output.output_nr)
+    ends = {(output.grad_fn, output.output_nr) for output in outputs}
+    if len(ends) > 1:
+        _refuse_nested(ends)
     order: dict[Node, None] = {loss.grad_fn: None}
-    climb, met, bypassed = [loss.grad_fn], loss.grad_fn is output.grad_fn, ""
+    climb, bypassed = [loss.grad_fn], ""
+    met = {end for end in ends if end[0] is loss.grad_fn}
     while climb:
         node = climb.pop()
         if node.name() == ACCUMULATE and id(leaf(node)) in names:
             bypassed = names[id(leaf(node))]
         for child, nr in node.next_functions:
-            if (child, nr) == end:
-                met = True
+            if (child, nr) in ends:
+                met.add((child, nr))
             elif child is not None and child not in order:
                 order[child] = None
                 climb.append(child)
-    if not met:
+    if met != ends:
         raise ValueError(
             "the loss was not computed from `output`: it is not in the loss's graph. Pass the very tensor that the "
             "loss function was given (for a Hugging Face model: outputs.logits of the same call)."
         )
     if bypassed:
         raise ValueError(
-            f"the loss reaches parameter {bypassed!r} by a way that bypasses `output` (a weight penalty, an auxiliary "
-            "loss, or another output of the model): what belongs to one example cannot be told. Watch the losses of "
-            "the examples, monitor.watch(per_example), or move a penalty into the optimizer's weight_decay."
+            f"the loss also depends on parameter {bypassed!r} directly, not only through `output` (a weight penalty, "
+            "an auxiliary loss, or another output of the model): what belongs to one example cannot be told. Name all "
+            "outputs, watch(loss, output=(policy, value)), or watch the losses of the examples, "
+            "monitor.watch(per_example), or move a penalty into the optimizer's weight_decay."
         )
     return list(order)
+
+
+def _refuse_nested(ends: Iterable[tuple[Node | None, int]]) -> None:
+    """∂loss/∂output counts every way to the loss: if an output was computed from another, one way counts twice."""
+    seen: set[Node] = set()
+    climb = [node for node, _ in ends if node is not None]
+    while climb:
+        for edge in climb.pop().next_functions:
+            if edge in ends:
+                raise ValueError(
+                    "one of the outputs was computed from another, so that examples would be counted twice. Pass only "
+                    "outputs of which none is computed from another."
+                )
+            if edge[0] is not None and edge[0] not in seen:
+                seen.add(edge[0])
+                climb.append(edge[0])
 
 
 def _refuse_flattened(output: Tensor) -> None:
@@ -96,7 +119,7 @@ def _refuse_flattened(output: Tensor) -> None:
         node = node.next_functions[0][0]
         if node is None or node.name() == ACCUMULATE:
             return
-        shape = outputs(node)[0].shape
+        shape = outputs_of(node)[0].shape
         if len(shape) > dimensions and 0 < shape[0] < count and count % shape[0] == 0:
             raise ValueError(
                 f"the first dimension of output must be the examples; {count} rows were flattened from shape "
@@ -105,74 +128,74 @@ def _refuse_flattened(output: Tensor) -> None:
             )
 
 
-def _refuse_selection(above: list[Node], output: Tensor) -> None:
+def _refuse_selection(above: list[Node], count: int) -> None:
     for node in above:
         if base_name(node) not in _SELECTING or not node.next_functions or node.next_functions[0][0] is None:
             continue
         child, nr = node.next_functions[0]
         assert child is not None
-        shape = outputs(child)[nr].shape
+        shape = outputs_of(child)[nr].shape
         dim = getattr(node, "_saved_dim", None)
         dims = dim if isinstance(dim, tuple | list) else [dim]
         # Unsigned in some versions: a negative dimension comes as 2^64 − 1.
         wrapped = [None if d is None else (d - (1 << 64) if d >= 1 << 63 else d) for d in dims]
         if len(shape) and (not wrapped or any(d is None or d % len(shape) == 0 for d in wrapped)):
-            raise ValueError(_coupled(f"{node.name()} selects among the {len(output)} rows"))
+            raise ValueError(_coupled(f"{node.name()} selects among the {count} rows"))
 
 
-def _refuse_kinks(above: list[Node], output: Tensor) -> None:
+def _refuse_kinks(above: list[Node], outputs: Sequence[Tensor]) -> None:
+    ends = {(output.grad_fn, output.output_nr) for output in outputs}
     for node in above:
         if base_name(node) not in _KINKED:
             continue
         for child, nr in node.next_functions:
-            if child is None or (child, nr) == (output.grad_fn, output.output_nr):
+            if child is None or (child, nr) in ends:
                 continue
-            if any(rows > 1 for rows in _rows_behind(child, nr, output)):
+            if any(rows > 1 for rows in _rows_behind(child, nr, outputs)):
                 raise ValueError(_coupled(f"{node.name()} is applied to values that mix rows"))
 
 
-def _rows_behind(node: Node, nr: int, output: Tensor) -> Iterator[int]:
-    meta = outputs(node)[nr]
+def _rows_behind(node: Node, nr: int, outputs: Sequence[Tensor]) -> Iterator[int]:
+    meta = outputs_of(node)[nr]
     numel = torch.Size(meta.shape).numel()
     for place in generator(0, "entries", numel).integers(0, numel, ENTRIES) if numel else ():
         one = torch.zeros(numel, dtype=meta.dtype, device=meta.device)
         one[int(place)] = 1
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [GradientEdge(node, nr)], [output], [one.view(tuple(meta.shape))], retain_graph=True, allow_unused=True
+            [GradientEdge(node, nr)], outputs, [one.view(tuple(meta.shape))], retain_graph=True, allow_unused=True
         )
-        if found[0] is not None:
-            yield int((found[0].flatten(1) != 0).any(1).sum())
+        touched = [(g.reshape(len(g), -1) != 0).any(1) for g in found if g is not None]
+        if touched:
+            yield int(torch.stack(touched).any(0).sum())
 
 
-def _second_derivatives_apart(loss: Tensor, output: Tensor) -> bool:
+def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
     """Whether it was seen that rows are kept apart; False where all second derivatives are zero, this time."""
     try:
         with torch.enable_grad():
-            (first,) = torch.autograd.grad(loss, output, create_graph=True)
+            first = [g for g in torch.autograd.grad(loss, outputs, create_graph=True) if g.requires_grad]
     except RuntimeError as error:
         raise ValueError(_unknown(error)) from error
-    if not first.requires_grad:
+    if not first:
         return True
-    count, seen = len(output), False
+    count, seen = len(outputs[0]), False
     for trial in range(TRIALS):
         draw = generator(0, "halves", count, trial)
         half = torch.zeros(count, dtype=torch.bool)
         half[torch.from_numpy(draw.permutation(count)[: count // 2])] = True
-        half = half.to(output.device)
-        direction = torch.from_numpy(draw.standard_normal(count)).to(output)
-        weighted = (first * direction.view(-1, *(1,) * (output.dim() - 1)))[half].sum()
+        half = half.to(outputs[0].device)
+        direction = torch.from_numpy(draw.standard_normal(count)).to(half.device)
+        weighted = torch.stack([(g.reshape(count, -1) * direction.to(g).unsqueeze(1))[half].sum() for g in first])
         try:
             found: tuple[Tensor | None, ...] = torch.autograd.grad(
-                weighted, output, retain_graph=True, allow_unused=True
+                weighted.sum(), outputs, retain_graph=True, allow_unused=True
             )
         except RuntimeError as error:
             raise ValueError(_unknown(error)) from error
-        if found[0] is None:
-            continue
-        sizes = found[0].detach().flatten(1).abs().amax(1)
-        if bool((sizes[~half] > ROUNDING * sizes.max()).any()):
-            raise ValueError(_coupled("the derivative at one row of output changes with the other rows"))
-        seen = seen or bool((sizes > 0).any())
+        for sizes in (g.detach().reshape(count, -1).abs().amax(1) for g in found if g is not None):
+            if bool((sizes[~half] > ROUNDING * sizes.max()).any()):
+                raise ValueError(_coupled("the derivative at one row of output changes with the other rows"))
+            seen = seen or bool((sizes > 0).any())
     return seen
 
 

@@ -1,14 +1,14 @@
-"""What is watched: losses of single examples, or a scalar loss with the output that it was computed from.
+"""What is watched: losses of single examples, or a scalar loss with the outputs that it was computed from.
 
-A scalar loss hides its examples, but its gradient at the output does not: with D = ∂loss/∂output held fixed,
-ℓ̃_i = ⟨output_i, D_i⟩ has the gradient that example i adds to the loss's own, provided that the loss reaches the
-parameters through the output alone and does not compare examples (`separation`). A common factor (1/b, 1/tokens) stays
-in D, and cancels in B_D.
+A scalar loss hides its examples, but its gradient at the outputs does not: with D_k = ∂loss/∂output_k held fixed,
+ℓ̃_i = Σ_k ⟨output_ki, D_ki⟩ has the gradient that example i adds to the loss's own, provided that the loss reaches the
+parameters through these outputs alone and does not compare examples (`separation`). A common factor (1/b, 1/tokens)
+stays in D, and cancels in B_D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,12 @@ class Watched:
     """A step's losses, ready to be listened to.
 
     Attributes:
-        graph: from the losses, or the output, down to the trained parameters.
+        graph: from the losses, or the outputs, down to the trained parameters.
         count: b.
         root: where the weights of the losses arrive in the backward pass, and at which of its outputs.
         losses: the losses of single examples, where they were given.
         loss: otherwise the scalar,
-        output: and what it was computed from.
+        outputs: and what it was computed from.
     """
 
     graph: Graph
@@ -38,7 +38,7 @@ class Watched:
     root: tuple[Node, int]
     losses: Float[Tensor, " b"] | None = None
     loss: Float[Tensor, ""] | None = None
-    output: Tensor | None = None
+    outputs: tuple[Tensor, ...] = ()
 
     @property
     def scale_known(self) -> bool:
@@ -46,7 +46,7 @@ class Watched:
         return self.losses is not None
 
     def per_example(self) -> Float[Tensor, " b"]:
-        """Losses whose gradients are those of the examples; of a scalar loss, by a short backward pass to its output.
+        """Losses whose gradients are those of the examples; of a scalar loss, by a short backward pass to its outputs.
 
         Returns:
             One differentiable value an example.
@@ -54,10 +54,9 @@ class Watched:
         if self.losses is not None:
             return self.losses
         assert self.loss is not None
-        assert self.output is not None
-        (at_output,) = torch.autograd.grad(self.loss, self.output, retain_graph=True)
+        at_outputs = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
         with torch.enable_grad():
-            return (self.output * at_output).flatten(1).sum(1)
+            return _row_sums([output * at for output, at in zip(self.outputs, at_outputs, strict=True)])
 
     def weights(self, arrived: Tensor) -> list[float]:
         """c_i, from the gradient that arrived at the root.
@@ -98,15 +97,18 @@ def watched(
         graph = read_graph(losses.grad_fn, parameters)
         _check_reaches(graph)
         return Watched(graph=graph, count=len(losses), root=(losses.grad_fn, losses.output_nr), losses=losses)
-    scalar, rows = check_output(loss, output)
-    if len(rows) == 0:
+    scalar, outputs = check_outputs(loss, output)
+    count = len(outputs[0])
+    if count == 0:
         return None
+    with torch.enable_grad():
+        top = outputs[0].grad_fn if len(outputs) == 1 else _row_sums(outputs).grad_fn
     assert scalar.grad_fn is not None
-    assert rows.grad_fn is not None
-    graph = read_graph(rows.grad_fn, parameters)
+    assert top is not None
+    graph = read_graph(top, parameters)
     _check_reaches(graph)
-    separation.check(scalar, rows, parameters)
-    return Watched(graph=graph, count=len(rows), root=(scalar.grad_fn, scalar.output_nr), loss=scalar, output=rows)
+    separation.check(scalar, outputs, parameters)
+    return Watched(graph=graph, count=count, root=(scalar.grad_fn, scalar.output_nr), loss=scalar, outputs=outputs)
 
 
 def check_losses(loss: object) -> Float[Tensor, " b"]:
@@ -135,7 +137,7 @@ def check_losses(loss: object) -> Float[Tensor, " b"]:
     return losses
 
 
-def check_output(loss: object, output: object) -> tuple[Tensor, Tensor]:
+def check_outputs(loss: object, output: object) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Both arguments of `Monitor.watch`.
 
     Args:
@@ -143,10 +145,10 @@ def check_output(loss: object, output: object) -> tuple[Tensor, Tensor]:
         output: anything.
 
     Returns:
-        The scalar and the output, with graphs.
+        The scalar and the outputs, with graphs.
 
     Raises:
-        TypeError: if either is no tensor of floating-point numbers.
+        TypeError: if one is no tensor of floating-point numbers.
         ValueError: if shapes do not fit, or there is no graph.
     """
     scalar = _check_loss(loss)
@@ -155,11 +157,23 @@ def check_output(loss: object, output: object) -> tuple[Tensor, Tensor]:
             f"watch(loss, output=…) takes a scalar loss; got shape {tuple(scalar.shape)}. Losses of shape (b,) are "
             "watched without output."
         )
+    several = output if isinstance(output, tuple | list) and output else (output,)
+    outputs = tuple(_check_output(one) for one in several)
+    counts = [len(one) for one in outputs]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the outputs must have the same examples in their first dimension; got {counts} rows. Pass each with one "
+            "row per example, before anything is flattened or selected."
+        )
+    return scalar, outputs
+
+
+def _check_output(output: object) -> Tensor:
     if not isinstance(output, Tensor) or not output.is_floating_point():
         found = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(
-            f"output must be the floating-point tensor that the loss was computed from; got {found}. "
-            "Of a model output with fields pass the field, such as output.logits."
+            f"output must be the floating-point tensor that the loss was computed from, or a tuple of them; got "
+            f"{found}. Of a model output with fields pass the field, such as output.logits."
         )
     if output.dim() == 0 or output.grad_fn is None:
         raise ValueError(
@@ -167,7 +181,12 @@ def check_output(loss: object, output: object) -> tuple[Tensor, Tensor]:
             f"got shape {tuple(output.shape)}{'' if output.grad_fn is not None else ' without a graph'}. "
             "Pass the very tensor that the loss was computed from, not a copy."
         )
-    return scalar, output
+    return output
+
+
+def _row_sums(tensors: Sequence[Tensor]) -> Float[Tensor, " b"]:
+    first, *others = (one.reshape(len(one), -1).sum(1) for one in tensors)
+    return sum(others, start=first)
 
 
 def _check_loss(loss: object) -> Tensor:
