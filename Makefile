@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := src tests benchmarks examples labs
 
-.PHONY: help demo test test-slow lint format picture bench faults netlab audit clean
+.PHONY: help demo test test-slow lint docs format picture bench faults netlab audit clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +34,10 @@ lint: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python labs/audit.py
+
+docs: .venv/dev  ## Build the documentation site in build/docs; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -b doctest . build/doctest
 
 audit: .venv/dev  ## Check the lock against the published list of known vulnerabilities
 	$(BIN)/python labs/audit.py

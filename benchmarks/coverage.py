@@ -1,7 +1,7 @@
 """Coverage of the intervals of B_D on populations whose B_D is known, with the code that ships.
 
-    python benchmarks/coverage.py --seeds 11 12 13 --table docs/intervals.md
-    python benchmarks/coverage.py --seeds 11 12 13 --table docs/intervals.md --pooled
+    python benchmarks/coverage.py --seeds 11 12 13 --table docs/understand/intervals.md
+    python benchmarks/coverage.py --seeds 11 12 13 --table docs/understand/intervals.md --pooled
 
 For every cell (population, m, true B_D, fresh data or a finite set) many samples are drawn; counted are those whose
 two-sided interval holds the true B_D, and those whose lower confidence bound lies below it. The bars: 0.90 and 0.94.
@@ -250,7 +250,7 @@ def table(cells_by_seed: list[list[Cell]], repeats: int, seeds: list[int], *, po
     lines = [
         begin,
         "",
-        f"Made by `python benchmarks/coverage.py {given} --table docs/intervals.md{' --pooled' * pooled}`: {repeats:,} "
+        f"Made by `python benchmarks/coverage.py {given} --table docs/understand/intervals.md{' --pooled' * pooled}`: {repeats:,} "
         f"{'windows' if pooled else 'samples'} a cell",
         f"and seed. {lowest} two-sided coverage / coverage of the lower bound,",
         "and in brackets the median lower bound as a fraction of the true bound.",

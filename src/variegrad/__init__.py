@@ -1,7 +1,7 @@
 """variegrad: gradient diversity for PyTorch. How large may a mini-batch be, and what raises that limit?
 
 One way in: `losses(model, batch) → (b,)`, one loss per example. See the README for a first measurement and
-`docs/paper.md` for which function stands for which statement of the paper.
+`docs/understand/paper.md` for which function stands for which statement of the paper.
 """
 
 from variegrad import theory

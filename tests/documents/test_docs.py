@@ -32,7 +32,7 @@ def test_files_that_are_named_exist(document):
 
 CLAIMS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs/paper.md").read_text().split("## Claims")[1].splitlines()
+    for line in (ROOT / "docs/understand/paper.md").read_text().split("## Claims")[1].splitlines()
     if line.startswith("| ") and not line.startswith("| claim")
 ]
 

@@ -9,7 +9,7 @@ from monitor.readings import a_reading
 from variegrad.integrations.scalars import scalars
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs/integrations.md").read_text()
+GUIDE = (ROOT / "docs/how-to/integrations.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 TEXT = re.findall(r"^```text\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^\$ variegrad (.*)$", GUIDE, re.MULTILINE)

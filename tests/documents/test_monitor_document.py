@@ -1,4 +1,4 @@
-"""The code of docs/monitor.md runs as one program, from its source."""
+"""The code of docs/how-to/monitor.md runs as one program, from its source."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_blocks_of_the_guide_run_in_order(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/monitor.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/how-to/monitor.md").read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "pasted.py").write_text("\n".join(blocks))
     done = subprocess.run(
         [sys.executable, "-W", "error", "pasted.py"],

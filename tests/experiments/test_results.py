@@ -1,4 +1,4 @@
-"""What is committed under results/, and what docs/reproduction.md says of it, follow from the committed records."""
+"""What is committed under results/, and what docs/results/reproduction.md says of it, follow from the committed records."""
 
 import json
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/experiment.json"))
 ROWS = {
     re.search(r"`([\w-]+)`", line)[1]: [cell.strip() for cell in line.strip("| \n").split(" | ")]
-    for line in (ROOT / "docs/reproduction.md").read_text().splitlines()
+    for line in (ROOT / "docs/results/reproduction.md").read_text().splitlines()
     if re.match(r"\| \[?`", line)
 }
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-GUIDE = (Path(__file__).parents[2] / "docs/mechanisms.md").read_text()
+GUIDE = (Path(__file__).parents[2] / "docs/how-to/mechanisms.md").read_text()
 
 
 def test_the_blocks_of_the_guide_run_one_after_the_other(capsys):
@@ -11,5 +11,5 @@ def test_the_blocks_of_the_guide_run_one_after_the_other(capsys):
     assert len(blocks) >= 4
     names = {"__name__": "guide"}
     for block in blocks:
-        exec(compile(block, "docs/mechanisms.md", "exec"), names)
+        exec(compile(block, "docs/how-to/mechanisms.md", "exec"), names)
     assert "nonzeros for each example" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def estimate(
         ValueError: if the losses are not one finite number per example with a graph, examples are coupled, the batch is
             too small or larger than the population, or second moments do not fit.
 
-    Source: docs/intervals.md for what the interval covers.
+    Source: docs/understand/intervals.md for what the interval covers.
     """
     scales = None if preconditioner is None else lambda parameters: root_preconditioner(preconditioner, parameters)
     grams = gram_by_part(model, losses, batch, per or _whole, scales)

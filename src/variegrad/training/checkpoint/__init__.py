@@ -1,4 +1,4 @@
-"""Checkpoints that cannot lie: whole, verified and of this run, or refused (docs/reliability.md).
+"""Checkpoints that cannot lie: whole, verified and of this run, or refused (docs/developers/reliability.md).
 
 A folder holds one folder for each kept step, with tensors in safetensors and everything else in a JSON manifest, which
 states size and SHA-256 of what it speaks for. Nothing is pickled.
