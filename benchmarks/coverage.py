@@ -250,8 +250,8 @@ def table(cells_by_seed: list[list[Cell]], repeats: int, seeds: list[int], *, po
     lines = [
         begin,
         "",
-        f"Made by `python benchmarks/coverage.py {given} --table docs/understand/intervals.md{' --pooled' * pooled}`: {repeats:,} "
-        f"{'windows' if pooled else 'samples'} a cell",
+        f"Made by `python benchmarks/coverage.py {given} --table docs/understand/intervals.md{' --pooled' * pooled}`: "
+        f"{repeats:,} {'windows' if pooled else 'samples'} a cell",
         f"and seed. {lowest} two-sided coverage / coverage of the lower bound,",
         "and in brackets the median lower bound as a fraction of the true bound.",
         "A † stands where a seed fell below 0.90 or 0.94.",

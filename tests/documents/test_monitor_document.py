@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_blocks_of_the_guide_run_in_order(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/how-to/monitor.md").read_text(), re.MULTILINE | re.DOTALL)
+    guide = (ROOT / "docs/how-to/monitor.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     (tmp_path / "pasted.py").write_text("\n".join(blocks))
     done = subprocess.run(
         [sys.executable, "-W", "error", "pasted.py"],

@@ -1,4 +1,4 @@
-"""What is committed under results/, and what docs/results/reproduction.md says of it, follow from the committed records."""
+"""What is committed under results/, and docs/results/reproduction.md, follow from the committed records."""
 
 import json
 import re

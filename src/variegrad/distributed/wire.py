@@ -9,7 +9,8 @@ A payload is a header of 40 bytes and a body of one kind:
 
 There is no second quantisation. Only a zero's sign is not sent with a vector of ±c. What a payload may hold is told
 by the reader (length, number type, step, sender), never by the payload: anything else is `Refused`. The checksum
-finds accidents; it is no signature (docs/developers/reliability.md). Numbers are little-endian, as on every machine torch runs on.
+finds accidents; it is no signature (docs/developers/reliability.md). Numbers are little-endian, as on every machine
+that torch runs on.
 """
 
 from __future__ import annotations

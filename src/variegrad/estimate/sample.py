@@ -13,7 +13,7 @@ from variegrad.estimate.coherence import coherence_from_gram, coherence_from_nor
 def estimate_from_gram(
     gram: Float[Tensor, "m m"], *, population: int | None = None, confidence: float = 0.95
 ) -> BatchSizeEstimate:
-    """B̂_D from the Gram matrix K_ij = ⟨g_i, g_j⟩ of m gradients: the form with the coverage of docs/understand/intervals.md.
+    """B̂_D from the Gram matrix K_ij = ⟨g_i, g_j⟩ of m gradients: its coverage is in docs/understand/intervals.md.
 
     Args:
         gram: K, m×m.
@@ -47,7 +47,8 @@ def estimate_from_norms(
     """B̂_D from a_i = ‖g_i‖² and c_i = ⟨g_i, Σg⟩ alone, where no Gram matrix is at hand.
 
     The interval is the jackknife's without the second-order variance: too narrow where gradients live in a few
-    dimensions and m is near B_D (docs/understand/intervals.md). c_i costs one forward-mode derivative of the losses along Σg.
+    dimensions and m is near B_D (docs/understand/intervals.md). c_i costs one forward-mode derivative of the losses
+    along Σg.
 
     Args:
         sq_norms: a_i.
