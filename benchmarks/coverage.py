@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from variegrad.estimate.coherence import coherence_from_gram, coherence_limits, inverse_bound
-from variegrad.estimate.pooled import pooled_estimate
+from variegrad.estimators.coherence import coherence_from_gram, coherence_limits, inverse_bound
+from variegrad.estimators.pooled import pooled_estimate
 
 COUNTS = (16, 64, 256)
 BOUNDS = (4.0, 16.0, 64.0, 256.0, 1000.0)

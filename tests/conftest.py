@@ -7,8 +7,8 @@ import pytest
 import torch
 
 # Shapes and types in signatures are checked wherever a test calls these rooms; set up before they are imported.
-CHECKED = ("moments", "batches", "keys", "measure", "along", "training", "mechanisms", "cli", "problems", "per_example",
-           "report", "estimate", "experiments", "monitor", "integrations")  # fmt: skip
+CHECKED = ("moments", "batches", "keys", "measurement", "along", "training", "mechanisms", "cli", "problems",
+           "per_example", "reports", "estimators", "experiments", "monitor", "integrations")  # fmt: skip
 jaxtyping.install_import_hook([f"variegrad.{room}" for room in CHECKED], "typechecking.checked")
 
 

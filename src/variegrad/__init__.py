@@ -2,19 +2,61 @@
 
 One way in: `losses(model, batch) → (b,)`, one loss per example. See the README for a first measurement and
 `docs/understand/paper.md` for which function stands for which statement of the paper.
+
+Every name below is imported when it is first used, so that `import variegrad` costs nothing and a command loads only
+what it needs.
 """
 
-from variegrad import theory
-from variegrad.distributed.workers import workers
-from variegrad.estimate import BatchSizeEstimate, estimate
-from variegrad.measure import measure, measure_differential
-from variegrad.mechanisms import DropConnect, Langevin, Mechanism, MomentMatched, Quantize, backward
-from variegrad.moments import Diversity, GradientMoments
-from variegrad.monitor import Monitor, Reading
-from variegrad.per_example import example_gradients, example_sq_norms, explain, sign_probe
-from variegrad.training import TrainConfig, train, tune
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from variegrad.former_names import keep
+
+if TYPE_CHECKING:
+    from variegrad import theory
+    from variegrad.distributed.comm_hook import MechanismHook
+    from variegrad.distributed.workers import workers
+    from variegrad.estimators import BatchSizeEstimate, advise, estimate, examples_needed
+    from variegrad.measurement import measure, measure_differential
+    from variegrad.mechanisms import DropConnect, Langevin, Mechanism, MomentMatched, Quantize, backward
+    from variegrad.moments import Diversity, GradientMoments
+    from variegrad.monitor import Monitor, Reading
+    from variegrad.per_example import example_gradients, example_sq_norms, explain, sign_probe
+    from variegrad.problems import Problem
+    from variegrad.training import TrainConfig, train, tune
+
+__version__ = "0.2.0"
+keep()
+
+_HOMES = {
+    "BatchSizeEstimate": "estimators",
+    "Diversity": "moments",
+    "DropConnect": "mechanisms",
+    "GradientMoments": "moments",
+    "Langevin": "mechanisms",
+    "Mechanism": "mechanisms",
+    "MechanismHook": "distributed.comm_hook",
+    "MomentMatched": "mechanisms",
+    "Monitor": "monitor",
+    "Problem": "problems",
+    "Quantize": "mechanisms",
+    "Reading": "monitor",
+    "TrainConfig": "training",
+    "advise": "estimators",
+    "backward": "mechanisms",
+    "estimate": "estimators",
+    "example_gradients": "per_example",
+    "example_sq_norms": "per_example",
+    "examples_needed": "estimators",
+    "explain": "per_example",
+    "measure": "measurement",
+    "measure_differential": "measurement",
+    "sign_probe": "per_example",
+    "theory": "theory",
+    "train": "training",
+    "tune": "training",
+    "workers": "distributed.workers",
+}
 
 __all__ = [
     "BatchSizeEstimate",
@@ -23,15 +65,19 @@ __all__ = [
     "GradientMoments",
     "Langevin",
     "Mechanism",
+    "MechanismHook",
     "MomentMatched",
     "Monitor",
+    "Problem",
     "Quantize",
     "Reading",
     "TrainConfig",
+    "advise",
     "backward",
     "estimate",
     "example_gradients",
     "example_sq_norms",
+    "examples_needed",
     "explain",
     "measure",
     "measure_differential",
@@ -41,3 +87,15 @@ __all__ = [
     "tune",
     "workers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'variegrad' has no attribute {name!r}")
+    home = import_module(f"variegrad.{_HOMES[name]}")
+    found = globals()[name] = home if name == "theory" else getattr(home, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from variegrad.keys import torch_draws
-from variegrad.measure import measure
+from variegrad.measurement import measure
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.problems import Problem

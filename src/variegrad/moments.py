@@ -3,7 +3,7 @@
 Convention: g_i = ∇f_i(w) is the gradient of the *unnormalised* loss of one example, and sums run over examples.
 `GradientMoments` is a monoid under `+`, so that chunks, micro-batches, data shards and workers are one operation.
 `Diversity` is what remains when the d-dimensional sum has been reduced to its norm. Nothing here estimates: the sums
-of a sample describe that sample (for a population's bound from a sample see `variegrad.estimate`).
+of a sample describe that sample (for a population's bound from a sample see `variegrad.estimators`).
 """
 
 from __future__ import annotations

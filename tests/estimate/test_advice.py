@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from variegrad.estimate import BatchSizeEstimate, Regime, adam_step_size_factor, advise, sgd_step_size_factor
+from variegrad.estimators import BatchSizeEstimate, Regime, adam_step_size_factor, advise, sgd_step_size_factor
 
 
 def known(bound: float, low: float, high: float, lower: float) -> BatchSizeEstimate:

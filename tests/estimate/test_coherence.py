@@ -7,7 +7,7 @@ import torch
 from scipy.stats import t as student
 
 from estimate.populations import SIX, mean_product, mean_sq_norm, population, with_replacement, without_replacement
-from variegrad.estimate.coherence import (
+from variegrad.estimators.coherence import (
     Coherence,
     coherence_from_gram,
     coherence_from_norms,

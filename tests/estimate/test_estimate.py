@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reference import loop_gradients
-from variegrad.estimate import by_group, by_layer, by_parameter, estimate, estimate_from_gram, example_gram
+from variegrad.estimators import by_group, by_layer, by_parameter, estimate, estimate_from_gram, example_gram
 
 
 def losses(model, batch):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from variegrad.estimate import PooledCoherence, StepMoments, moments_from_norms
+from variegrad.estimators import PooledCoherence, StepMoments, moments_from_norms
 
 
 def steps(count: int, bound: float, m: int, seed: int) -> list[StepMoments]:

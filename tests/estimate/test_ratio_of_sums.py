@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from variegrad.estimate.coherence import SKEWNESS_WEIGHT, Coherence, t_quantiles
-from variegrad.estimate.ratio_of_sums import Block, RatioOfSums, ratio_limits, ratio_of_sums
+from variegrad.estimators.coherence import SKEWNESS_WEIGHT, Coherence, t_quantiles
+from variegrad.estimators.ratio_of_sums import Block, RatioOfSums, ratio_limits, ratio_of_sums
 
 
 def random_blocks(count: int, seed: int, *, unequal: bool = False) -> list[Block]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from estimate.populations import SIX, population, true_bound
-from variegrad.estimate import estimate_from_gram, estimate_from_norms
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimators import estimate_from_gram, estimate_from_norms
+from variegrad.estimators.batch_size_estimate import BatchSizeEstimate
 
 
 def of(gradients, **kwargs) -> BatchSizeEstimate:

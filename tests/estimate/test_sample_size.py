@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from variegrad.estimate import GradientShape, estimate_from_gram, examples_needed, gradient_shape
+from variegrad.estimators import GradientShape, estimate_from_gram, examples_needed, gradient_shape
 
 
 def draw(rows: int, m: int, bound: float, spectrum, seed: int):

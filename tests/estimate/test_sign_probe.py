@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from estimate.populations import mean_product, mean_sq_norm, population
-from variegrad.estimate import balanced_signs, estimate_from_sign_probes, moments_from_sign_probe
+from variegrad.estimators import balanced_signs, estimate_from_sign_probes, moments_from_sign_probe
 
 GRADIENTS = population(6, 3, seed=1)
 TOTAL = float(GRADIENTS.sum(0).square().sum())

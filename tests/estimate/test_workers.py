@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from estimate.populations import mean_product, mean_sq_norm, population, true_bound
-from variegrad.estimate import estimate_from_gram, estimate_from_workers, moments_from_norms, moments_from_workers
-from variegrad.estimate.coherence import coherence_from_gram
+from variegrad.estimators import estimate_from_gram, estimate_from_workers, moments_from_norms, moments_from_workers
+from variegrad.estimators.coherence import coherence_from_gram
 
 SIZES = [(2, 2), (1, 3), (1, 1, 2), (2, 1, 2)]
 

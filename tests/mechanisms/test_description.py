@@ -8,7 +8,7 @@ from torch import nn
 
 from cases import classify
 from mechanisms.slow import gradients_of
-from variegrad.measure import measure
+from variegrad.measurement import measure
 from variegrad.mechanisms import DropConnect, Langevin, MomentMatched, Quantize, backward
 
 torch.manual_seed(3)

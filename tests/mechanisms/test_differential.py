@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cases import classify
-from variegrad.measure import measure_differential
+from variegrad.measurement import measure_differential
 from variegrad.mechanisms import DropConnect, Langevin, drawn_differences
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from variegrad.estimate import BatchSizeEstimate
+from variegrad.estimators import BatchSizeEstimate
 from variegrad.monitor import Reading
 
 

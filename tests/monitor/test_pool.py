@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from variegrad import Monitor
-from variegrad.estimate import StepMoments, moments_from_norms
+from variegrad.estimators import StepMoments, moments_from_norms
 from variegrad.monitor import History
 from variegrad.monitor.log_file import read_log
 from variegrad.monitor.pending import Pending

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monitor.readings import ODD, a_reading, an_estimate
-from variegrad.estimate import Regime, StepSizeRule, advise
+from variegrad.estimators import Regime, StepSizeRule, advise
 from variegrad.monitor import Reading
 from variegrad.monitor.record import KINDS
 

@@ -139,7 +139,7 @@ def test_unequal_weights_after_watch_are_refused_and_before_it_exact():
 
 
 def test_a_batch_norm_in_training_is_read_from_micro_batches_as_from_workers():
-    from variegrad.estimate import moments_from_workers
+    from variegrad.estimators import moments_from_workers
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()

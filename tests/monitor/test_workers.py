@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from variegrad.estimate import moments_from_norms, moments_from_workers
+from variegrad.estimators import moments_from_norms, moments_from_workers
 from variegrad.monitor.step_sums import StepSums
 from variegrad.monitor.tail import digits_as_tail, sums_as_tail, sums_of_digits, sums_of_tail
 

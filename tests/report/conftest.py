@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from variegrad.report import write_report
+from variegrad.reports import write_report
 
 Document = dict[str, Any]
 N = 1500

@@ -12,9 +12,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from variegrad.report import bound_along_run, efficiency, layers, mechanisms
-from variegrad.report.document import landmarks, modules, number, points
-from variegrad.report.style import drawable, in_figures
+from variegrad.reports import bound_along_run, efficiency, layers, mechanisms
+from variegrad.reports.document import landmarks, modules, number, points
+from variegrad.reports.style import drawable, in_figures
 
 Document = dict[str, Any]
 DRAW = [bound_along_run, efficiency, layers, mechanisms]

@@ -14,9 +14,9 @@ import pytest
 
 from monitor.readings import ODD, a_reading
 from report.test_page import Page
-from variegrad.report.history_document import SCHEMA, evenly, history_points
-from variegrad.report.history_figure import bound_and_efficiency
-from variegrad.report.history_page import write_history
+from variegrad.reports.history_document import SCHEMA, evenly, history_points
+from variegrad.reports.history_figure import bound_and_efficiency
+from variegrad.reports.history_page import write_history
 
 Document = dict[str, Any]
 HOSTILE = '<script>window.hit = 1</script>$\\frac{"><img src=x onerror="window.hit = 1">'

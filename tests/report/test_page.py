@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from variegrad.report import write_report
+from variegrad.reports import write_report
 
 Document = dict[str, Any]
 Report = Callable[[str], Path]
@@ -106,7 +106,7 @@ def test_same_document_gives_same_bytes_in_another_process_and_under_other_setti
     with mpl.rc_context({"font.size": 23, "svg.fonttype": "none", "svg.hashsalt": None, "axes.grid": False}):
         write_report(ordinary, tmp_path / "a")
     code = (
-        "import json, sys; from pathlib import Path; from variegrad.report import write_report; "
+        "import json, sys; from pathlib import Path; from variegrad.reports import write_report; "
         "write_report(json.load(sys.stdin), Path(sys.argv[1]))"
     )
     subprocess.run(

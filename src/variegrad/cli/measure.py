@@ -24,7 +24,7 @@ from variegrad.cli.table import table
 from variegrad.mechanisms import Mechanism
 from variegrad.problems import load
 from variegrad.problems.subset import size
-from variegrad.report import write_report
+from variegrad.reports import write_report
 
 
 @dataclass(frozen=True, kw_only=True)

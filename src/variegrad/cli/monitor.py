@@ -18,11 +18,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from variegrad.cli.table import examples
-from variegrad.estimate import Regime
+from variegrad.estimators import Regime
 from variegrad.monitor import Reading
 from variegrad.monitor.log_file import Log, read_log
-from variegrad.report.history_document import SCHEMA
-from variegrad.report.history_page import write_history
+from variegrad.reports.history_document import SCHEMA
+from variegrad.reports.history_page import write_history
 
 SHOWN = 12
 

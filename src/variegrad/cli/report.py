@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from variegrad.experiments.run_folder import Run, open_run, runs_below
-from variegrad.report.results import Result, write_results
+from variegrad.reports.results import Result, write_results
 
 
 def report(

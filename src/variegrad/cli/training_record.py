@@ -19,7 +19,7 @@ from variegrad.cli.training_log import TrainingLog
 from variegrad.distributed.workers import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
-from variegrad.report.writing import write_whole
+from variegrad.reports.writing import write_whole
 from variegrad.training import TrainConfig
 from variegrad.training.checkpoint import Progress, save
 from variegrad.training.step import Step

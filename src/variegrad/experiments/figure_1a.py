@@ -14,7 +14,7 @@ from variegrad.experiments.experiment import Experiment, Records, Settings, Valu
 from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
 from variegrad.experiments.records import Cell
 from variegrad.experiments.timed_run import run_timed
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "figure-1a", 2
 SMALL: dict[str, Any] = {

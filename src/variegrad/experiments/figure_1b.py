@@ -14,7 +14,7 @@ from variegrad.experiments.experiment import Experiment, Records, Settings, seed
 from variegrad.experiments.intervals import Finding, geometric, interval, verdict
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "figure-1b", 2
 SMALL: dict[str, Any] = {

@@ -22,7 +22,7 @@ from variegrad.experiments.stacked_logistic import run_stack
 from variegrad.experiments.step_sizes import Search, search, step_size
 from variegrad.experiments.training_run import aligned
 from variegrad.problems import logistic_regression, replicate
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "figure-2a", 1
 SMALL: dict[str, Any] = {

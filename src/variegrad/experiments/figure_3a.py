@@ -19,7 +19,7 @@ from variegrad.experiments.intervals import Finding, Interval, geometric, interv
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
 from variegrad.problems import neighbours
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 from variegrad.training import Every, TrainConfig, twin_runs
 
 NAME, VERSION = "figure-3a", 1

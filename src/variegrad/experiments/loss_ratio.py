@@ -16,7 +16,7 @@ from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.tuned_runs import Arm, TunedRuns
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 VERSION = 1
 

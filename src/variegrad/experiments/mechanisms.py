@@ -26,7 +26,7 @@ from variegrad.mechanisms import DropConnect, Langevin, Mechanism, Quantize
 from variegrad.mechanisms.draws import Draws
 from variegrad.moments import GradientMoments
 from variegrad.per_example import example_gradients
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 from variegrad.training import TrainConfig, train
 
 NAME, VERSION = "mechanisms", 2

@@ -18,7 +18,7 @@ from variegrad.experiments.experiment import Experiment, Records, Settings, seed
 from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "structure", 1
 SMALL: dict[str, Any] = {

@@ -20,7 +20,7 @@ from variegrad.experiments.intervals import Finding, Interval, geometric, interv
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
 from variegrad.experiments.timed_run import run_timed
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "table-1", 2
 SMALL: dict[str, Any] = {

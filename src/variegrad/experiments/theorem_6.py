@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
 from variegrad.experiments.intervals import Finding, Interval, interval, verdict
 from variegrad.experiments.records import Cell
-from variegrad.report.curves import Series, panels
+from variegrad.reports.curves import Series, panels
 from variegrad.theory.worst_case import simulate, worst_case
 
 NAME, VERSION = "theorem-6", 1

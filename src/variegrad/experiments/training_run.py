@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from variegrad.experiments import data
 from variegrad.experiments.networks import network
 from variegrad.experiments.records import Cell
-from variegrad.measure import measure
+from variegrad.measurement import measure
 from variegrad.mechanisms import DropConnect
 from variegrad.per_example.evaluate import NotFinite
 from variegrad.training import TrainConfig, train

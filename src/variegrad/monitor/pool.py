@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from variegrad.estimate import BatchSizeEstimate, StepMoments
-from variegrad.estimate.pooled import pooled_estimate
+from variegrad.estimators import BatchSizeEstimate, StepMoments
+from variegrad.estimators.pooled import pooled_estimate
 
 Moments = tuple[tuple[float, StepMoments], ...]
 """(w, (Û, M̂²)) of each step in a window, oldest first."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from variegrad.estimate import Advice, BatchSizeEstimate, StepSizeRule, advise
+from variegrad.estimators import Advice, BatchSizeEstimate, StepSizeRule, advise
 from variegrad.monitor.record import KINDS, checked, to_json
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from variegrad.estimate import StepMoments
+from variegrad.estimators import StepMoments
 
 
 @dataclass(frozen=True, kw_only=True)

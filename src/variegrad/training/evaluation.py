@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from variegrad.batches import passes_over, to_device
 from variegrad.distributed.workers import World
-from variegrad.measure import BATCH_SIZE
+from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.problems.subset import size
 from variegrad.training.every import Every

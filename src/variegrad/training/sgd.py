@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from variegrad.batches import to_device
 from variegrad.distributed.agreement import agree
 from variegrad.distributed.workers import World, present
-from variegrad.estimate import estimate
+from variegrad.estimators import estimate
 from variegrad.keys import torch_draws
 from variegrad.per_example.evaluate import Losses, unwrap
 from variegrad.problems.subset import size

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.data import Dataset, default_collate
 
 from variegrad.batches import Batch, passes_over, to_device
-from variegrad.measure import BATCH_SIZE
+from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters
 from variegrad.problems.subset import size
 from variegrad.training.config import TrainConfig

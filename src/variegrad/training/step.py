@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from variegrad.estimate import BatchSizeEstimate
+from variegrad.estimators import BatchSizeEstimate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from variegrad.distributed.workers import World
 from variegrad.keys import torch_draws
-from variegrad.measure import measure_differential
+from variegrad.measurement import measure_differential
 from variegrad.mechanisms import DropConnect, Langevin
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import Losses, trained_parameters, unwrap

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
-from variegrad.estimate.coherence import coherence_from_gram, coherence_from_norms
+from variegrad.estimators.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
+from variegrad.estimators.coherence import coherence_from_gram, coherence_from_norms
 
 
 def estimate_from_gram(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from variegrad.report.document import number
+from variegrad.reports.document import number
 
 SCHEMA = "variegrad.history/1"
 

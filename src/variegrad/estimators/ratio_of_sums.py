@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from variegrad.estimate.coherence import SKEWNESS_WEIGHT, Coherence, CoherenceLimits, t_quantiles
+from variegrad.estimators.coherence import SKEWNESS_WEIGHT, Coherence, CoherenceLimits, t_quantiles
 
 Block = tuple[float, float, float]
 """Steps of a block (or another weight), ΣÛ and ΣM̂² over them, weighted likewise."""

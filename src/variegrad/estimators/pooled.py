@@ -2,7 +2,7 @@
 
 ρ̂ = ΣÛ_k/ΣM̂²_k over steps k; a mean of the steps' own ratios would be far off. Consecutive steps share a block, so that
 their correlation stays inside; the blocks are at most `max_blocks`, and merge pairwise when full. Limits, also from
-blocks of unequal length (the last is filling): `variegrad.estimate.ratio_of_sums`.
+blocks of unequal length (the last is filling): `variegrad.estimators.ratio_of_sums`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
-from variegrad.estimate.coherence import least_coherence
-from variegrad.estimate.ratio_of_sums import Block, ratio_limits, ratio_of_sums
-from variegrad.estimate.step_moments import StepMoments
+from variegrad.estimators.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
+from variegrad.estimators.coherence import least_coherence
+from variegrad.estimators.ratio_of_sums import Block, ratio_limits, ratio_of_sums
+from variegrad.estimators.step_moments import StepMoments
 
 
 class PooledCoherence:

@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.report.style import render
-from variegrad.report.writing import template, write_whole
+from variegrad.reports.style import render
+from variegrad.reports.writing import template, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

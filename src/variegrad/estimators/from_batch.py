@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
-from variegrad.estimate.example_gram import gram_by_part
-from variegrad.estimate.preconditioner import Preconditioner, root_preconditioner
-from variegrad.estimate.sample import estimate_from_gram
+from variegrad.estimators.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimators.example_gram import gram_by_part
+from variegrad.estimators.preconditioner import Preconditioner, root_preconditioner
+from variegrad.estimators.sample import estimate_from_gram
 from variegrad.per_example.evaluate import Losses
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from variegrad.report.style import in_figures
+from variegrad.reports.style import in_figures
 
 
 def template(name: str) -> jinja2.Template:
@@ -20,7 +20,7 @@ def template(name: str) -> jinja2.Template:
         The template, which may include the other files.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("variegrad", "report"),
+        loader=jinja2.PackageLoader("variegrad", "reports"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from variegrad.estimate.coherence import trace_of_squared_covariance
+from variegrad.estimators.coherence import trace_of_squared_covariance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from variegrad.estimate.step_moments import moments_from_sign_probe
+from variegrad.estimators.step_moments import moments_from_sign_probe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from variegrad.report.document import batch_size, landmarks, modules, points
-from variegrad.report.marks import DASHES, laid_out, legend_above, line, log_axis, octave_ticks, passes_axis, reference
-from variegrad.report.style import (
+from variegrad.reports.document import batch_size, landmarks, modules, points
+from variegrad.reports.marks import DASHES, laid_out, legend_above, line, log_axis, octave_ticks, passes_axis, reference
+from variegrad.reports.style import (
     BLUE,
     GREEN,
     INK,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from variegrad.report.style import QUIET, in_figures, raised
+from variegrad.reports.style import QUIET, in_figures, raised
 
 DASHES = (0, (4, 3))
 

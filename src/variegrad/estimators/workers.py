@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from variegrad.estimate.batch_size_estimate import MINIMUM_WORKERS, BatchSizeEstimate, estimate_from_coherence
-from variegrad.estimate.coherence import coherence_from_gram
-from variegrad.estimate.step_moments import _checked_sizes
+from variegrad.estimators.batch_size_estimate import MINIMUM_WORKERS, BatchSizeEstimate, estimate_from_coherence
+from variegrad.estimators.coherence import coherence_from_gram
+from variegrad.estimators.step_moments import _checked_sizes
 
 
 def estimate_from_workers(

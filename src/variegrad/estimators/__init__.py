@@ -1,6 +1,6 @@
 """B_D from a sample, with an honest interval: from examples, workers, sign probes, and pooled over steps."""
 
-from variegrad.estimate.advice import (
+from variegrad.estimators.advice import (
     Advice,
     Regime,
     StepSizeRule,
@@ -8,19 +8,19 @@ from variegrad.estimate.advice import (
     advise,
     sgd_step_size_factor,
 )
-from variegrad.estimate.batch_size_estimate import BatchSizeEstimate
-from variegrad.estimate.from_batch import by_group, by_layer, by_parameter, estimate
-from variegrad.estimate.pooled import PooledCoherence
-from variegrad.estimate.sample import estimate_from_gram, estimate_from_norms
-from variegrad.estimate.sample_size import GradientShape, examples_needed, gradient_shape
-from variegrad.estimate.sign_probe import SignProbeEstimate, balanced_signs, estimate_from_sign_probes
-from variegrad.estimate.step_moments import (
+from variegrad.estimators.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimators.from_batch import by_group, by_layer, by_parameter, estimate
+from variegrad.estimators.pooled import PooledCoherence
+from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
+from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape
+from variegrad.estimators.sign_probe import SignProbeEstimate, balanced_signs, estimate_from_sign_probes
+from variegrad.estimators.step_moments import (
     StepMoments,
     moments_from_norms,
     moments_from_sign_probe,
     moments_from_workers,
 )
-from variegrad.estimate.workers import estimate_from_workers
+from variegrad.estimators.workers import estimate_from_workers
 
 __all__ = [
     "Advice",

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from variegrad.report.history_document import HistoryPoint, evenly
-from variegrad.report.marks import DASHES, laid_out, log_axis
-from variegrad.report.style import BLUE, GREEN, INK, ORANGE, QUIET, drawable, in_figures, new_figure, style
+from variegrad.reports.history_document import HistoryPoint, evenly
+from variegrad.reports.marks import DASHES, laid_out, log_axis
+from variegrad.reports.style import BLUE, GREEN, INK, ORANGE, QUIET, drawable, in_figures, new_figure, style
 
 # The short last batch of an epoch is no change of the batch size: a lone spike is not drawn.
 NEIGHBOURS = 2

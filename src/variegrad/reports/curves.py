@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from variegrad.report.marks import DASHES, laid_out, log_axis, octave_ticks
-from variegrad.report.style import MARKERS, OTHER, SERIES, WIDTH, drawable, new_figure, style
+from variegrad.reports.marks import DASHES, laid_out, log_axis, octave_ticks
+from variegrad.reports.style import MARKERS, OTHER, SERIES, WIDTH, drawable, new_figure, style
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from variegrad.estimate.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
+from variegrad.estimators.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
 from variegrad.moments import ZERO_TOTAL
 
 # Below this many independent values the jackknife's variance means nothing.

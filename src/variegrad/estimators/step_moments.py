@@ -1,7 +1,7 @@
 """Unbiased estimates of ‖∇F‖² and M² from one step, whatever the step offers: norms, workers, or sign probes.
 
 Each source gives the pair (Û, M̂²) with E Û = mean_{i≠j}⟨g_i, g_j⟩ and E M̂² = mean‖g_i‖², with or without replacement.
-Pairs of many steps are pooled as a ratio of sums (`variegrad.estimate.pooled`); a mean of ratios would be wrong.
+Pairs of many steps are pooled as a ratio of sums (`variegrad.estimators.pooled`); a mean of ratios would be wrong.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variegrad.report.history_document import evenly, history_points
-from variegrad.report.history_figure import bound_and_efficiency
-from variegrad.report.style import render
-from variegrad.report.writing import template, write_whole
+from variegrad.reports.history_document import evenly, history_points
+from variegrad.reports.history_figure import bound_and_efficiency
+from variegrad.reports.style import render
+from variegrad.reports.writing import template, write_whole
 
 
 def write_history(document: Mapping[str, Any], folder: Path) -> Path:
