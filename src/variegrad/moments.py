@@ -280,7 +280,8 @@ class Diversity:
                 "(a stationary point: noise is all there is)."
             )
         sentence = (
-            f"B_D = {bound:.4g} examples: a batch of {max(1, round(bound + 1))} wastes about half of its examples."
+            f"B_D = {bound:.4g} examples: with a learning rate tuned for it, a batch of {max(1, round(bound + 1))} "
+            "is about 50% efficient."
         )
         if self.conflicting:
             sentence += f" conflicting: B_D exceeds n = {n}, the gradients oppose each other on average."

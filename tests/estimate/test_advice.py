@@ -21,10 +21,10 @@ def known(bound: float, low: float, high: float, lower: float) -> BatchSizeEstim
 
 
 @pytest.mark.parametrize(
-    ("batch", "regime"), [(1, Regime.PERFECT_SCALING), (21, Regime.PERFECT_SCALING), (22, Regime.DIMINISHING),
-                          (101, Regime.DIMINISHING), (102, Regime.WASTEFUL)]
+    ("batch", "regime"), [(1, Regime.WELL_BELOW), (26, Regime.WELL_BELOW), (27, Regime.NEAR),
+                          (101, Regime.NEAR), (102, Regime.BEYOND)]
 )  # fmt: skip
-def test_the_borders_of_the_regimes_are_one_fifth_and_one_bound(batch: int, regime: Regime) -> None:
+def test_the_regimes_change_at_efficiencies_of_80_and_50_percent(batch: int, regime: Regime) -> None:
     advice = advise(known(100, 100, 100, 100), batch)
     assert advice.regime is regime
     assert advice.certain
@@ -35,14 +35,21 @@ def test_efficiency_carries_the_interval_of_the_bound() -> None:
     advice = advise(known(100, 60, 200, 50), 101)
     assert (advice.low, advice.efficiency, advice.high) == pytest.approx((1 / 3, 1 / 2, 2 / 3))
     assert not advice.certain
-    assert "probably diminishing returns" in str(advice)
+    assert "probably near the limit" in str(advice)
 
 
-def test_an_interval_from_wasteful_to_perfect_cannot_tell() -> None:
+def test_an_interval_from_beyond_to_well_below_the_limit_is_undecided() -> None:
     advice = advise(known(math.inf, 1, math.inf, 1), 64)
-    assert advice.regime is Regime.CANNOT_TELL
+    assert advice.regime is Regime.UNDECIDED
     assert advice.high == 1
-    assert "cannot tell yet" in str(advice)
+    assert "undecided" in str(advice)
+
+
+def test_the_old_names_of_the_regimes_warn() -> None:
+    with pytest.warns(DeprecationWarning, match="WELL_BELOW"):
+        assert Regime.PERFECT_SCALING is Regime.WELL_BELOW  # type: ignore[comparison-overlap]
+    with pytest.raises(AttributeError):
+        _ = Regime.EXCELLENT
 
 
 def test_undefined_means_any_batch_is_harmless() -> None:

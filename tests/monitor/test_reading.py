@@ -89,7 +89,7 @@ def test_a_reading_prints_itself_in_one_line(case):
 def test_what_a_line_says():
     assert str(a_reading(480)) == (
         "step 480 · B_D = 100 [60, 200] (95%), at least 50 · "
-        "batch 64: probably diminishing returns, efficiency 61% [44%, 76%] · subset of 16 examples, 30 steps"
+        "batch 64: probably near the limit, efficiency 61% [44%, 76%] · subset of 16 examples, 30 steps"
     )
     assert "B_D ≥ 50 (about 95%)" in str(a_reading(**ODD["unbounded above"]))
     assert "cannot tell yet" in str(a_reading(**ODD["cannot tell"]))
@@ -112,9 +112,9 @@ def test_advice_is_about_the_step_s_own_batch_unless_told_otherwise():
     assert advice.batch_size == 64
     assert advice.efficiency == pytest.approx(1 / (1 + 63 / 100))
     assert (advice.low, advice.high) == pytest.approx((1 / (1 + 63 / 50), 1 / (1 + 63 / 200)))
-    assert advice.regime is Regime.DIMINISHING
-    assert a_reading(bound=10_000.0, low=9000.0, high=11_000.0, lower=8000.0).advice().regime is Regime.PERFECT_SCALING
-    assert a_reading(bound=10.0, low=9.0, high=11.0, lower=8.0).advice().regime is Regime.WASTEFUL
+    assert advice.regime is Regime.NEAR
+    assert a_reading(bound=10_000.0, low=9000.0, high=11_000.0, lower=8000.0).advice().regime is Regime.WELL_BELOW
+    assert a_reading(bound=10.0, low=9.0, high=11.0, lower=8.0).advice().regime is Regime.BEYOND
 
 
 PARAMETER = [torch.nn.Parameter(torch.zeros(1))]
@@ -150,7 +150,7 @@ def test_the_step_size_follows_the_optimizer_s_rule(optimizer, factor):
     advice = a_reading().advice(new_batch_size=256, optimizer=optimizer)
     assert advice.step_size_factor == (None if factor is None else pytest.approx(factor))
     if factor is not None:
-        assert str(advice).endswith(f"; at 256 multiply the step size by {factor:.3g}")
+        assert str(advice).endswith(f"; at 256 multiply the learning rate by {factor:.3g}")
 
 
 def test_without_a_change_of_batch_the_step_size_stays():
@@ -167,7 +167,7 @@ def test_the_rule_is_linear_up_to_the_bound_and_capped_beyond():
     [
         (lambda r: r.advice(0), ValueError, "batch_size must be at least 1 example; got 0"),
         (lambda r: r.advice(new_batch_size=0), ValueError, "new_batch_size must be at least 1 example; got 0"),
-        (lambda r: r.advice(optimizer=torch.optim.LBFGS), TypeError, "known for SGD and for Adam's family; got LBFGS"),
+        (lambda r: r.advice(optimizer=torch.optim.LBFGS), TypeError, "for SGD and for the Adam family; got LBFGS"),
         (lambda r: r.advice(optimizer=torch.optim.Rprop(PARAMETER)), TypeError, "got Rprop"),
     ],
 )

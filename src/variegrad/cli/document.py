@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from variegrad.along import Point
+from variegrad.estimate import Regime
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import trained_parameters, unwrap
@@ -159,10 +160,9 @@ def advice(points: Sequence[Point], batch_size: int) -> str:
     else:
         text += "."
     final = end.diversity.efficiency(batch_size)
-    verdict = "well below the limit" if worst >= 0.8 else "near the limit" if worst >= 0.5 else "beyond the limit"
     return text + (
-        f" The run's batch of {batch_size} is {verdict}: {100 * worst:.0f} % of its examples count at worst, "
-        f"{100 * final:.0f} % at the end."
+        f" The run's batch of {batch_size} is {Regime.of(worst).value}: {100 * worst:.0f} % of its examples count at "
+        f"worst, {100 * final:.0f} % at the end."
     )
 
 

@@ -111,20 +111,13 @@ def advice(reading: Reading) -> str:
     ends = f"{found.low:.0%} to {found.high:.0%} of its examples count"
     regime = (
         f"{batch} cannot be judged yet: {ends}"
-        if found.regime is Regime.CANNOT_TELL
-        else f"{batch} is {'' if found.certain else 'probably '}{_IN_USE[found.regime]}: {ends}"
+        if found.regime is Regime.UNDECIDED
+        else f"{batch} is {'' if found.certain else 'probably '}{found.regime.value}: {ends}"
     )
     return (
         f"At step {reading.step:,} {regime}. B_D is at least {examples(reading.lower_confidence_bound)} examples with "
         f"about {level} confidence, so a batch of {half:,} wastes at most half."
     )
-
-
-_IN_USE = {
-    Regime.PERFECT_SCALING: "well below the limit",
-    Regime.DIMINISHING: "near the limit",
-    Regime.WASTEFUL: "beyond the limit",
-}
 
 
 def _read(log: Path, errors: Console) -> Log:

@@ -1,14 +1,16 @@
-"""What an estimate of B_D means for the batch in use: its efficiency, and the step size after a change of batch.
+"""What an estimate of B_D means for the current batch size: its efficiency, and the learning rate after a change.
 
-Efficiency is 1/(1+(B−1)/B_D): the fraction of a batch that a serial run would have needed for the same progress.
-Step-size factors are for *mean*-normalised steps; for the sum-normalised γ divide by the change S = B′/B.
+Efficiency is 1/(1+(B−1)/B_D): progress per example relative to B = 1, each batch size with a step tuned for it.
+The words for it are those of `Regime`, everywhere: Monitor, command and report. Factors are for learning rates of
+the *mean* loss; for the γ of a sum divide by the change S = B′/B.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, EnumMeta
 from typing import Protocol, runtime_checkable
 
 from torch import optim
@@ -16,7 +18,7 @@ from torch import optim
 
 @runtime_checkable
 class Bounded(Protocol):
-    """What advice rests on: an estimate of B_D, or a reading of it."""
+    """An estimate of B_D, or a reading of the Monitor."""
 
     @property
     def batch_size_bound(self) -> float: ...
@@ -34,27 +36,53 @@ class Bounded(Protocol):
     def undefined(self) -> bool: ...
 
 
-class Regime(Enum):
-    """Where a batch size stands, by B−1 = δ·B_D: δ = 0.2 and δ = 1 are the borders (efficiency 5/6 and 1/2)."""
+class _OldNames(EnumMeta):
+    """The names of version 0.1, with a warning."""
 
-    PERFECT_SCALING = "perfect scaling"
-    DIMINISHING = "diminishing returns"
-    WASTEFUL = "wasteful"
-    CANNOT_TELL = "cannot tell yet"
+    def __getattr__(cls, name: str) -> object:
+        new = {"PERFECT_SCALING": "WELL_BELOW", "DIMINISHING": "NEAR", "WASTEFUL": "BEYOND", "CANNOT_TELL": "UNDECIDED"}
+        if name not in new:
+            raise AttributeError(name)
+        warnings.warn(f"Regime.{name} is now Regime.{new[name]}", DeprecationWarning, stacklevel=2)
+        return cls[new[name]]
+
+
+class Regime(Enum, metaclass=_OldNames):
+    """A batch size beside the limit, by its efficiency: at least 80 %, at least 50 % (B ≤ 1 + B_D), or less."""
+
+    WELL_BELOW = "well below the limit"
+    NEAR = "near the limit"
+    BEYOND = "beyond the limit"
+    UNDECIDED = "undecided"
+
+    @classmethod
+    def of(cls, efficiency: float) -> Regime:
+        """The regime of an efficiency.
+
+        Args:
+            efficiency: in (0, 1].
+
+        Returns:
+            Well below, near or beyond the limit.
+        """
+        rounding = 1e-12
+        if efficiency >= 0.8 - rounding:
+            return cls.WELL_BELOW
+        return cls.NEAR if efficiency >= 0.5 - rounding else cls.BEYOND
 
 
 class StepSizeRule(Enum):
-    """How a mean-normalised step size follows the batch from B to B′ = S·B."""
+    """How the learning rate (of a mean loss) changes when the batch size goes from B to B′ = S·B."""
 
     CAPPED_LINEAR = "linear, capped: S·(B_D+B−1)/(B_D+B′−1)"
     SQUARE_ROOT = "square root: √S"
 
     @classmethod
     def of(cls, optimizer: optim.Optimizer | type[optim.Optimizer] | StepSizeRule) -> StepSizeRule:
-        """The rule of an optimizer: capped linear for SGD, square root for Adam and its relatives.
+        """The rule for an optimizer: capped linear for SGD, square root for the Adam family.
 
         Args:
-            optimizer: an optimizer, wrapped or not, its class, or a rule, which is returned.
+            optimizer: an optimizer, wrapped or not, its class, or a rule, which is returned unchanged.
 
         Returns:
             The rule.
@@ -72,17 +100,17 @@ class StepSizeRule(Enum):
         if any(name.startswith("sgd") for name in names):
             return cls.CAPPED_LINEAR
         raise TypeError(
-            f"optimizer: a step-size rule is known for SGD and for Adam's family; got {kind.__name__}. Pass the rule "
-            "itself, StepSizeRule.CAPPED_LINEAR or StepSizeRule.SQUARE_ROOT, or leave it out."
+            f"optimizer: there is a learning-rate rule for SGD and for the Adam family; got {kind.__name__}. Pass the "
+            "rule itself, StepSizeRule.CAPPED_LINEAR or StepSizeRule.SQUARE_ROOT, or omit it."
         )
 
     def factor(self, batch_size: int, new_batch_size: int, batch_size_bound: float) -> float:
-        """The factor of a mean-normalised step size.
+        """The factor of the learning rate.
 
         Args:
             batch_size: B, in examples.
             new_batch_size: B′, in examples.
-            batch_size_bound: B_D ≥ 1, +inf allowed; the square root does not look at it.
+            batch_size_bound: B_D ≥ 1, +inf allowed; the square root rule ignores it.
 
         Returns:
             The factor.
@@ -97,18 +125,18 @@ class StepSizeRule(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """The batch in use, seen through an estimate of B_D.
+    """The current batch size, judged by an estimate of B_D.
 
     Attributes:
         batch_size: B, examples of one optimiser step, over all workers.
         efficiency: 1/(1+(B−1)/B̂_D).
         low: efficiency at the estimate's lower confidence bound: the cautious figure.
         high: efficiency at the upper end of the estimate's interval.
-        regime: by `efficiency`; `CANNOT_TELL` where the interval reaches from wasteful to perfect.
-        certain: both ends of the interval agree on the regime.
-        bound: the estimate's lower confidence bound, which step-size factors rest on.
-        new_batch_size: B′, where a change was asked about.
-        rule: how the step size follows a change; None where it was left open.
+        regime: by `efficiency`; `UNDECIDED` if the interval reaches from beyond to well below the limit.
+        certain: both ends of the interval give the same regime.
+        bound: the estimate's lower confidence bound, used for the learning-rate factor.
+        new_batch_size: B′, if a change was asked about.
+        rule: how the learning rate follows a change; None if not given.
     """
 
     batch_size: int
@@ -123,9 +151,9 @@ class Advice:
 
     @property
     def step_size_factor(self) -> float | None:
-        """The factor of the step size from B to B′ by the rule, cautiously: by the lower bound of B_D.
+        """The factor of the learning rate from B to B′ by the rule, at the lower confidence bound of B_D.
 
-        1 where no change was asked about, None where no rule was named.
+        1 if no change was asked about, None if no rule was named.
         """
         if self.rule is None:
             return None
@@ -133,34 +161,34 @@ class Advice:
         return self.rule.factor(self.batch_size, new, self.bound)
 
     def sgd_step_size_factor(self, new_batch_size: int) -> float:
-        """The factor of a mean-normalised SGD step size for another batch, cautiously: by the lower bound of B_D."""
+        """The factor of the SGD learning rate for another batch size, at the lower confidence bound of B_D."""
         return sgd_step_size_factor(self.batch_size, new_batch_size, self.bound)
 
     def adam_step_size_factor(self, new_batch_size: int) -> float:
-        """The factor of an Adam step size for another batch: √(B′/B)."""
+        """The factor of the Adam learning rate for another batch size: √(B′/B)."""
         return adam_step_size_factor(self.batch_size, new_batch_size)
 
     def __str__(self) -> str:
-        hedge = "" if self.certain or self.regime is Regime.CANNOT_TELL else "probably "
+        hedge = "" if self.certain or self.regime is Regime.UNDECIDED else "probably "
         text = (
             f"batch {self.batch_size}: {hedge}{self.regime.value}, "
             f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}]"
         )
         if self.new_batch_size is None or self.rule is None:
             return text
-        return f"{text}; at {self.new_batch_size} multiply the step size by {self.step_size_factor:.3g}"
+        return f"{text}; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g}"
 
 
 def advise(
     estimate: Bounded, batch_size: int, *, new_batch_size: int | None = None, rule: StepSizeRule | None = None
 ) -> Advice:
-    """How well a batch of B examples is used, according to an estimate of B_D.
+    """How efficient a batch of B examples is, according to an estimate of B_D.
 
     Args:
-        estimate: of B_D, at the weights in question.
+        estimate: of B_D, at the current weights.
         batch_size: B ≥ 1, examples of one optimiser step over all workers.
-        new_batch_size: B′ ≥ 1, where the batch is to change.
-        rule: how the step size follows such a change.
+        new_batch_size: B′ ≥ 1, if the batch size is to change.
+        rule: how the learning rate follows such a change.
 
     Returns:
         Efficiency with its interval, and the regime.
@@ -175,14 +203,13 @@ def advise(
     low = efficiency(batch_size, min(estimate.low, estimate.lower_confidence_bound))
     high = efficiency(batch_size, estimate.high)
     middle = 1.0 if estimate.undefined else efficiency(batch_size, estimate.batch_size_bound)
-    ends = {_regime(low), _regime(high)}
-    cannot_tell = ends == {Regime.WASTEFUL, Regime.PERFECT_SCALING}
+    ends = {Regime.of(low), Regime.of(high)}
     return Advice(
         batch_size=batch_size,
         efficiency=middle,
         low=low,
         high=high,
-        regime=Regime.CANNOT_TELL if cannot_tell else _regime(middle),
+        regime=Regime.UNDECIDED if ends == {Regime.BEYOND, Regime.WELL_BELOW} else Regime.of(middle),
         certain=len(ends) == 1,
         bound=estimate.lower_confidence_bound,
         new_batch_size=new_batch_size,
@@ -198,13 +225,13 @@ def efficiency(batch_size: int, batch_size_bound: float) -> float:
         batch_size_bound: B_D ≥ 1, +inf allowed.
 
     Returns:
-        The fraction of the batch that is not wasted.
+        Progress per example relative to a batch of one.
     """
     return 1 / (1 + (batch_size - 1) / batch_size_bound)
 
 
 def sgd_step_size_factor(batch_size: int, new_batch_size: int, batch_size_bound: float) -> float:
-    """The factor of a mean-normalised SGD step size when the batch goes from B to B′ = S·B.
+    """The factor of the SGD learning rate (of a mean loss) when the batch size goes from B to B′ = S·B.
 
     S·B′_D/(B′_D+S−1) with B′_D = 1+(B_D−1)/B, the bound counted in batches of B; that is S·(B_D+B−1)/(B_D+B′−1):
     linear while B′ ≪ B_D, capped at (B_D+B−1)/B. From B = 1 it is S·B_D/(B_D+S−1).
@@ -212,7 +239,7 @@ def sgd_step_size_factor(batch_size: int, new_batch_size: int, batch_size_bound:
     Args:
         batch_size: B, in examples.
         new_batch_size: B′, in examples.
-        batch_size_bound: B_D ≥ 1; +inf gives the linear rule, 1 leaves the step as it is.
+        batch_size_bound: B_D ≥ 1; +inf gives the linear rule, 1 leaves the learning rate unchanged.
 
     Returns:
         The factor.
@@ -231,7 +258,7 @@ def sgd_step_size_factor(batch_size: int, new_batch_size: int, batch_size_bound:
 
 
 def adam_step_size_factor(batch_size: int, new_batch_size: int) -> float:
-    """The factor of an Adam step size when the batch goes from B to B′: √(B′/B).
+    """The factor of the Adam learning rate when the batch size goes from B to B′: √(B′/B).
 
     Args:
         batch_size: B, in examples.
@@ -252,10 +279,3 @@ def _change(batch_size: int, new_batch_size: int) -> float:
     if not (batch_size >= 1 and new_batch_size >= 1):
         raise ValueError(f"batch sizes must be at least 1 example; got {batch_size} and {new_batch_size}.")
     return new_batch_size / batch_size
-
-
-def _regime(efficiency: float) -> Regime:
-    slack = 1e-12
-    if efficiency >= 5 / 6 - slack:
-        return Regime.PERFECT_SCALING
-    return Regime.DIMINISHING if efficiency >= 0.5 - slack else Regime.WASTEFUL

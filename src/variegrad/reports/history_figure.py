@@ -114,7 +114,7 @@ def _efficiency(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> No
     # Without a point estimate there is an interval alone: a line through it would pretend to know.
     known = [math.nan if point.cannot_tell else value for point, value in zip(drawn, middle, strict=True)]
     ax.plot(x, known, color=BLUE, marker="o" if len(drawn) <= 24 else _lonely(known))
-    for border in (50, 100 * 5 / 6):
+    for border in (50, 80):
         ax.axhline(border, color=QUIET, linewidth=1.0, linestyle=":")
     ax.set_ylim(0, 105)
     ax.set_yticks([0, 50, 100])
