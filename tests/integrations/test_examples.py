@@ -53,7 +53,7 @@ def test_there_is_a_test_for_each_example():
 def test_plain_loop(tmp_path):
     pytest.importorskip("sklearn")
     said = run(EXAMPLES / "plain_loop.py", tmp_path)
-    assert "at 128 multiply the step size by" in said
+    assert "at 128 multiply the learning rate by" in said
     assert steps(tmp_path / "monitor.jsonl")[-1] == 81
 
 

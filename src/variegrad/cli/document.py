@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from variegrad.along import Point
-from variegrad.estimate import Regime
+from variegrad.estimators import Regime
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import trained_parameters, unwrap
