@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reference import loop_gradients
-from variegrad.estimators import by_group, by_layer, by_parameter, estimate, estimate_from_gram, example_gram
+from variegrad.estimators import by_group, by_layer, by_parameter, estimate, estimate_from_gram
 
 
 def losses(model, batch):
@@ -43,12 +43,6 @@ def same(found, expected) -> None:
 def test_estimate_is_the_estimate_of_the_loops_gram_matrix(model, batch, population) -> None:
     same(estimate(model, losses, batch, population=population),
          estimate_from_gram(reference(model, batch), population=population))  # fmt: skip
-
-
-def test_parameters_taken_one_at_a_time_give_the_same(model, batch, monkeypatch) -> None:
-    expected = estimate(model, losses, batch)
-    monkeypatch.setattr(example_gram, "ROWS_BYTES", 1)
-    same(estimate(model, losses, batch), expected)
 
 
 def test_parts_are_layers_parameters_or_groups_and_recombine_harmonically(model, batch) -> None:
@@ -161,5 +155,5 @@ def test_an_optimizer_that_is_no_adam_is_refused(model, batch) -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses(model, batch).mean().backward()
     sgd.step()
-    with pytest.raises(TypeError, match="SGD keeps no 'exp_avg_sq'"):
+    with pytest.raises(TypeError, match="SGD keeps none"):
         estimate(model, losses, batch, preconditioner=sgd)

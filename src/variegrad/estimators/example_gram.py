@@ -1,4 +1,4 @@
-"""Gram matrices of per-example gradients, part by part: the only place where `estimate` meets the gradient engine."""
+"""Inner products of per-example gradients, part by part: the only place where `estimate` meets the gradient engine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
+from variegrad.keys import generator
+from variegrad.per_example import fallback
+from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import engine_of
+from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows
 
-# The gradients of all examples are held for as many parameters at once as fit here; a larger parameter goes alone.
-ROWS_BYTES = 512 * 2**20
+# Where only a loop over the examples is right, their gradients are kept up to this size; a larger parameter is sketched.
+KEPT_BYTES = 64 << 20
+SKETCH = 1 << 12
+
+Gram = Float[Tensor, "b b"]
+Scales = Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]]
 
 
 def gram_by_part(
@@ -21,8 +29,8 @@ def gram_by_part(
     losses: Losses,
     batch: Batch,
     part_of: Callable[[str], str],
-    scales: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
-) -> dict[str, Float[Tensor, "b b"]]:
+    scales: Scales | None = None,
+) -> dict[str, Gram]:
     """K = G·Gᵀ of each part of the model, in float64; their sum is that of the whole model.
 
     Args:
@@ -43,31 +51,99 @@ def gram_by_part(
     model = unwrap(model)
     trained = trained_parameters(model)
     factors = scales(trained) if scales else {}
-    grams: dict[str, Tensor] = {}
+    grams: dict[str, Gram] = {}
     with left_as_found(model), torch.enable_grad():
         per_example = evaluate(model, losses, batch)
-        count = len(per_example)
-        if not count:
-            raise ValueError("batch: it holds no example. Pass 64 to 256 of them (at least 8, for an interval).")
-        for portion in _portions(trained, count):
-            chunks = engine_of(model).gradients(model, losses, batch, per_example, portion, count)
-            for name, rows in next(chunks).items():
-                matrix = rows.detach().flatten(1).double()
-                if name in factors:
-                    matrix = matrix * factors[name].flatten()
-                gram, part = matrix @ matrix.T, part_of(name)
-                grams[part] = grams[part] + gram if part in grams else gram
+        if not len(per_example):
+            raise ValueError("batch: it holds no examples. Pass 64 to 256 of them (at least 8, for an interval).")
+        capture = engine_of(model).kept(model, losses, batch, per_example, trained)
+        covered = set() if capture is None else {name for name in capture.covered if capture.kept(name)}
+        left = dict(trained) if capture is None else {name: trained[name] for name in capture.uncovered}
+
+        def looped() -> Iterator[dict[str, Tensor]]:
+            if capture is None:
+                return ({n: g.unsqueeze(0) for n, g in one.items()} for one in fallback.loop(per_example, left))
+            return fallback.gradients(model, losses, batch, per_example, left, capture.known)
+
+        found = _of_loop(looped, left, len(per_example), factors)
+        with torch.no_grad(), torch.autocast(per_example.device.type, enabled=False):
+            for name, parameter in trained.items():
+                if name in covered:
+                    assert capture is not None
+                    found[name] = _of_factors(capture, name, parameter, factors.get(name))
+                elif name not in found:  # the losses do not depend on it
+                    found[name] = per_example.new_zeros(len(per_example), len(per_example), dtype=torch.float64)
+                part, here = part_of(name), found.pop(name).to(per_example.device)
+                grams[part] = grams[part] + here if part in grams else here
     return grams
 
 
-def _portions(trained: Mapping[str, nn.Parameter], count: int) -> Iterator[dict[str, nn.Parameter]]:
-    portion: dict[str, nn.Parameter] = {}
-    used = 0
-    for name, parameter in trained.items():
-        size = parameter.numel() * parameter.element_size() * count
-        if portion and used + size > ROWS_BYTES:
-            yield portion
-            portion, used = {}, 0
-        portion[name] = parameter
-        used += size
-    yield portion
+def _of_factors(capture: Capture, name: str, parameter: nn.Parameter, scale: Tensor | None) -> Gram:
+    parts = capture.kept(name)
+    joint = parts[0] if len(parts) == 1 and parts[0][0].keeps_norms else as_one(parts)
+    if joint is not None:
+        use, part = joint
+        if scale is None:
+            return gram(part)
+        if use.plain and not parameter.is_complex():
+            return gram(part, scale.T if use.turned else scale)
+    count = parts[0][1].count
+    return gram_of_tiles(lambda i, j: capture.rows(name, i, j, parameter), count, parameter.numel(), scale)
+
+
+def _of_loop(
+    chunks: Callable[[], Iterator[dict[str, Tensor]]],
+    parameters: Mapping[str, nn.Parameter],
+    count: int,
+    factors: Mapping[str, Tensor],
+) -> dict[str, Gram]:
+    """K of parameters that only a fallback serves: from their rows while these are small, else from sketches of them."""
+    if not parameters:
+        return {}
+    whole = sum(p.numel() * p.element_size() for p in parameters.values()) * count <= KEPT_BYTES
+    sketched = {} if whole else {name: p for name, p in parameters.items() if p.numel() > SKETCH}
+    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    norms: dict[str, list[Tensor]] = {name: [] for name in sketched}
+    totals: dict[str, Tensor] = {}
+    for chunk in chunks():
+        for name, gradients in chunk.items():
+            flat = real_rows(gradients.detach(), factors.get(name))
+            if name in sketched:
+                norms[name].append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square())
+                totals[name] = totals[name].add_(flat.sum(0)) if name in totals else flat.sum(0)
+                flat = _sketch(flat, name)
+            rows[name].append(flat)
+    found = {}
+    for name in parameters:
+        kept = torch.cat(rows.pop(name))
+        found[name] = products(kept, kept)
+    if sketched:  # what the interval depends on most is exact: ⟨g_i, Σg⟩ takes a second pass
+        along: dict[str, list[Tensor]] = {name: [] for name in sketched}
+        for chunk in chunks():
+            for name in sketched:
+                flat = real_rows(chunk[name].detach(), factors.get(name))
+                along[name].append(flat.double() @ totals[name].double())
+        for name in sketched:
+            found[name] = _with_exact_sums(found[name], torch.cat(norms[name]), torch.cat(along[name]))
+    return found
+
+
+def _sketch(rows: Float[Tensor, "t d"], name: str) -> Float[Tensor, "t k"]:
+    """Every coordinate with a random sign into one of k sums: ⟨y_i, y_j⟩ = ⟨g_i, g_j⟩ on average."""
+    width = rows.shape[1]
+    signs = torch.from_numpy(generator(0, "sketch", name).choice([-1.0, 1.0], width)).to(rows)
+    padded = torch.nn.functional.pad(rows * signs, (0, -width % SKETCH))
+    return padded.unflatten(1, (-1, SKETCH)).sum(1)
+
+
+def _with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:
+    """K with the given diagonal and row sums; what is left after U-centring, and so tr(Σ²), is the sketch's."""
+    m = len(gram)
+    off = gram - torch.diag(gram.diagonal())
+    if m <= 2:
+        product = float(along[0] - norms[0]) if m == 2 else 0.0
+        return torch.diag(norms) + product * (1 - torch.eye(m, dtype=gram.dtype, device=gram.device))
+    missing = along - norms - off.sum(1)
+    shift = (missing - missing.sum() / (2 * (m - 1))) / (m - 2)
+    off = off + shift.unsqueeze(0) + shift.unsqueeze(1)
+    return off - torch.diag(off.diagonal()) + torch.diag(norms)

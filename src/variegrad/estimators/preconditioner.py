@@ -7,13 +7,13 @@ batch that is measured entered it; otherwise P and the gradients are not indepen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Preconditioner = Mapping[nn.Parameter, Tensor] | torch.optim.Optimizer
-"""Parameter → second moment v̂ (with Adam's default ε), or an Adam that has taken a step."""
+"""Parameter → second moment v̂ (with Adam's default ε), or an optimizer that keeps one and has taken a step."""
 
 DEFAULT_EPSILON = 1e-8
 
@@ -27,19 +27,19 @@ def root_preconditioner(preconditioner: Preconditioner, parameters: Mapping[str,
     """√P of each named parameter, elementwise: (√v̂ + ε)^(−1/2).
 
     Args:
-        preconditioner: parameter → v̂ ≥ 0; or an Adam or AdamW, whose bias-corrected v̂ (the running maximum under
-            AMSGrad) and ε are taken.
+        preconditioner: parameter → v̂ ≥ 0; or an optimizer that keeps a second moment (Adam, AdamW, NAdam, RAdam, RMSprop,
+            Adagrad, Adamax), whose bias-corrected v̂ (the running maximum under AMSGrad) and ε are taken.
         parameters: the parameters that are measured, by name.
 
     Returns:
-        Name → √P, float64, in the parameter's shape.
+        Name → √P, float64, in the parameter's shape; (*shape, 2) for complex parameters, which are pairs of reals.
 
     Raises:
-        TypeError: if an optimizer is no Adam.
+        TypeError: if an optimizer keeps no second moment.
         ValueError: if a parameter has no second moment, one of another shape, or one that is negative or not finite.
     """
     if isinstance(preconditioner, torch.optim.Optimizer):
-        moments = _of_adam(preconditioner)
+        moments = _of_optimizer(preconditioner)
     else:
         moments = {p: _SecondMoment(value, DEFAULT_EPSILON) for p, value in preconditioner.items()}
     roots = {}
@@ -50,30 +50,51 @@ def root_preconditioner(preconditioner: Preconditioner, parameters: Mapping[str,
                 "mapping, or freeze the parameter."
             )
         value, epsilon = moments[parameter]
+        value = value.detach()
+        if parameter.is_complex() and value.shape == parameter.shape:  # of real and imaginary part, or of both alike
+            value = torch.view_as_real(value) if value.is_complex() else value.unsqueeze(-1).expand(*value.shape, 2)
+            roots[name] = _root(name, value, epsilon)
+            continue
         if value.shape != parameter.shape:
             raise ValueError(
                 f"preconditioner: the second moment of '{name}' must have its shape {tuple(parameter.shape)}; "
                 f"got {tuple(value.shape)}."
             )
-        if not bool((value >= 0).all() and value.isfinite().all()):
-            raise ValueError(f"preconditioner: the second moment of '{name}' must be finite and not negative.")
-        roots[name] = (value.detach().double().sqrt() + epsilon).rsqrt()
+        roots[name] = _root(name, value, epsilon)
     return roots
 
 
-def _of_adam(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _SecondMoment]:
+def _root(name: str, value: Tensor, epsilon: float) -> Tensor:
+    if not bool((value >= 0).all() and value.isfinite().all()):
+        raise ValueError(f"preconditioner: the second moment of '{name}' must be finite and not negative.")
+    return (value.double().sqrt() + epsilon).rsqrt()
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _SecondMoment]:
     moments = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            if "exp_avg_sq" not in state or "betas" not in group:
+            squares = _second_moment(state, group)
+            if squares is None:
                 raise TypeError(
-                    "preconditioner must be Adam or AdamW, or a mapping from parameter to second moment; "
-                    f"{type(optimizer).__name__} keeps no 'exp_avg_sq'. Leave it out for plain SGD."
+                    "preconditioner must be an optimizer that keeps a second moment of the gradient (Adam, AdamW, NAdam, "
+                    "RAdam, RMSprop, Adagrad, Adamax), or a mapping from parameter to second moment; "
+                    f"{type(optimizer).__name__} keeps none. Leave it out for plain SGD."
                 )
-            squares = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-            correction = 1 - group["betas"][1] ** float(state["step"])
-            moments[parameter] = _SecondMoment(squares / correction, group["eps"])
+            moments[parameter] = _SecondMoment(squares, group["eps"])
     return moments
+
+
+def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+    """v̂ ≥ 0, corrected for its start at zero; P = 1/(√v̂ + ε) in every one of these optimizers."""
+    if "exp_avg_sq" in state and "betas" in group:  # Adam, AdamW, NAdam, RAdam
+        squares: Tensor = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+        return squares / (1 - group["betas"][1] ** float(state["step"]))
+    if "exp_inf" in state:  # Adamax: a running maximum of |g|, with ε inside
+        return (state["exp_inf"] - group["eps"]).clamp(min=0).square()
+    if "square_avg" in state:  # RMSprop; centred, it divides by the standard deviation
+        return state["square_avg"] - state["grad_avg"].square() if "grad_avg" in state else state["square_avg"]
+    return state.get("sum") if "lr_decay" in group else None  # Adagrad
