@@ -9,7 +9,15 @@ from variegrad.estimators.advice import (
     sgd_step_size_factor,
 )
 from variegrad.estimators.batch_size_estimate import BatchSizeEstimate
+from variegrad.estimators.dual_norm import (
+    DualNormEstimate,
+    FoldTerms,
+    dual_norm_estimate,
+    estimate_in_dual_norm,
+    terms_of_groups,
+)
 from variegrad.estimators.from_batch import by_group, by_layer, by_parameter, estimate
+from variegrad.estimators.geometry import Euclidean, Preconditioned, Sign, Spectral, geometry_of
 from variegrad.estimators.pooled import PooledCoherence
 from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
 from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape
@@ -25,10 +33,16 @@ from variegrad.estimators.workers import estimate_from_workers
 __all__ = [
     "Advice",
     "BatchSizeEstimate",
+    "DualNormEstimate",
+    "Euclidean",
+    "FoldTerms",
     "GradientShape",
     "PooledCoherence",
+    "Preconditioned",
     "Regime",
+    "Sign",
     "SignProbeEstimate",
+    "Spectral",
     "StepMoments",
     "StepSizeRule",
     "adam_step_size_factor",
@@ -37,15 +51,19 @@ __all__ = [
     "by_group",
     "by_layer",
     "by_parameter",
+    "dual_norm_estimate",
     "estimate",
     "estimate_from_gram",
     "estimate_from_norms",
     "estimate_from_sign_probes",
     "estimate_from_workers",
+    "estimate_in_dual_norm",
     "examples_needed",
+    "geometry_of",
     "gradient_shape",
     "moments_from_norms",
     "moments_from_sign_probe",
     "moments_from_workers",
     "sgd_step_size_factor",
+    "terms_of_groups",
 ]

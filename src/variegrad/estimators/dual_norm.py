@@ -5,27 +5,31 @@ gradient, Ḡ_f that of fold f and Ḡ₍₋f₎ that of all others,
 
     E‖Ḡ‖_*  ≥  ‖∇F‖_*  ≥  E (1/K)Σ_f ⟨u(Ḡ₍₋f₎), Ḡ_f⟩,
 
-the first by convexity, the second because u(Ḡ₍₋f₎), of norm 1, is independent of Ḡ_f. The plug-in signal makes the bound
-too low, the cross-fitted signal makes it too high, and both become exact as the batch grows: together they bracket it.
-N comes from the covariance with 1/(m−1) and is too low by about 1/(4m) of itself for Gaussian noise (the square root is
-concave). Limits of the bracket: delete-fold jackknife of N/‖Ḡ‖_* and of its cross-fitted inverse, Student's t_{K−1}.
+the first by convexity, the second because u(Ḡ₍₋f₎), of norm 1, is independent of Ḡ_f. The plug-in signal makes the
+bound too low, the cross-fitted signal makes it too high, and both become exact as the batch grows: together they
+bracket it. N comes from the covariance with 1/(m−1) and is too low by about 1/(4m) of itself for Gaussian noise (the
+square root is concave). Limits of the bracket: delete-fold jackknife of N/‖Ḡ‖_* and of its cross-fitted inverse,
+Student's t_{K−1}.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from variegrad.batches import Batch
 from variegrad.estimators.coherence import t_quantiles
+from variegrad.estimators.example_gram import gradients_of
 from variegrad.estimators.geometry import DualNorm, Sign
+from variegrad.per_example.evaluate import Losses
 
 FOLDS = 8
-MINIMUM_FOLDS = 4
+TILE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,8 @@ class FoldTerms:
         cross: ⟨u(Ḡ₍₋f₎), Ḡ_f⟩ for each fold.
     """
 
-    noise: Float[Tensor, " k+1"]
-    signal: Float[Tensor, " k+1"]
+    noise: Float[Tensor, " all"]
+    signal: Float[Tensor, " all"]
     cross: Float[Tensor, " k"]
 
     def __add__(self, other: FoldTerms) -> FoldTerms:
@@ -110,7 +114,7 @@ class FoldSums:
         self._moments: list[Tensor | None] = [None] * folds
         self._counts = [0] * folds
 
-    def add(self, rows: Float[Tensor, "t *shape"], start: int) -> None:
+    def add(self, rows: Float[Tensor, t * shape], start: int) -> None:
         """Take the gradients of examples start, start+1, …; example i belongs to fold i mod K."""
         rows = rows if rows.dtype == torch.float64 else rows.float()
         for fold in range(self.folds):
@@ -131,20 +135,16 @@ class FoldSums:
 
         whole, count = sums.sum(0), sum(counts)
         every = [covariance(moments.sum(0), whole, count)]
-        every += [
-            covariance(moments.sum(0) - moments[f], whole - sums[f], count - counts[f]) for f in range(len(sums))
-        ]
+        every += [covariance(moments.sum(0) - moments[f], whole - sums[f], count - counts[f]) for f in range(len(sums))]
         means = torch.stack([s / c for s, c in zip(sums, counts, strict=True)])
         return _terms(self.geometry, torch.stack([self.geometry.noise(c) for c in every]), means, counts)
 
 
-def terms_of_groups(
-    geometry: DualNorm, means: Float[Tensor, "k *shape"], sizes: Sequence[int]
-) -> FoldTerms:
+def terms_of_groups(geometry: DualNorm, means: Float[Tensor, k * shape], sizes: Sequence[int]) -> FoldTerms:
     """What the mean gradients of K micro-batches or workers say of one parameter; the noise is between them.
 
-    Σ_j b_j(ḡ_j − Ḡ)²/(K−1) estimates σ² of one example without bias; its root, of few groups, is brought up by c₄(K) for
-    sign methods (exact for Gaussian means of many examples).
+    Σ_j b_j(ḡ_j − Ḡ)²/(K−1) estimates σ² of one example without bias; its root, of few groups, is brought up by c₄(K)
+    for sign methods (exact for Gaussian means of many examples).
 
     Args:
         geometry: `Sign` or `Spectral`.
@@ -196,11 +196,14 @@ def dual_norm_estimate(
             confidence=confidence, count=count, left_out=tuple(left_out),
         )  # fmt: skip
     t, _ = t_quantiles(folds - 1, confidence)
-    ratio, error = _jackknife(noise[0] / signal[0], [n / s if s else 0.0 for n, s in zip(noise[1:], signal[1:], strict=True)])
+    ratio, error = _jackknife(
+        noise[0] / signal[0], [n / s if s else 0.0 for n, s in zip(noise[1:], signal[1:], strict=True)]
+    )
     mean = sum(cross) / folds
     without = [(mean * folds - c) / (folds - 1) for c in cross]
     inverse, inverse_error = _jackknife(
-        mean / noise[0] if noise[0] else math.inf, [c / n if n else math.inf for c, n in zip(without, noise[1:], strict=True)]
+        mean / noise[0] if noise[0] else math.inf,
+        [c / n if n else math.inf for c, n in zip(without, noise[1:], strict=True)],
     )
     return DualNormEstimate(
         geometry=str(geometry),
@@ -213,6 +216,90 @@ def dual_norm_estimate(
         count=count,
         left_out=tuple(left_out),
     )
+
+
+def estimate_in_dual_norm(
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    *,
+    geometry: DualNorm,
+    per: Callable[[str], str] | None = None,
+    confidence: float = 0.95,
+) -> DualNormEstimate:
+    """Bracket the batch-size bound 1 + (N/‖∇F‖_*)² of a sign method or Muon from one batch.
+
+    Time: as `estimate`, and for each parameter 2K evaluations of the dual norm (for `Spectral`, singular values).
+    Memory beyond a training step: 2K = 16 tensors of the size of the largest parameter.
+
+    Args:
+        model: at the weights in question; left as it was found.
+        losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
+        batch: a random sample of distinct examples, at least 32. The bracket narrows with more.
+        geometry: `Sign()` or `Spectral()`; see `geometry_of`.
+        per: also estimate each part of the model (`by_layer`, `by_group(...)`).
+        confidence: nominal level of the limits.
+
+    Returns:
+        The estimate; parameters that the geometry does not cover are `left_out`.
+
+    Raises:
+        TypeError: if the geometry is an inner product's: use `estimate`, with `preconditioner=` for Adam.
+        ValueError: as `estimate`, for fewer than 32 examples, or if the geometry covers no parameter.
+
+    Source: Naganuma et al. (2026), arXiv 2602.03001, for the bound; the bracket is ours.
+    """
+    if not isinstance(geometry, DualNorm):
+        raise TypeError(
+            f"geometry must be Sign() or Spectral(); got {geometry}. For SGD use estimate(model, losses, batch), for "
+            "Adam add preconditioner=optimizer."
+        )
+    terms: dict[str, FoldTerms] = {}
+    left_out: list[str] = []
+    with gradients_of(model, losses, batch) as here:
+        if here.count < 4 * FOLDS:
+            raise ValueError(
+                f"batch: estimate_in_dual_norm splits it into {FOLDS} folds and needs at least {4 * FOLDS} examples; "
+                f"got {here.count}."
+            )
+        sums = {name: FoldSums(geometry) for name in here.left if geometry.covers(here.trained[name])}
+        start = 0
+        for chunk in here.looped() if sums else ():
+            for name, fold in sums.items():
+                fold.add(_real(chunk[name].detach()), start)
+            start += len(next(iter(chunk.values())))
+        with torch.no_grad(), torch.autocast(here.device.type, enabled=False):
+            for name, parameter in here.trained.items():
+                part = per(name) if per else ""
+                if not geometry.covers(parameter):
+                    left_out.append(name)
+                    continue
+                fold = sums.pop(name) if name in sums else FoldSums(geometry)
+                if name not in here.left:
+                    step = max(1, TILE_BYTES // (4 * max(1, parameter.numel())))
+                    for first in range(0, here.count, step):
+                        last = min(first + step, here.count)
+                        assert here.capture is not None
+                        fold.add(_real(here.capture.rows(name, first, last, parameter)), first)
+                found = fold.terms()
+                terms[part] = terms[part] + found if part in terms else found
+    if not terms:
+        raise ValueError(f"no trained parameter is a matrix: the geometry {geometry} covers none of {left_out[:5]}.")
+    common = {"geometry": geometry, "count": here.count, "confidence": confidence}
+    whole = dual_norm_estimate(sum_of(terms.values()), left_out=left_out, **common)  # type: ignore[arg-type]
+    if per is None:
+        return whole
+    return replace(whole, parts={k: dual_norm_estimate(v, **common) for k, v in terms.items()})  # type: ignore[arg-type]
+
+
+def sum_of(terms: Iterable[FoldTerms]) -> FoldTerms:
+    """The terms of several parameters, or of one parameter over several steps, together."""
+    first, *others = terms
+    return sum(others, start=first)
+
+
+def _real(rows: Tensor) -> Tensor:
+    return torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
 
 
 def _terms(geometry: DualNorm, noise: Tensor, means: Tensor, counts: Sequence[int]) -> FoldTerms:

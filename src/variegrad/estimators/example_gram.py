@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,12 +18,53 @@ from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trai
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows
 
-# Where only a loop over the examples is right, their gradients are kept up to this size; a larger parameter is sketched.
+# Gradients that only a loop over the examples gives are kept up to this size; larger parameters are sketched.
 KEPT_BYTES = 64 << 20
 SKETCH = 1 << 12
 
 Gram = Float[Tensor, "b b"]
 Scales = Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class GradientsOf:
+    """The gradients of one batch after its backward pass: factors in a capture, the rest by a loop.
+
+    Attributes:
+        count: b.
+        device: of the losses.
+        trained: the trained parameters.
+        capture: the factors; None where only the loop is right.
+        left: the parameters that only the loop serves.
+        looped: name → (t, *shape) for the examples in order; each call goes through them again.
+    """
+
+    count: int
+    device: torch.device
+    trained: Mapping[str, nn.Parameter]
+    capture: Capture | None
+    left: Mapping[str, nn.Parameter]
+    looped: Callable[[], Iterator[dict[str, Tensor]]]
+
+
+@contextmanager
+def gradients_of(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[GradientsOf]:
+    """Evaluate the losses and run the backward pass; the model is given back as it was found."""
+    model = unwrap(model)
+    trained = trained_parameters(model)
+    with left_as_found(model), torch.enable_grad():
+        per_example = evaluate(model, losses, batch)
+        if not len(per_example):
+            raise ValueError("batch: it holds no examples. Pass 64 to 256 of them (at least 8, for an interval).")
+        capture = engine_of(model).kept(model, losses, batch, per_example, trained)
+        left = trained if capture is None else {name: trained[name] for name in capture.uncovered}
+
+        def looped() -> Iterator[dict[str, Tensor]]:
+            if capture is None:
+                return ({n: g.unsqueeze(0) for n, g in one.items()} for one in fallback.loop(per_example, left))
+            return fallback.gradients(model, losses, batch, per_example, left, capture.known)
+
+        yield GradientsOf(len(per_example), per_example.device, trained, capture, left, looped)
 
 
 def gram_by_part(
@@ -48,33 +91,20 @@ def gram_by_part(
         ValueError: if the batch is empty, no parameter is trained, the losses are not one finite number per example
             with a graph, or the examples are coupled.
     """
-    model = unwrap(model)
-    trained = trained_parameters(model)
+    trained = trained_parameters(unwrap(model))
     factors = scales(trained) if scales else {}
     grams: dict[str, Gram] = {}
-    with left_as_found(model), torch.enable_grad():
-        per_example = evaluate(model, losses, batch)
-        if not len(per_example):
-            raise ValueError("batch: it holds no examples. Pass 64 to 256 of them (at least 8, for an interval).")
-        capture = engine_of(model).kept(model, losses, batch, per_example, trained)
-        covered = set() if capture is None else {name for name in capture.covered if capture.kept(name)}
-        left = dict(trained) if capture is None else {name: trained[name] for name in capture.uncovered}
-
-        def looped() -> Iterator[dict[str, Tensor]]:
-            if capture is None:
-                return ({n: g.unsqueeze(0) for n, g in one.items()} for one in fallback.loop(per_example, left))
-            return fallback.gradients(model, losses, batch, per_example, left, capture.known)
-
-        found = _of_loop(looped, left, len(per_example), factors)
-        with torch.no_grad(), torch.autocast(per_example.device.type, enabled=False):
+    with gradients_of(model, losses, batch) as here:
+        capture, count = here.capture, here.count
+        found = _of_loop(here.looped, here.left, count, factors)
+        with torch.no_grad(), torch.autocast(here.device.type, enabled=False):
             for name, parameter in trained.items():
-                if name in covered:
-                    assert capture is not None
+                if capture is not None and capture.kept(name):
                     found[name] = _of_factors(capture, name, parameter, factors.get(name))
                 elif name not in found:  # the losses do not depend on it
-                    found[name] = per_example.new_zeros(len(per_example), len(per_example), dtype=torch.float64)
-                part, here = part_of(name), found.pop(name).to(per_example.device)
-                grams[part] = grams[part] + here if part in grams else here
+                    found[name] = torch.zeros(count, count, dtype=torch.float64)
+                part, of_name = part_of(name), found.pop(name).to(here.device)
+                grams[part] = grams[part] + of_name if part in grams else of_name
     return grams
 
 
@@ -97,7 +127,7 @@ def _of_loop(
     count: int,
     factors: Mapping[str, Tensor],
 ) -> dict[str, Gram]:
-    """K of parameters that only a fallback serves: from their rows while these are small, else from sketches of them."""
+    """K of parameters that only a fallback serves: from their rows if these are small, else from sketches."""
     if not parameters:
         return {}
     whole = sum(p.numel() * p.element_size() for p in parameters.values()) * count <= KEPT_BYTES
@@ -133,7 +163,8 @@ def _sketch(rows: Float[Tensor, "t d"], name: str) -> Float[Tensor, "t k"]:
     width = rows.shape[1]
     signs = torch.from_numpy(generator(0, "sketch", name).choice([-1.0, 1.0], width)).to(rows)
     padded = torch.nn.functional.pad(rows * signs, (0, -width % SKETCH))
-    return padded.unflatten(1, (-1, SKETCH)).sum(1)
+    folded: Tensor = padded.unflatten(1, (-1, SKETCH))
+    return folded.sum(1)
 
 
 def _with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:

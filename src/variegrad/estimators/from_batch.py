@@ -27,7 +27,19 @@ def estimate(
     per: Callable[[str], str] | None = None,
     confidence: float = 0.95,
 ) -> BatchSizeEstimate:
-    """Estimates B_D, beyond which larger batches stop paying, from the per-example gradients of one batch.
+    """Estimate B_D, beyond which larger batches stop paying, from the per-example gradients of one batch.
+
+    Needs ‖∇f_i‖², ⟨∇f_i, Σ∇f⟩ and the second-order term of the interval, all from the b × b matrix of ⟨∇f_i, ∇f_j⟩.
+    The b gradients are never held: the matrix is formed from the factors that the backward pass leaves (inputs and
+    output gradients of each layer), or from slices of the gradients.
+
+    Time: one forward and one backward pass and, per layer with d weights and T positions, about 2b(T + b)d operations
+    for slices, or 4b²T²(p + q) for a p × q weight with few positions, whichever is less: a few training steps in most
+    models, and up to b/3 of them for wide linear layers with a preconditioner. Memory beyond a training step: inputs
+    and output gradients of all layers at once, and 100 MB. Layers that no rule covers take one backward pass per
+    example. Of these, parameters whose gradients do not fit 64 MB take a second one: their norms and ⟨∇f_i, Σ∇f⟩ are
+    exact, and the second-order term comes from a random sketch, which makes the interval slightly wider on average,
+    never the estimate.
 
     Example:
         ```python
@@ -40,8 +52,9 @@ def estimate(
         losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
         batch: a random sample of distinct examples; 64 to 256 of them are usually enough (`examples_needed`).
         population: size of the data set the batch was drawn from; None for fresh or augmented data.
-        preconditioner: for Adam: the optimizer before its step, or parameter → lagged second moment v̂. The estimate
-            is then of B_D^P, the bound that preconditioned steps obey.
+        preconditioner: for Adam and its relatives: the optimizer before its step, or parameter → lagged second moment
+            v̂ (for complex parameters of the shape of `torch.view_as_real`, or one for both parts). The estimate is
+            then of B_D^P, the bound that preconditioned steps obey.
         per: also estimate each part of the model; the part of a parameter by its name: `by_parameter`, `by_layer`,
             `by_group(...)` or your own function.
         confidence: nominal level of the two-sided interval.
@@ -50,7 +63,7 @@ def estimate(
         The estimate with its interval and, where asked for, its `parts`.
 
     Raises:
-        TypeError: if the losses are no floating-point tensor, or the optimizer is no Adam.
+        TypeError: if the losses are no floating-point tensor, or the optimizer keeps no second moment.
         ValueError: if the losses are not one finite number per example with a graph, examples are coupled, the batch is
             too small or larger than the population, or second moments do not fit.
 

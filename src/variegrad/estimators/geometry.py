@@ -1,8 +1,8 @@
 """The norm in which an optimizer takes steepest descent steps, and the noise scale that belongs to it.
 
-A step of steepest descent in a norm ‖·‖ moves along u(g) = argmax_{‖u‖≤1}⟨u, g⟩, and what it gains is measured by the dual
-norm ‖g‖_* = ⟨u(g), g⟩. With a noise N such that E‖ḡ_B − ∇F‖_* ≤ N/√B for the mean ḡ_B of B examples, the batch size
-beyond which noise no longer dominates is (N/‖∇F‖_*)²:
+A step of steepest descent in a norm ‖·‖ moves along u(g) = argmax_{‖u‖≤1}⟨u, g⟩, and what it gains is measured by the
+dual norm ‖g‖_* = ⟨u(g), g⟩. With a noise N such that E‖ḡ_B − ∇F‖_* ≤ N/√B for the mean ḡ_B of B examples, the batch
+size beyond which noise no longer dominates is (N/‖∇F‖_*)²:
 
     geometry          optimizers                  ‖g‖_*         N
     Euclidean         SGD, with momentum or not   ‖g‖₂          √tr Σ
@@ -106,15 +106,15 @@ class DualNorm(ABC):
         return True
 
     @abstractmethod
-    def steepest(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def steepest(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         """u(g), the unit step along which g gains most: ⟨u(g), g⟩ = ‖g‖_*."""
 
     @abstractmethod
-    def of(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    def of(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, ""]:
         """‖g‖_*, float64."""
 
     @abstractmethod
-    def moment(self, rows: Float[Tensor, "t *shape"]) -> Tensor:
+    def moment(self, rows: Float[Tensor, t * shape]) -> Tensor:
         """Σ_i of what the noise is made of: g_i² for each coordinate, or g_i·g_iᵀ."""
 
     @abstractmethod
@@ -129,13 +129,13 @@ class Sign(DualNorm):
     def __str__(self) -> str:
         return "sign (ℓ∞; signSGD, Signum, Lion)"
 
-    def steepest(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def steepest(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         return gradient.sign()
 
-    def of(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    def of(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, ""]:
         return gradient.abs().sum(dtype=torch.float64)
 
-    def moment(self, rows: Float[Tensor, "t *shape"]) -> Tensor:
+    def moment(self, rows: Float[Tensor, t * shape]) -> Tensor:
         return rows.square().sum(0)
 
     def noise(self, covariance: Tensor) -> Float[Tensor, ""]:
@@ -146,7 +146,8 @@ class Sign(DualNorm):
 class Spectral(DualNorm):
     """Muon: steps of spectral norm γ for every matrix. ‖g‖_* is the sum of singular values, N = tr E[ξξᵀ]^½.
 
-    A weight of more than two dimensions is the matrix (first, all others), as Muon takes it. ξξᵀ is formed on the shorter
+    A weight of more than two dimensions is the matrix (first, all others), as Muon takes it. ξξᵀ is formed on the
+    shorter
     side: both sides bound the noise, and this is the smaller bound.
     """
 
@@ -154,25 +155,28 @@ class Spectral(DualNorm):
         return "spectral (S∞; Muon)"
 
     def covers(self, gradient: Tensor) -> bool:
-        return gradient.dim() >= 2
+        return gradient.dim() >= 2 and not gradient.is_complex()
 
-    def steepest(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def steepest(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
         left, values, right = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
         # Directions without gradient have no steepest step: any choice would be noise.
         kept = (values > values[:1] * torch.finfo(values.dtype).eps * max(gradient.shape)).to(values.dtype)
-        return ((left * kept) @ right).view_as(gradient)
+        step: Tensor = (left * kept) @ right
+        return step.view_as(gradient)
 
-    def of(self, gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-        return torch.linalg.svdvals(gradient.flatten(1)).sum(dtype=torch.float64)
+    def of(self, gradient: Float[Tensor, " *shape"]) -> Float[Tensor, ""]:
+        values: Tensor = torch.linalg.svdvals(gradient.flatten(1))
+        return values.sum(dtype=torch.float64)
 
-    def moment(self, rows: Float[Tensor, "t *shape"]) -> Tensor:
+    def moment(self, rows: Float[Tensor, t * shape]) -> Tensor:
         matrices = rows.flatten(2)
         wide = matrices.shape[1] <= matrices.shape[2]
         side = matrices.transpose(0, 1).flatten(1) if wide else matrices.transpose(1, 2).transpose(0, 1).flatten(1)
         return side @ side.T
 
     def noise(self, covariance: Tensor) -> Float[Tensor, ""]:
-        return torch.linalg.eigvalsh(covariance.double()).clamp(min=0).sqrt().sum()
+        values: Tensor = torch.linalg.eigvalsh(covariance.double())
+        return values.clamp(min=0).sqrt().sum()
 
 
 Geometry = Euclidean | Preconditioned | DualNorm
@@ -222,4 +226,5 @@ def geometry_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Pa
 def _sq_norm(gradient: Tensor) -> Float[Tensor, ""]:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return norm.square()

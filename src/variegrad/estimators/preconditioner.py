@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 Preconditioner = Mapping[nn.Parameter, Tensor] | torch.optim.Optimizer
 """Parameter → second moment v̂ (with Adam's default ε), or an optimizer that keeps one and has taken a step."""
@@ -27,8 +27,8 @@ def root_preconditioner(preconditioner: Preconditioner, parameters: Mapping[str,
     """√P of each named parameter, elementwise: (√v̂ + ε)^(−1/2).
 
     Args:
-        preconditioner: parameter → v̂ ≥ 0; or an optimizer that keeps a second moment (Adam, AdamW, NAdam, RAdam, RMSprop,
-            Adagrad, Adamax), whose bias-corrected v̂ (the running maximum under AMSGrad) and ε are taken.
+        preconditioner: parameter → v̂ ≥ 0; or an optimizer that keeps a second moment (Adam, AdamW, NAdam, RAdam,
+            RMSprop, Adagrad, Adamax), whose bias-corrected v̂ (the running maximum under AMSGrad) and ε are taken.
         parameters: the parameters that are measured, by name.
 
     Returns:
@@ -50,14 +50,16 @@ def root_preconditioner(preconditioner: Preconditioner, parameters: Mapping[str,
                 "mapping, or freeze the parameter."
             )
         value, epsilon = moments[parameter]
-        value = value.detach()
-        if parameter.is_complex() and value.shape == parameter.shape:  # of real and imaginary part, or of both alike
-            value = torch.view_as_real(value) if value.is_complex() else value.unsqueeze(-1).expand(*value.shape, 2)
-            roots[name] = _root(name, value, epsilon)
-            continue
-        if value.shape != parameter.shape:
+        value, shape = value.detach(), parameter.shape
+        if parameter.is_complex():  # a moment of each part, or one of both
+            shape = Size((*shape, 2))
+            if value.is_complex():
+                value = torch.view_as_real(value)
+            elif value.shape == parameter.shape:
+                value = value.unsqueeze(-1).expand(shape)
+        if value.shape != shape:
             raise ValueError(
-                f"preconditioner: the second moment of '{name}' must have its shape {tuple(parameter.shape)}; "
+                f"preconditioner: the second moment of '{name}' must have its shape {tuple(shape)}; "
                 f"got {tuple(value.shape)}."
             )
         roots[name] = _root(name, value, epsilon)
@@ -80,8 +82,8 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _Secon
             squares = _second_moment(state, group)
             if squares is None:
                 raise TypeError(
-                    "preconditioner must be an optimizer that keeps a second moment of the gradient (Adam, AdamW, NAdam, "
-                    "RAdam, RMSprop, Adagrad, Adamax), or a mapping from parameter to second moment; "
+                    "preconditioner must be an optimizer that keeps a second moment of the gradient (Adam, AdamW, "
+                    "NAdam, RAdam, RMSprop, Adagrad, Adamax), or a mapping from parameter to second moment; "
                     f"{type(optimizer).__name__} keeps none. Leave it out for plain SGD."
                 )
             moments[parameter] = _SecondMoment(squares, group["eps"])
@@ -92,9 +94,14 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor
     """v̂ ≥ 0, corrected for its start at zero; P = 1/(√v̂ + ε) in every one of these optimizers."""
     if "exp_avg_sq" in state and "betas" in group:  # Adam, AdamW, NAdam, RAdam
         squares: Tensor = state.get("max_exp_avg_sq", state["exp_avg_sq"])
-        return squares / (1 - group["betas"][1] ** float(state["step"]))
+        remaining: float = group["betas"][1] ** float(state["step"])
+        return squares / (1 - remaining)
     if "exp_inf" in state:  # Adamax: a running maximum of |g|, with ε inside
-        return (state["exp_inf"] - group["eps"]).clamp(min=0).square()
+        largest: Tensor = state["exp_inf"]
+        return (largest - group["eps"]).clamp(min=0).square()  # type: ignore[no-any-return]
     if "square_avg" in state:  # RMSprop; centred, it divides by the standard deviation
-        return state["square_avg"] - state["grad_avg"].square() if "grad_avg" in state else state["square_avg"]
-    return state.get("sum") if "lr_decay" in group else None  # Adagrad
+        average: Tensor = state["square_avg"]
+        mean: Tensor = state.get("grad_avg", torch.zeros_like(average))
+        return average - mean.square()
+    total: Tensor | None = state.get("sum") if "lr_decay" in group else None  # Adagrad
+    return total

@@ -8,6 +8,7 @@ Elementwise factors of the gradients (√P of a preconditioner) are applied to t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -52,9 +53,7 @@ def gram(part: Contribution, scale: Tensor | None = None) -> Gram:
     return gram_of_tiles(part.rows, part.count, part.shape.numel(), scale)
 
 
-def gram_of_tiles(
-    form: Callable[[int, int], Tensor], count: int, size: int, scale: Tensor | None = None
-) -> Gram:
+def gram_of_tiles(form: Callable[[int, int], Tensor], count: int, size: int, scale: Tensor | None = None) -> Gram:
     """K from the gradients themselves, two tiles of examples at a time.
 
     Args:
@@ -160,7 +159,7 @@ def _of_lookups(part: Lookup, scale: Tensor | None) -> Gram:
     width, number = rows.shape[1], int(group[-1]) + 1
     step = max(1, SLICE_BYTES // (4 * part.count * width))
     bounds = torch.searchsorted(group, torch.arange(0, number + step, step, device=device)).tolist()
-    for k, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (start, stop) in enumerate(itertools.pairwise(bounds)):
         table = rows.new_zeros(part.count, min(step, number - k * step), width)
         table[owner[start:stop], group[start:stop] - k * step] = rows[start:stop]
         total += products(table.flatten(1), table.flatten(1)).fill_diagonal_(0)
