@@ -1,0 +1,406 @@
+"""The branch check: measure the critical batch size of a training loop directly, for any model and optimizer.
+
+From one checkpoint, the same windows of data are trained at batch B₀ and at batch k·B₀, and the losses at their ends
+are compared. With P_r = F₀ − F_r(1) the progress of window r at B₀ and Q_r = F₀ − F_r(k) that at k·B₀,
+
+    D_r = Q_r − (1−ε)·P_r,
+
+k·B₀ is *accepted* once the lower confidence limit of E D is positive: it keeps at least 1−ε of the progress per
+example. It is *refused* once the upper limit is negative. Windows are added until one of the two happens or the budget
+is spent: then it is *undecided*. Windows are looked at after 4, 8, 16, … of them; each look has its share of the error.
+
+k = 2, 4, 8, … are tested in this order, and nothing is accepted after the first k that was not. In such a fixed order
+no correction for testing several k is needed (Maurer, Hothorn and Lehmacher, 1995).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.stats import t as student
+from torch import optim
+
+from variegrad.decision.limits import Estimate, StepLimits, fieller
+from variegrad.decision.rules import LearningRateRule
+
+FIRST_LOOK = 4  # windows
+UPDATES = 4  # a window holds at least so many updates of the largest batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One window to train: what `run` is asked for.
+
+    Attributes:
+        batch_size: k·B₀, in examples.
+        k: how many times B₀ it is; 1 for the base.
+        examples: length of the window; train `examples // batch_size` updates.
+        seed: of the window's data. The same seed must give the same examples in the same order for every batch size.
+        rule: how the learning rate follows.
+        half_lives: whether β of momentum, β₁ and β₂ of Adam become βᵏ, so that they forget over as many examples.
+    """
+
+    batch_size: int
+    k: int
+    examples: int
+    seed: int
+    rule: LearningRateRule
+    half_lives: bool
+
+    @property
+    def updates(self) -> int:
+        """Updates of the window."""
+        return self.examples // self.batch_size
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """f(k): 1 for the base."""
+        return self.rule.factor(self.k)
+
+    def rescale(self, optimizer: optim.Optimizer) -> None:
+        """Set an optimizer that holds the checkpoint's settings to this batch size, in place.
+
+        Args:
+            optimizer: its learning rates are multiplied by f(k); with `half_lives` its β become βᵏ.
+        """
+        for group in optimizer.param_groups:
+            group["lr"] *= self.learning_rate_factor
+            if self.half_lives:
+                if "momentum" in group:
+                    group["momentum"] **= self.k
+                if "betas" in group:
+                    group["betas"] = tuple(beta**self.k for beta in group["betas"])
+
+
+class Verdict(Enum):
+    """What the windows say of a batch size."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A batch size against the base.
+
+    Attributes:
+        batch_size: k·B₀.
+        windows: pairs of windows that were compared.
+        relative_progress: ΣQ/ΣP with a 95 % interval, looks not accounted for.
+        verdict: by the test at its looks.
+    """
+
+    batch_size: int
+    windows: int
+    relative_progress: Estimate
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchResult:
+    """The interval of the critical batch size at a checkpoint, for the rule in use.
+
+    Attributes:
+        batch_size: B₀.
+        rule: of the learning rate.
+        tolerance: ε.
+        low: largest accepted batch; B₀ if none was.
+        high: smallest refused batch; +inf if none was.
+        tested: each batch size in order.
+        examples: trained in all, evaluations apart.
+        stopped: why testing ended.
+        limits: at the checkpoint, if they were given.
+    """
+
+    batch_size: int
+    rule: LearningRateRule
+    tolerance: float
+    low: int
+    high: float
+    tested: Sequence[Tested]
+    examples: int
+    stopped: str
+    limits: StepLimits | None = None
+
+    @property
+    def critical(self) -> float:
+        """Where relative progress falls to 1−ε, interpolated in log B; +inf if it did not fall so far."""
+        before, progress = float(self.batch_size), 1.0
+        for tested in self.tested:
+            found = tested.relative_progress.value
+            if found < 1 - self.tolerance:
+                share = (progress - (1 - self.tolerance)) / max(progress - found, 1e-12)
+                return float(before * (tested.batch_size / before) ** min(1.0, max(0.0, share)))
+            before, progress = tested.batch_size, found
+        return math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            between = f"at least {self.low:,} examples"
+        else:
+            between = f"between {self.low:,} and {int(self.high):,} examples"
+        lines = [
+            f"critical batch size: {between} (loss of progress up to {self.tolerance:.0%}, "
+            f"learning rate {self.rule.value}); {self.examples:,} examples trained; {self.stopped}"
+        ]
+        lines += [
+            f"  batch {t.batch_size:>7,}: {t.verdict.value:<9}  progress per example {t.relative_progress} of that at "
+            f"batch {self.batch_size:,}; {t.windows} windows"
+            for t in self.tested
+        ]
+        if self.limits is not None:
+            found = self.limits.limit(self.rule, tolerance=self.tolerance)
+            size = "no limit" if math.isinf(found.batch_size) else f"{found.batch_size:,.2g} examples"
+            lines.append(f"  one step at the checkpoint predicts {size}; limited by {found.binds.value}")
+        return "\n".join(lines)
+
+
+def branch(
+    run: Callable[[Trial], float],
+    *,
+    batch_size: int,
+    start_loss: float,
+    window: int,
+    rule: LearningRateRule = LearningRateRule.LINEAR,
+    half_lives: bool = False,
+    tolerance: float = 0.1,
+    confidence: float = 0.95,
+    windows: int = 32,
+    budget: int | None = None,
+    limits: StepLimits | None = None,
+    ledger: str | Path | None = None,
+    on_window: Callable[[Trial, float, int], None] | None = None,
+) -> BranchResult:
+    """Find the largest batch that trains as well per example as the one in use, by training short branches.
+
+    Args:
+        run: trains one window from the checkpoint and returns the loss at its end: `run(trial) → loss`. It restores
+            model and optimizer, calls `trial.rescale(optimizer)`, makes `trial.updates` updates of `trial.batch_size`
+            examples in the order of `trial.seed`, and evaluates on fixed data.
+        batch_size: B₀, in examples.
+        start_loss: F₀, the loss at the checkpoint on the same fixed data.
+        window: examples per window, a multiple of B₀. The largest batch tested is window/4.
+        rule: how the learning rate follows the batch; not `TUNED`.
+        half_lives: rescale β of momentum and of Adam, too.
+        tolerance: ε in (0, 1), the loss of progress per example that counts as none.
+        confidence: of the interval [low, high].
+        windows: pairs of windows per batch size at most, ≥ 4.
+        budget: examples to train in all; None for no limit but `windows`.
+        limits: from `step_limits` at the checkpoint: the result then names what limits the batch.
+        ledger: a file that keeps each finished window, so that a run that was stopped resumes.
+        on_window: called with (trial, loss, examples trained so far) after each window.
+
+    Returns:
+        The interval of the critical batch size, what was seen, and the cost.
+
+    Raises:
+        ValueError: if an argument is out of range, the ledger belongs to another check, or `run` returns no finite loss
+            at B₀. A branch that diverges counts as no progress.
+
+    Cost: at most 2·windows·window examples for the first batch size and windows·window for each further one.
+    """
+    _check(batch_size, window, tolerance, confidence, windows, rule, start_loss)
+    looks = [FIRST_LOOK * 2**j for j in range(1 + int(math.log2(windows / FIRST_LOOK)))]
+    level = 1 - (1 - confidence) / 2 / len(looks)
+    runs = _Runs(
+        run=run,
+        start_loss=start_loss,
+        batch_size=batch_size,
+        window=window,
+        rule=rule,
+        half_lives=half_lives,
+        budget=budget,
+        on_window=on_window,
+        ledger=None if ledger is None else Path(ledger),
+    )
+    runs.read()
+    tested: list[Tested] = []
+    low, high, stopped, unsure = (
+        batch_size,
+        math.inf,
+        "largest batch that fits the window reached: pass a longer one",
+        0,
+    )
+    k = 2
+    while k * batch_size * UPDATES <= window:
+        found = _test(runs, k, looks, tolerance, level)
+        if found is None:
+            stopped = "budget spent"
+            break
+        tested.append(found)
+        if found.verdict is Verdict.REFUSED:
+            high, stopped = found.batch_size, "decided" if not unsure else "decided up to a batch that stays undecided"
+            break
+        if found.verdict is Verdict.UNDECIDED:
+            unsure += 1
+            if unsure == 2:
+                stopped = "undecided with the windows allowed"
+                break
+        elif not unsure:  # nothing is accepted after the first that was not
+            low = found.batch_size
+        k *= 2
+    return BranchResult(
+        batch_size=batch_size,
+        rule=rule,
+        tolerance=tolerance,
+        low=low,
+        high=high,
+        tested=tested,
+        examples=runs.examples,
+        stopped=stopped,
+        limits=limits,
+    )
+
+
+def _test(runs: _Runs, k: int, looks: Sequence[int], tolerance: float, level: float) -> Tested | None:
+    """Add windows until k is accepted, refused or out of windows; None if the budget does not reach the first look."""
+    base: list[float] = []
+    other: list[float] = []
+    verdict = Verdict.UNDECIDED
+    for look in looks:
+        while len(base) < look:
+            pair = runs.progress(1, len(base)), runs.progress(k, len(base))
+            if pair[0] is None or pair[1] is None:
+                break
+            base.append(pair[0])
+            other.append(pair[1])
+        if len(base) < look:
+            break
+        kept = [q - (1 - tolerance) * p for p, q in zip(base, other, strict=True)]
+        if _limit(base, level, upper=False) <= 0:
+            continue  # the base itself makes no progress that could be lost
+        if _limit(kept, level, upper=False) > 0:
+            verdict = Verdict.ACCEPTED
+        elif _limit(kept, level, upper=True) < 0:
+            verdict = Verdict.REFUSED
+        if verdict is not Verdict.UNDECIDED:
+            break
+    if len(base) < 2:
+        return None
+    return Tested(
+        batch_size=k * runs.batch_size, windows=len(base), relative_progress=_ratio(other, base), verdict=verdict
+    )
+
+
+@dataclass(kw_only=True)
+class _Runs:
+    """Windows that are trained when they are asked for, once, within the budget; kept in the ledger."""
+
+    run: Callable[[Trial], float]
+    start_loss: float
+    batch_size: int
+    window: int
+    rule: LearningRateRule
+    half_lives: bool
+    budget: int | None
+    on_window: Callable[[Trial, float, int], None] | None
+    ledger: Path | None
+    examples: int = 0
+    losses: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    def progress(self, k: int, seed: int) -> float | None:
+        """F₀ − F at the end of a window; None if the budget does not allow it."""
+        if (k, seed) not in self.losses:
+            if self.budget is not None and self.examples + self.window > self.budget:
+                return None
+            trial = Trial(
+                batch_size=k * self.batch_size,
+                k=k,
+                examples=self.window,
+                seed=seed,
+                rule=self.rule,
+                half_lives=self.half_lives,
+            )
+            loss = float(self.run(trial))
+            if k == 1 and not math.isfinite(loss):
+                raise ValueError(f"run: the loss at the batch in use ({self.batch_size}) is {loss} after a window.")
+            self._keep(k, seed, loss)
+            self.examples += self.window
+            if self.on_window is not None:
+                self.on_window(trial, loss, self.examples)
+        loss = self.losses[k, seed]
+        return self.start_loss - loss if math.isfinite(loss) else -abs(self.start_loss)
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "batch_size": self.batch_size,
+            "window": self.window,
+            "rule": self.rule.name,
+            "half_lives": self.half_lives,
+            "start_loss": self.start_loss,
+        }
+
+    def read(self) -> None:
+        """Take over the windows that the ledger keeps, or begin it."""
+        if self.ledger is None:
+            return
+        if not self.ledger.exists():
+            self.ledger.write_text(json.dumps(self._settings()) + "\n", encoding="utf-8")
+            return
+        first, *rest = self.ledger.read_text(encoding="utf-8").splitlines()
+        if json.loads(first) != self._settings():
+            raise ValueError(f"{self.ledger} keeps the windows of another check ({first}): name another file.")
+        for line in rest:
+            try:
+                k, seed, loss = json.loads(line)
+            except ValueError:
+                continue  # the line that a kill cut off
+            self.losses[k, seed] = float(loss)
+            self.examples += self.window
+
+    def _keep(self, k: int, seed: int, loss: float) -> None:
+        self.losses[k, seed] = loss
+        if self.ledger is not None:
+            with self.ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([k, seed, str(loss)]) + "\n")
+
+
+def _limit(values: Sequence[float], level: float, *, upper: bool) -> float:
+    """The one-sided confidence limit of a mean, by Student's t."""
+    half = float(student.ppf(level, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) + half if upper else fmean(values) - half
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
+    """The ratio of two means of pairs, with Fieller's 95 % interval."""
+    count, top, bottom = len(above), fmean(above), fmean(below)
+    both = sum((a - top) * (b - bottom) for a, b in zip(above, below, strict=True)) / (count - 1) / count
+    spread = [[stdev(above) ** 2 / count, both], [both, stdev(below) ** 2 / count]]
+    low, high = fieller(top, bottom, spread, float(student.ppf(0.975, count - 1)))
+    return Estimate(value=top / bottom if bottom > 0 else math.nan, low=low, high=high)
+
+
+def _check(
+    batch_size: int,
+    window: int,
+    tolerance: float,
+    confidence: float,
+    windows: int,
+    rule: LearningRateRule,
+    start_loss: float,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+    if window < 2 * UPDATES * batch_size or window % batch_size:
+        raise ValueError(
+            f"window must be a multiple of the batch size and hold at least {2 * UPDATES} batches of {batch_size}; got "
+            f"{window}."
+        )
+    for name, value in (("tolerance", tolerance), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1; got {value}.")
+    if windows < FIRST_LOOK:
+        raise ValueError(f"windows must be at least {FIRST_LOOK}; got {windows}.")
+    if rule is LearningRateRule.TUNED:
+        raise ValueError(
+            "rule: the branch check needs a rule that gives a learning rate: linear, square root or fixed."
+        )
+    if not math.isfinite(start_loss):
+        raise ValueError(f"start_loss must be finite; got {start_loss}.")

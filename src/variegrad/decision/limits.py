@@ -1,0 +1,461 @@
+"""What limits the batch at the learning rate in use: noise, curvature or stability.
+
+One step of SGD with learning rate η (of the mean gradient) and batch B, from weights with gradient G = ∇F and Hessian
+H, lowers F in expectation by η‖G‖²(1 − κ):
+
+    κ(B, η) = ½·η·(C + (T − C)/B)/‖G‖²,       C = GᵀHG,   T = E g_iᵀHg_i,   B_H = T/C.
+
+κ is the share of the first-order progress that curvature and noise take away; κ = ½ at the best η for that B, and the
+slack u = 1/(2κ) says how far η is below it. Progress per example, relative to (B₀, η₀), then depends on the rule:
+
+    η tuned for each B     (B_D + B₀ − 1)/(B_D + B − 1)                            the law of B_D
+    η = η₀·f(B/B₀)         (B₀/B)·f·(1 − κ(B, η₀f))/(1 − κ(B₀, η₀))                one step, second order
+
+and a step is stable on a quadratic only while η·λ_max(H) < 2, or 2(1+β) with momentum β. With a diagonal
+preconditioner P, ⟨·,·⟩ and H are those of P^½w: the diagnosis of the step in use, not a law in B.
+
+Source: McCandlish et al. (2018), the quadratic model; the curvature-weighted bound is derived in docs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from scipy.stats import t as student
+from torch import Tensor, nn
+
+from variegrad.batches import Batch, map_tensors, shared_length
+from variegrad.decision.curvature import Curvature, curvature_of
+from variegrad.decision.rules import LearningRateRule
+from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
+
+GRADIENT_PARTS = 8
+CURVATURE_SHARE = 0.25  # of the batch: a Hessian-vector product costs more than a gradient
+LANCZOS_STEPS = 3
+LEAST = 32  # examples
+TOLERANCE = 0.1  # loss of progress per example that counts as none
+
+
+class Limit(Enum):
+    """What stops the batch from growing without loss."""
+
+    NOISE = "noise"
+    CURVATURE = "curvature"
+    STABILITY = "stability"
+    RULE = "the learning-rate rule"
+    NONE = "none found"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end.
+        high: upper end; +inf if the batch cannot bound it.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        high = "∞" if math.isinf(self.high) else f"{self.high:.2g}"
+        return f"{self.value:.2g} [{self.low:.2g}, {high}]"
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same number in units 1/factor as large."""
+        return Estimate(value=self.value * factor, low=self.low * factor, high=self.high * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimit:
+    """The largest batch that loses at most `tolerance` of the progress per example, under a rule.
+
+    Attributes:
+        rule: how the learning rate follows the batch.
+        batch_size: that batch, in examples; +inf if nothing was found to limit it.
+        binds: what limits it.
+    """
+
+    rule: LearningRateRule
+    batch_size: float
+    binds: Limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLimits:
+    """The three limits of the batch at the weights and the learning rate in use.
+
+    Attributes:
+        batch_size: B₀, examples of one update over all workers.
+        learning_rate: η₀, of the mean gradient.
+        momentum: β of heavy-ball momentum; η/(1−β) is the learning rate of the slow directions.
+        preconditioned: whether norms are those of the optimizer's preconditioner.
+        examples: m, how many were measured.
+        confidence: of the intervals, each by itself.
+        batch_size_bound: B_D.
+        curvature_bound: B_H = T/C.
+        kappa: κ(B₀, η₀); negative if the loss curves downwards along the step.
+        stability: η₀·λ_max/2, or η₀·λ_max/(2(1+β)): below 1 on the stable side. λ_max is found from below.
+        sq_gradient: ‖G‖².
+        gradient_curvature: C = GᵀHG.
+        example_curvature: T = E g_iᵀHg_i.
+        largest_curvature: λ_max, from below, with the sampling error of the batch.
+    """
+
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    preconditioned: bool
+    examples: int
+    confidence: float
+    batch_size_bound: Estimate
+    curvature_bound: Estimate
+    kappa: Estimate
+    stability: Estimate
+    sq_gradient: float
+    gradient_curvature: float
+    example_curvature: float
+    largest_curvature: Estimate
+
+    @property
+    def slack(self) -> Estimate:
+        """U = 1/(2κ): how many times the best learning rate at B₀ exceeds the one in use; +inf without curvature."""
+        return Estimate(value=_slack(self.kappa.value), low=_slack(self.kappa.high), high=_slack(self.kappa.low))
+
+    def kappa_at(self, batch_size: float, learning_rate: float) -> float:
+        """κ(B, η), the share of first-order progress that curvature and noise take away.
+
+        Args:
+            batch_size: B ≥ 1, in examples.
+            learning_rate: η > 0.
+
+        Returns:
+            κ.
+        """
+        effective = learning_rate / (1 - self.momentum)
+        noise = (self.example_curvature - self.gradient_curvature) / batch_size
+        return 0.5 * effective * (self.gradient_curvature + noise) / self.sq_gradient
+
+    def relative_progress(self, batch_size: float, rule: LearningRateRule) -> float:
+        """Progress per example at batch B under a rule, relative to now; 0 beyond the stable step.
+
+        Args:
+            batch_size: B ≥ 1, in examples.
+            rule: how the learning rate follows.
+
+        Returns:
+            The ratio. 1 means that no example is wasted by the change.
+
+        Raises:
+            ValueError: if the batch size is below 1.
+        """
+        if not batch_size >= 1:
+            raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
+        bound = self.batch_size_bound.value
+        if rule is LearningRateRule.TUNED:
+            return 1.0 if math.isinf(bound) else (bound + self.batch_size - 1) / (bound + batch_size - 1)
+        k = batch_size / self.batch_size
+        factor = rule.factor(k)
+        if self.stability.value * factor >= 1:
+            return 0.0
+        now = 1 - self.kappa.value
+        if not now > 0:
+            return math.nan
+        return factor / k * (1 - self.kappa_at(batch_size, self.learning_rate * factor)) / now
+
+    def limit(self, rule: LearningRateRule, *, tolerance: float = TOLERANCE) -> BatchLimit:
+        """The largest batch that keeps 1 − tolerance of the current progress per example.
+
+        Args:
+            rule: how the learning rate follows the batch.
+            tolerance: ε in (0, 1).
+
+        Returns:
+            The batch, and what limits it.
+
+        Raises:
+            ValueError: if the tolerance is out of range.
+        """
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1; got {tolerance}.")
+        if rule is LearningRateRule.TUNED:
+            bound, now = self.batch_size_bound.value, self.batch_size - 1
+            return BatchLimit(rule=rule, batch_size=1 + (now + tolerance * bound) / (1 - tolerance), binds=Limit.NOISE)
+        kept = 1 - tolerance
+        smooth = _crossing(lambda b: self._smooth_progress(b, rule), self.batch_size, kept)
+        stable = self._stable_batch(rule)
+        if rule is not LearningRateRule.LINEAR:
+            by_rule = self.batch_size / kept ** (2 if rule is LearningRateRule.SQUARE_ROOT else 1)
+            if smooth > 0.9 * by_rule:  # curvature adds next to nothing
+                return BatchLimit(rule=rule, batch_size=min(smooth, stable), binds=Limit.RULE)
+        if math.isinf(min(smooth, stable)):
+            return BatchLimit(rule=rule, batch_size=math.inf, binds=Limit.NONE)
+        if stable <= smooth:
+            return BatchLimit(rule=rule, batch_size=stable, binds=Limit.STABILITY)
+        noisy = self.example_curvature > self.gradient_curvature * (1 + smooth)
+        return BatchLimit(rule=rule, batch_size=smooth, binds=Limit.NOISE if noisy else Limit.CURVATURE)
+
+    def _smooth_progress(self, batch_size: float, rule: LearningRateRule) -> float:
+        k = batch_size / self.batch_size
+        factor = rule.factor(k)
+        return factor / k * (1 - self.kappa_at(batch_size, self.learning_rate * factor)) / (1 - self.kappa.value)
+
+    def _stable_batch(self, rule: LearningRateRule) -> float:
+        margin = self.stability.value
+        if rule is LearningRateRule.FIXED or not margin > 0:
+            return math.inf
+        return self.batch_size * (1 / margin if rule is LearningRateRule.LINEAR else 1 / margin**2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"batch {self.batch_size}, learning rate {self.learning_rate:.3g}"
+            + (f", momentum {self.momentum:g}" if self.momentum else "")
+            + (", in the preconditioned norm" if self.preconditioned else "")
+            + f"; from {self.examples} examples, intervals {self.confidence:.0%}",
+            f"  noise       B_D = {self.batch_size_bound} examples (curvature-weighted B_H = {self.curvature_bound})",
+            f"  curvature   κ = {self.kappa} of the progress is lost; best learning rate: {self.slack} times this one",
+            f"  stability   {self.stability} of the largest stable learning rate (λ_max found from below)",
+        ]
+        for rule in LearningRateRule:
+            found = self.limit(rule)
+            size = "any batch" if math.isinf(found.batch_size) else f"up to batch {found.batch_size:,.2g}"
+            lines.append(f"  {rule.value}: {size} within {TOLERANCE:.0%}; limited by {found.binds.value}")
+        return "\n".join(lines)
+
+
+def step_limits(
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    *,
+    learning_rate: float,
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    preconditioner: Sequence[Tensor] | None = None,
+    confidence: float = 0.95,
+) -> StepLimits:
+    """B_D, B_H, κ and the stability margin from one batch, at the model's weights.
+
+    Three quarters of the batch give gradients, one quarter gives curvature. They are disjoint, so that no estimate is
+    biased by its own noise. Intervals are Fieller's, from a jackknife over gradients and the spread over curvatures.
+
+    Args:
+        model: at the weights in question; its mode, buffers and `.grad` are left as they were.
+        losses: `losses(model, batch) → (b,)`, one loss per example.
+        batch: m ≥ 24 independent examples, tensors that share their first dimension; more give narrower intervals.
+        learning_rate: η of the mean gradient, as passed to `torch.optim`.
+        batch_size: B₀ of one update over all workers; by default m.
+        momentum: β of heavy-ball momentum.
+        preconditioner: diagonal P per trained parameter, such as 1/(√v+ε) of Adam.
+        confidence: of each interval.
+
+    Returns:
+        The limits.
+
+    Raises:
+        ValueError: if an argument is out of range, the batch is too small or cannot be cut, an operation has no second
+            derivative, or the gradients are zero.
+
+    Cost: about 5 plain steps on the batch, and memory for some 20 gradients.
+
+    Source: docs, "Step-aware limits".
+    """
+    model = unwrap(model)
+    weights = list(trained_parameters(model).values())
+    for name, value, top in (("learning_rate", learning_rate, math.inf), ("confidence", confidence, 1.0)):
+        if not 0 < value < top:
+            raise ValueError(f"{name} must lie between 0 and {top:g}; got {value}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1; got {momentum}.")
+    count = shared_length(batch)
+    if count is None:
+        raise ValueError("batch: its tensors share no first dimension, so that it cannot be cut into parts.")
+    if count < LEAST:
+        raise ValueError(f"batch must hold at least {LEAST} examples; got {count}.")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
+        raise ValueError(
+            "step_limits needs per-example losses; call model.eval(), or use GroupNorm instead of BatchNorm."
+        )
+    if preconditioner is not None and [p.shape for p in preconditioner] != [p.shape for p in weights]:
+        raise ValueError("preconditioner must hold one tensor per trained parameter, of its shape.")
+    with left_as_found(model), torch.enable_grad():
+        measured = curvature_of(
+            model,
+            losses,
+            *_parts(batch, count),
+            weights,
+            preconditioner=preconditioner,
+            learning_rate=learning_rate,
+            steps=LANCZOS_STEPS,
+        )
+    return _limits(
+        measured,
+        examples=count,
+        batch_size=count if batch_size is None else batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        preconditioned=preconditioner is not None,
+        confidence=confidence,
+    )
+
+
+def _parts(batch: Batch, count: int) -> tuple[list[Batch], Batch, Batch]:
+    """Rows in random order: K parts for gradients, one for curvature, and as many of the gradients' rows again."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))  # sorted batches are common
+    for_curvature = round(CURVATURE_SHARE * count)
+
+    def cut(rows: Tensor) -> Batch:
+        return map_tensors(lambda t: t[rows.to(t.device)], batch)
+
+    curvature, gradients = order[:for_curvature], order[for_curvature:]
+    return (
+        [cut(rows) for rows in gradients.tensor_split(GRADIENT_PARTS)],
+        cut(curvature),
+        cut(gradients[:for_curvature]),
+    )
+
+
+def _limits(
+    measured: Curvature,
+    *,
+    examples: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float,
+    preconditioned: bool,
+    confidence: float,
+) -> StepLimits:
+    means = _Means(measured)
+    g, c, t, m = means.values
+    if not m > 0:
+        raise ValueError("all gradients of the batch are zero: there is no step to look at.")
+    half = learning_rate / (1 - momentum) / 2
+    loss = torch.tensor([0.0, half * (1 - 1 / batch_size), half / batch_size, 0.0], dtype=torch.float64)
+    gradient, norm, along, example = torch.eye(4, dtype=torch.float64)[[0, 3, 1, 2]]
+    largest = _largest(measured, confidence)
+    return StepLimits(
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        preconditioned=preconditioned,
+        examples=examples,
+        confidence=confidence,
+        batch_size_bound=means.ratio(norm, gradient, confidence),
+        curvature_bound=means.ratio(example, along, confidence),
+        kappa=means.ratio(loss, gradient, confidence),
+        stability=largest.scaled(learning_rate / (2 * (1 + momentum))),
+        sq_gradient=float(g),
+        gradient_curvature=float(c),
+        example_curvature=float(t),
+        largest_curvature=largest,
+    )
+
+
+class _Means:
+    """θ = (‖G‖², GᵀHG, E gᵀHg, E‖g‖²) as U-statistics, with its covariance over gradients and over curvature."""
+
+    def __init__(self, measured: Curvature) -> None:
+        self.measured = measured
+        count = len(measured.gram)
+        every = list(range(count))
+        self.values = self._at(every)
+        left_out = torch.stack([self._at([j for j in every if j != k]) for k in every])
+        away = left_out - left_out.mean(0)
+        over_gradients = (count - 1) / count * away.T @ away
+        over_curvature = torch.zeros_like(over_gradients)
+        along, example = self._per_example()
+        over_curvature[1:3, 1:3] = torch.cov(torch.stack([along, example])) / len(along)
+        self.parts = ((over_gradients, count - 1), (over_curvature, len(along) - 1))
+
+    def _at(self, kept: list[int]) -> Float[Tensor, " 4"]:
+        """θ̂ without the gradient parts that are not kept."""
+        measured, sizes = self.measured, self.measured.sizes[kept]
+        gram, own = measured.gram[kept][:, kept], measured.own.mean(1)
+        # sᵀHs of the kept parts, from that of all: across holds ⟨ĝ_k, Hs⟩.
+        every, left = len(own), [k for k in range(len(own)) if k not in kept]
+        total = every * float(measured.across.sum())
+        total += sum(float(own[k]) - 2 * every * float(measured.across[k]) for k in left)
+        g, m = _split(gram.sum(), gram.diagonal(), sizes)
+        c, t = _split(torch.tensor(total, dtype=torch.float64), own[kept], sizes)
+        return torch.stack([g, c, t, m])
+
+    def _per_example(self) -> tuple[Float[Tensor, " a"], Float[Tensor, " a"]]:
+        """GᵀH_iG and E gᵀH_ig of each curvature example i."""
+        measured = self.measured
+        return _split(len(measured.own) ** 2 * measured.mean, measured.own, measured.sizes[:, None])
+
+    def ratio(self, above: Tensor, below: Tensor, confidence: float) -> Estimate:
+        """above·θ/below·θ with Fieller's interval: the ratios x at which above·θ − x·below·θ may be zero."""
+        pair = torch.stack([above, below])
+        top, bottom = (pair @ self.values).tolist()
+        variances = [pair @ part @ pair.T for part, _ in self.parts]
+        freedom = _freedom([float(v.trace()) for v in variances], [f for _, f in self.parts])
+        t = float(student.ppf((1 + confidence) / 2, freedom))
+        low, high = fieller(top, bottom, sum(variances[1:], variances[0]).tolist(), t)
+        return Estimate(value=top / bottom if bottom > 0 else math.inf, low=low, high=high)
+
+
+def fieller(top: float, bottom: float, covariance: Sequence[Sequence[float]], t: float) -> tuple[float, float]:
+    """The ratios x at which |top − x·bottom| ≤ t·sd(top − x·bottom); up to +inf if bottom may be zero."""
+    (v_top, both), (_, v_bottom) = covariance
+    a = bottom**2 - t**2 * v_bottom
+    b = top * bottom - t**2 * both
+    c = top**2 - t**2 * v_top
+    root = math.sqrt(max(0.0, b * b - a * c))
+    if a > 0 and bottom > 0:
+        return (b - root) / a, (b + root) / a
+    # The set is unbounded: everything above its smallest positive member, if it has one.
+    if c <= 0:
+        return -math.inf, math.inf
+    return (c / (b + root) if b + root > 0 else -math.inf), math.inf
+
+
+def _split(total: Tensor, own: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """E xᵀAy of independent examples and E xᵀAx of one, from Σ_kj x̄_kᵀAx̄_j and the x̄_kᵀAx̄_k of K part means."""
+    count = len(own)
+    between = (total - own.sum(0)) / (count * (count - 1))
+    return between, between + (sizes * (own - between)).mean(0)
+
+
+def _freedom(variances: Sequence[float], freedoms: Sequence[int]) -> float:
+    """Welch and Satterthwaite's degrees of freedom of a sum of variances."""
+    below = sum(v * v / f for v, f in zip(variances, freedoms, strict=True))
+    return sum(variances) ** 2 / below if below > 0 else float(min(freedoms))
+
+
+def _largest(measured: Curvature, confidence: float) -> Estimate:
+    """λ_max: vᵀHv in fresh examples from below; from above, in the examples that v was fitted to, with its residual."""
+    t = float(student.ppf((1 + confidence) / 2, len(measured.top) - 1))
+    (below, d_below), (above, d_above) = (
+        (float(part.mean()), t * float(part.std()) / len(part) ** 0.5) for part in (measured.fresh, measured.top)
+    )
+    return Estimate(
+        value=max(0.0, below),
+        low=max(0.0, below - d_below),
+        high=max(abs(above) + d_above + measured.residual, below + d_below, 0.0),
+    )
+
+
+def _slack(kappa: float) -> float:
+    return 1 / (2 * kappa) if kappa > 0 else math.inf
+
+
+def _crossing(progress: Callable[[float], float], start: float, kept: float) -> float:
+    """The batch above `start` at which a falling curve reaches `kept`, by bisection; +inf if it never does."""
+    low, high = start, 2 * start
+    while progress(high) >= kept:
+        low, high = high, 2 * high
+        if high > 1e15 * start:
+            return math.inf
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if progress(middle) >= kept else (low, middle)
+    return low
