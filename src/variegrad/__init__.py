@@ -14,6 +14,7 @@ from variegrad.former_names import keep
 
 if TYPE_CHECKING:
     from variegrad import theory
+    from variegrad.decision import BranchResult, LearningRateRule, StepLimits, Trial, branch, step_limits
     from variegrad.distributed.comm_hook import MechanismHook
     from variegrad.distributed.workers import workers
     from variegrad.estimators import BatchSizeEstimate, advise, estimate, examples_needed
@@ -30,10 +31,12 @@ keep()
 
 _HOMES = {
     "BatchSizeEstimate": "estimators",
+    "BranchResult": "decision",
     "Diversity": "moments",
     "DropConnect": "mechanisms",
     "GradientMoments": "moments",
     "Langevin": "mechanisms",
+    "LearningRateRule": "decision",
     "Mechanism": "mechanisms",
     "MechanismHook": "distributed.comm_hook",
     "MomentMatched": "mechanisms",
@@ -41,9 +44,12 @@ _HOMES = {
     "Problem": "problems",
     "Quantize": "mechanisms",
     "Reading": "monitor",
+    "StepLimits": "decision",
     "TrainConfig": "training",
+    "Trial": "decision",
     "advise": "estimators",
     "backward": "mechanisms",
+    "branch": "decision",
     "estimate": "estimators",
     "example_gradients": "per_example",
     "example_sq_norms": "per_example",
@@ -52,6 +58,7 @@ _HOMES = {
     "measure": "measurement",
     "measure_differential": "measurement",
     "sign_probe": "per_example",
+    "step_limits": "decision",
     "theory": "theory",
     "train": "training",
     "tune": "training",
@@ -60,10 +67,12 @@ _HOMES = {
 
 __all__ = [
     "BatchSizeEstimate",
+    "BranchResult",
     "Diversity",
     "DropConnect",
     "GradientMoments",
     "Langevin",
+    "LearningRateRule",
     "Mechanism",
     "MechanismHook",
     "MomentMatched",
@@ -71,9 +80,12 @@ __all__ = [
     "Problem",
     "Quantize",
     "Reading",
+    "StepLimits",
     "TrainConfig",
+    "Trial",
     "advise",
     "backward",
+    "branch",
     "estimate",
     "example_gradients",
     "example_sq_norms",
@@ -82,6 +94,7 @@ __all__ = [
     "measure",
     "measure_differential",
     "sign_probe",
+    "step_limits",
     "theory",
     "train",
     "tune",

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from variegrad.cli.bound import bound
+from variegrad.cli.branch import branch
 from variegrad.cli.experiment import experiment
 from variegrad.cli.listing import list_all
 from variegrad.cli.measure import measure
@@ -29,6 +30,7 @@ app.command("measure")(measure)
 app.command("train")(train_command)
 app.command("bound")(bound)
 app.command("plan")(plan)
+app.command("branch")(branch)
 app.command("monitor")(monitor)
 app.command("experiment")(experiment)
 app.command("report")(report)

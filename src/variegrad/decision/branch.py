@@ -156,9 +156,7 @@ class BranchResult:
             for t in self.tested
         ]
         if self.limits is not None:
-            found = self.limits.limit(self.rule, tolerance=self.tolerance)
-            size = "no limit" if math.isinf(found.batch_size) else f"{found.batch_size:,.2g} examples"
-            lines.append(f"  one step at the checkpoint predicts {size}; limited by {found.binds.value}")
+            lines.append(f"  predicted from one step: {self.limits.limit(self.rule, tolerance=self.tolerance)}")
         return "\n".join(lines)
 
 

@@ -48,7 +48,8 @@ class Limit(Enum):
     CURVATURE = "curvature"
     STABILITY = "stability"
     RULE = "the learning-rate rule"
-    NONE = "none found"
+    NONE = "nothing found"
+    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        high = "∞" if math.isinf(self.high) else f"{self.high:.2g}"
-        return f"{self.value:.2g} [{self.low:.2g}, {high}]"
+        return f"{_digits(self.value)} [{_digits(self.low)}, {_digits(self.high)}]"
 
     def scaled(self, factor: float) -> Estimate:
         """The same number in units 1/factor as large."""
@@ -80,13 +80,28 @@ class BatchLimit:
 
     Attributes:
         rule: how the learning rate follows the batch.
-        batch_size: that batch, in examples; +inf if nothing was found to limit it.
-        binds: what limits it.
+        batch_size: that batch, in examples; +inf if nothing was found to limit it, NaN if undecided.
+        low: the same at the unfavourable ends of the intervals.
+        high: the same at the favourable ends.
+        binds: what limits it. `UNDECIDED` if the step in use may make no progress at all (κ ≥ 1), or the batch measured
+            is too small to tell.
     """
 
     rule: LearningRateRule
     batch_size: float
+    low: float
+    high: float
     binds: Limit
+
+    def __str__(self) -> str:
+        if self.binds is Limit.UNDECIDED:
+            return f"{self.rule.value}: undecided; measure more examples, or a smaller learning rate"
+        if math.isinf(self.batch_size):
+            return f"{self.rule.value}: no limit found"
+        return (
+            f"{self.rule.value}: up to batch {_digits(self.batch_size)} [{_digits(self.low)}, {_digits(self.high)}], "
+            f"limited by {self.binds.value}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +155,13 @@ class StepLimits:
         Returns:
             κ.
         """
-        effective = learning_rate / (1 - self.momentum)
-        noise = (self.example_curvature - self.gradient_curvature) / batch_size
-        return 0.5 * effective * (self.gradient_curvature + noise) / self.sq_gradient
+        return self._kappa(batch_size, learning_rate / self.learning_rate, self.kappa.value)
+
+    def _kappa(self, batch_size: float, factor: float, kappa: float) -> float:
+        """κ(B, η₀·factor) if κ(B₀, η₀) = kappa."""
+        c, noise = self.gradient_curvature, self.example_curvature - self.gradient_curvature
+        now = c + noise / self.batch_size
+        return kappa * factor * ((c + noise / batch_size) / now if now else 1.0)
 
     def relative_progress(self, batch_size: float, rule: LearningRateRule) -> float:
         """Progress per example at batch B under a rule, relative to now; 0 beyond the stable step.
@@ -162,14 +181,14 @@ class StepLimits:
         bound = self.batch_size_bound.value
         if rule is LearningRateRule.TUNED:
             return 1.0 if math.isinf(bound) else (bound + self.batch_size - 1) / (bound + batch_size - 1)
+        if self.stability.value * rule.factor(batch_size / self.batch_size) >= 1:
+            return 0.0
+        return self._progress(batch_size, rule, self.kappa.value) if self.kappa.value < 1 else math.nan
+
+    def _progress(self, batch_size: float, rule: LearningRateRule, kappa: float) -> float:
         k = batch_size / self.batch_size
         factor = rule.factor(k)
-        if self.stability.value * factor >= 1:
-            return 0.0
-        now = 1 - self.kappa.value
-        if not now > 0:
-            return math.nan
-        return factor / k * (1 - self.kappa_at(batch_size, self.learning_rate * factor)) / now
+        return factor / k * (1 - self._kappa(batch_size, factor, kappa)) / (1 - kappa)
 
     def limit(self, rule: LearningRateRule, *, tolerance: float = TOLERANCE) -> BatchLimit:
         """The largest batch that keeps 1 − tolerance of the current progress per example.
@@ -187,32 +206,33 @@ class StepLimits:
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance must lie between 0 and 1; got {tolerance}.")
         if rule is LearningRateRule.TUNED:
-            bound, now = self.batch_size_bound.value, self.batch_size - 1
-            return BatchLimit(rule=rule, batch_size=1 + (now + tolerance * bound) / (1 - tolerance), binds=Limit.NOISE)
-        kept = 1 - tolerance
-        smooth = _crossing(lambda b: self._smooth_progress(b, rule), self.batch_size, kept)
-        stable = self._stable_batch(rule)
-        if rule is not LearningRateRule.LINEAR:
-            by_rule = self.batch_size / kept ** (2 if rule is LearningRateRule.SQUARE_ROOT else 1)
-            if smooth > 0.9 * by_rule:  # curvature adds next to nothing
-                return BatchLimit(rule=rule, batch_size=min(smooth, stable), binds=Limit.RULE)
+            bound = self.batch_size_bound
+            value, low, high = (
+                1 + (self.batch_size - 1 + tolerance * b) / (1 - tolerance)
+                for b in (bound.value, bound.low, bound.high)
+            )
+            return BatchLimit(rule=rule, batch_size=value, low=max(low, self.batch_size), high=high, binds=Limit.NOISE)
+        if not self.kappa.high < 1:
+            return BatchLimit(rule=rule, batch_size=math.nan, low=self.batch_size, high=math.inf, binds=Limit.UNDECIDED)
+        size, binds = self._limit(rule, 1 - tolerance, self.kappa.value, self.stability.value)
+        ends = [
+            self._limit(rule, 1 - tolerance, kappa, margin)[0]
+            for kappa, margin in ((self.kappa.high, self.stability.high), (self.kappa.low, self.stability.low))
+        ]
+        return BatchLimit(rule=rule, batch_size=size, low=min(*ends, size), high=max(*ends, size), binds=binds)
+
+    def _limit(self, rule: LearningRateRule, kept: float, kappa: float, margin: float) -> tuple[float, Limit]:
+        """Where progress falls to `kept`, or stability ends, whichever is first."""
+        smooth = _crossing(lambda b: self._progress(b, rule, kappa), self.batch_size, kept)
+        power = {LearningRateRule.LINEAR: 1, LearningRateRule.SQUARE_ROOT: 2}.get(rule)
+        stable = math.inf if power is None or margin <= 0 else self.batch_size / margin**power
         if math.isinf(min(smooth, stable)):
-            return BatchLimit(rule=rule, batch_size=math.inf, binds=Limit.NONE)
+            return math.inf, Limit.NONE
         if stable <= smooth:
-            return BatchLimit(rule=rule, batch_size=stable, binds=Limit.STABILITY)
-        noisy = self.example_curvature > self.gradient_curvature * (1 + smooth)
-        return BatchLimit(rule=rule, batch_size=smooth, binds=Limit.NOISE if noisy else Limit.CURVATURE)
-
-    def _smooth_progress(self, batch_size: float, rule: LearningRateRule) -> float:
-        k = batch_size / self.batch_size
-        factor = rule.factor(k)
-        return factor / k * (1 - self.kappa_at(batch_size, self.learning_rate * factor)) / (1 - self.kappa.value)
-
-    def _stable_batch(self, rule: LearningRateRule) -> float:
-        margin = self.stability.value
-        if rule is LearningRateRule.FIXED or not margin > 0:
-            return math.inf
-        return self.batch_size * (1 / margin if rule is LearningRateRule.LINEAR else 1 / margin**2)
+            return stable, Limit.STABILITY
+        if rule is not LearningRateRule.LINEAR:
+            return smooth, Limit.RULE  # a rate that grows more slowly than B makes less progress per example at once
+        return smooth, Limit.CURVATURE
 
     def __str__(self) -> str:
         lines = [
@@ -224,10 +244,7 @@ class StepLimits:
             f"  curvature   κ = {self.kappa} of the progress is lost; best learning rate: {self.slack} times this one",
             f"  stability   {self.stability} of the largest stable learning rate (λ_max found from below)",
         ]
-        for rule in LearningRateRule:
-            found = self.limit(rule)
-            size = "any batch" if math.isinf(found.batch_size) else f"up to batch {found.batch_size:,.2g}"
-            lines.append(f"  {rule.value}: {size} within {TOLERANCE:.0%}; limited by {found.binds.value}")
+        lines += [f"  {self.limit(rule)}" for rule in LearningRateRule]
         return "\n".join(lines)
 
 
@@ -273,6 +290,8 @@ def step_limits(
     for name, value, top in (("learning_rate", learning_rate, math.inf), ("confidence", confidence, 1.0)):
         if not 0 < value < top:
             raise ValueError(f"{name} must lie between 0 and {top:g}; got {value}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1; got {momentum}.")
     count = shared_length(batch)
@@ -442,6 +461,14 @@ def _largest(measured: Curvature, confidence: float) -> Estimate:
         low=max(0.0, below - d_below),
         high=max(abs(above) + d_above + measured.residual, below + d_below, 0.0),
     )
+
+
+def _digits(value: float) -> str:
+    """Two significant digits, with separators."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
 
 
 def _slack(kappa: float) -> float:
