@@ -71,7 +71,7 @@ def stepper(method, model, losses, batch):
         model.zero_grad(set_to_none=True)
 
     def drawn(number):
-        backward(model, losses, batch, step=number, **settings)
+        backward(model, losses, batch, samples_seen=number * len(batch[0]), **settings)
         model.zero_grad(set_to_none=True)
 
     return drawn if settings else plain

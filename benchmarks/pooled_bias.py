@@ -28,9 +28,10 @@ from rich.progress import track
 from torch.utils.data import TensorDataset
 
 from variegrad import Monitor, measure
-from variegrad.keys import draws_with_replacement, generator
+from variegrad.keys import generator
 from variegrad.monitor.pool import Window
 from variegrad.problems.registry import load
+from variegrad.training import WithReplacement
 
 HERE = Path(__file__).parent
 WATCHED = 64  # batches of a run: a full window of a Monitor as it is by default
@@ -71,7 +72,7 @@ def trained(name):
     model, losses, columns, size, steps = PROBLEMS[name]()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for step in range(steps):
-        at = draws_with_replacement(0, step, size, len(columns[0]))
+        at = WithReplacement().batch(0, step * size, size, len(columns[0]))
         optimizer.zero_grad()
         losses(model, tuple(c[at] for c in columns)).mean().backward()
         optimizer.step()

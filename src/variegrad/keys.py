@@ -9,11 +9,11 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
@@ -21,7 +21,7 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
 
     Args:
         seed: the run's seed.
-        *key: what the draw is for: a purpose, a step, the global position of an example, a parameter's name.
+        *key: what the draw is for: a purpose, the position of a sample, a parameter's name.
 
     Returns:
         A generator of its own.
@@ -32,6 +32,9 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
 @contextmanager
 def torch_draws(seed: int, *key: int | str) -> Iterator[None]:
     """Let torch's own draws (dropout masks) inside the block be a function of the key; its global state is given back.
+
+    On the CPU torch keeps 32 bits of a seed: two of so many keys may share their draws, as harmless as it is for
+    dropout. Draws on an accelerator have 63 bits.
 
     Args:
         seed: the run's seed.
@@ -51,17 +54,31 @@ def _hashed(seed: int, key: tuple[int | str, ...]) -> int:
     return int.from_bytes(hashed(seed, *key), "little")
 
 
-def hashed(seed: int, *key: int | str) -> bytes:
+def hashed(seed: SupportsIndex, *key: SupportsIndex | str) -> bytes:
     """A key as 128 bits.
+
+    Args:
+        seed: the run's seed.
+        *key: what the draws are for: texts and whole numbers of any integer type.
+
+    Returns:
+        Sixteen bytes.
+    """
+    plain = (index(seed), *(part if isinstance(part, str) else index(part) for part in key))
+    return hashlib.blake2b(repr(plain).encode(), digest_size=16).digest()
+
+
+def key_of(seed: int, *key: int | str) -> int:
+    """A key for `philox`.
 
     Args:
         seed: the run's seed.
         *key: what the draws are for.
 
     Returns:
-        Sixteen bytes.
+        64 bits.
     """
-    return hashlib.blake2b(repr((int(seed), *key)).encode(), digest_size=16).digest()
+    return int.from_bytes(hashed(seed, *key)[:8], "little")
 
 
 class Streams:
@@ -91,32 +108,3 @@ class Streams:
         self._bits.state = {**self._state, "state": {"state": words}}
         self._bits.random_raw(12, output=False)
         return self._generator
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> Int[Tensor, " n"]:
-    """The order in which pass number `epoch` visits `count` examples: each once.
-
-    Args:
-        seed: the run's seed.
-        epoch: the number of the pass, from 0.
-        count: n.
-
-    Returns:
-        A permutation of 0 … n−1.
-    """
-    return torch.from_numpy(generator(seed, "epoch", epoch).permutation(count))
-
-
-def draws_with_replacement(seed: int, step: int, batch_size: int, count: int) -> Int[Tensor, " b"]:
-    """The examples of step number `step` of equation (2): each drawn uniformly from all, with replacement.
-
-    Args:
-        seed: the run's seed.
-        step: the number of the update, from 0.
-        batch_size: B.
-        count: n.
-
-    Returns:
-        B indices in 0 … n−1.
-    """
-    return torch.from_numpy(generator(seed, "draw", step).integers(0, count, size=batch_size))

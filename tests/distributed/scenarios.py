@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import variegrad as vg
 from variegrad.distributed.workers import World
-from variegrad.training import Ball, Epochs, Evaluation, Every, Skip, TrainConfig, train
+from variegrad.training import Ball, Epochs, Evaluation, Every, Phases, Position, Skip, TrainConfig, train
 
 
 def losses(model, batch):
@@ -84,7 +85,7 @@ def run(world, config, model=None, data=None, loss=losses, **options):
         "weights": weights(model), "loss": [r.mean_loss for r in records], "examples": [r.examples for r in records],
         "accuracy": [float("nan") if r.accuracy is None else r.accuracy for r in records],
         "bound": [float("nan") if r.bound is None else r.bound.batch_size_bound for r in records],
-        "skipped": [r.skipped for r in records],
+        "skipped": [r.left_out for r in records],
     }  # fmt: skip
 
 
@@ -109,6 +110,9 @@ INVARIANT = {
     "projection": lambda w: run(w, config(projection=Ball(1.5))),
     "augmented data": lambda w: run(w, config(), data=Augmented()),
     "continued": lambda w: run(w, config(), start=20),
+    "B changes on the way": lambda w: run(w, Phases({0: config(mechanism=DROP), 20: config(batch_size=9)})),
+    "B and the noise change, epochs": lambda w: run(w, changing(sampling=Epochs()), data=examples(11)),
+    "resumed across a change of B": lambda w: run(w, changing(), start=Position(examples=15, updates=3)),
     "evaluated": lambda w: run(w, config(), evaluation=watch(data=examples(7), every=Every(updates=3))),
     "stopped at a target": lambda w: run(w, config(passes=50), evaluation=watch(data=examples(), target=0.5)),
     "estimated": lambda w: run(w, config(batch_size=12), bound_every=Every(updates=2)),
@@ -118,6 +122,11 @@ INVARIANT = {
     "Langevin": lambda w: run(w, config(mechanism=vg.Langevin(0.1))),
     "Quantize": lambda w: run(w, config(mechanism=vg.Quantize())),
 }  # fmt: skip
+
+
+def changing(**settings):
+    first = config(mechanism=vg.Quantize(), **settings)
+    return Phases({0: first, 10: replace(first, batch_size=7, mechanism=vg.Langevin(0.1)), 17: first})
 
 
 def turned():

@@ -45,7 +45,7 @@ def _trained(rank, ranks, mechanism, packed, spoiled=None):
     room.payloads.exchange = counting
     steps = list(train(model, losses, TensorDataset(x, y), config, World(rank=rank, size=ranks)))
     weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    return weights.numpy(), counted, len(steps), steps[-1].skipped
+    return weights.numpy(), counted, len(steps), steps[-1].left_out
 
 
 @pytest.mark.parametrize(

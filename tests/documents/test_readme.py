@@ -101,7 +101,7 @@ def test_the_monitor_and_the_training_pasted_below_run(tmp_path):
     said = said_by(tmp_path, PYTHON[0], *PYTHON[2:4]).splitlines()
     assert any("B_D" in line for line in said)
     assert any(line.startswith("batch 128: ") for line in said)
-    assert said[-1].startswith("Step(")
+    assert said[-1].startswith("Update(")
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("torchrun")])

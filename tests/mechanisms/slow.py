@@ -6,7 +6,7 @@ from reference import loop_gradients
 from variegrad.mechanisms import Draws
 
 
-def drawn_one_by_one(model, losses, batch, mechanism, *, seed=0, step=0, positions=None):
+def drawn_one_by_one(model, losses, batch, mechanism, *, seed=0, samples_seen=0, positions=None):
     """Σ_i m(∇f_i) by parameter; what is drawn for each example depends on its own gradient and position only."""
     gradients = loop_gradients(model, losses, batch)
     count = len(next(iter(gradients.values())))
@@ -17,7 +17,7 @@ def drawn_one_by_one(model, losses, batch, mechanism, *, seed=0, step=0, positio
         totals[name] = torch.zeros_like(rows[0])
         for i in range(count):
             place = i if positions is None else positions[i]
-            draws = Draws.keyed(seed, step, name, rows[i], [place], norms=norms[i : i + 1])
+            draws = Draws.keyed(seed, name, rows[i], [samples_seen + place], norms=norms[i : i + 1])
             totals[name] += mechanism.draw(rows[i : i + 1], draws)[0]
     return totals
 

@@ -81,9 +81,9 @@ def test_without_a_mechanism_s_effect_it_is_an_ordinary_backward_pass(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_equals_one_draw_for_each_gradient_of_the_loop(case):
     model, losses, batch = build(case)
-    for step, mechanism in enumerate(DRAWN):
-        wanted = drawn_one_by_one(model, losses, batch, mechanism, seed=3, step=step)
-        backward(model, losses, batch, mechanism=mechanism, seed=3, step=step)
+    for seen, mechanism in enumerate(DRAWN):
+        wanted = drawn_one_by_one(model, losses, batch, mechanism, seed=3, samples_seen=seen)
+        backward(model, losses, batch, mechanism=mechanism, seed=3, samples_seen=seen)
         assert_same(gradients_of(model), wanted)
 
 
@@ -94,13 +94,13 @@ def test_a_batch_in_parts_is_the_same_batch(case):
     if count is None:
         pytest.skip("its examples cannot be cut apart")
     for mechanism in (Quantize().then(Langevin(0.1)),):  # norms, draws for each example, and noise once a step
-        backward(model, losses, batch, mechanism=mechanism, seed=1, step=2)
+        backward(model, losses, batch, mechanism=mechanism, seed=1, samples_seen=2)
         whole = gradients_of(model)
         start = 0
         for part in split(batch, 2):
             size = shared_length(part)
             here = range(start, start + size)
-            backward(model, losses, part, mechanism=mechanism, seed=1, step=2, positions=here, total=count)
+            backward(model, losses, part, mechanism=mechanism, seed=1, samples_seen=2, positions=here, total=count)
             start += size
         assert_same(gradients_of(model), whole)
 
@@ -112,8 +112,8 @@ OTHERS = [Jitter(0.5), SkipExample(0.3), Quantize().then(DropConnect(0.3)), Drop
 def test_a_user_s_mechanism_and_compositions_are_drawn_alike(mechanism):
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
     model, batch = model.double(), (torch.randn(6, 2, 6).double(), torch.arange(6) % 3)
-    wanted = drawn_one_by_one(model, classify, batch, mechanism, seed=3, step=4)
-    backward(model, classify, batch, mechanism=mechanism, seed=3, step=4)
+    wanted = drawn_one_by_one(model, classify, batch, mechanism, seed=3, samples_seen=4)
+    backward(model, classify, batch, mechanism=mechanism, seed=3, samples_seen=4)
     assert_same(gradients_of(model), wanted)
 
 
@@ -163,7 +163,7 @@ def test_threads_that_share_a_block_lose_no_example(mechanism, monkeypatch):
     monkeypatch.setattr(draws, "WORTH_THREADS", 0)
     rows, columns = torch.randn(16, 512), torch.randn(16, 512)
     norms = (rows.norm(dim=1) * columns.norm(dim=1)).double()
-    keyed = [draws.Draws.keyed(0, 0, "weight", torch.empty(512, 512), range(16), norms=norms) for _ in range(9)]
+    keyed = [draws.Draws.keyed(0, "weight", torch.empty(512, 512), range(16), norms=norms) for _ in range(9)]
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -193,7 +193,7 @@ def test_each_thread_adds_to_numbers_of_its_own(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        draws.Draws.keyed(0, 0, "weight", torch.empty(8), range(20)).sum_over_blocks(begin, total)
+        draws.Draws.keyed(0, "weight", torch.empty(8), range(20)).sum_over_blocks(begin, total)
     finally:
         torch.set_num_threads(before)
     assert total[0] == 20
@@ -218,9 +218,9 @@ def test_seeds_steps_positions_and_workers_have_draws_of_their_own():
         backward(model, classify, batch, mechanism=DropConnect(0.5), **settings)
         return gradients_of(model)["weight"]
 
-    first = drawn(seed=0, step=0)
-    assert torch.equal(first, drawn(seed=0, step=0))
-    others = [drawn(seed=1), drawn(step=1), drawn(positions=[2, 3], total=9), drawn(positions=[1, 0])]
+    first = drawn(seed=0, samples_seen=0)
+    assert torch.equal(first, drawn(seed=0, samples_seen=0))
+    others = [drawn(seed=1), drawn(samples_seen=1), drawn(positions=[2, 3], total=9), drawn(positions=[1, 0])]
     others += [drawn(granularity="worker"), drawn(granularity="worker", worker=1)]
     for k, other in enumerate([first, *others]):
         for another in [first, *others][k + 1 :]:
@@ -244,9 +244,9 @@ def test_per_worker_it_is_one_draw_for_the_sum(mechanism):
     classify(model, batch).sum().backward()
     sums = gradients_of(model)
     norm = torch.stack([g.square().sum() for g in sums.values()]).sum().sqrt().reshape(1)
-    backward(model, classify, batch, mechanism=mechanism, granularity="worker", worker=3, seed=5, step=7)
+    backward(model, classify, batch, mechanism=mechanism, granularity="worker", worker=3, seed=5, samples_seen=7)
     for name, found in gradients_of(model).items():
-        keyed = Draws.keyed(5, 7, name, found, [3], purpose="worker", norms=norm)
+        keyed = Draws.keyed(5, name, found, [3], purpose="worker", at=7, norms=norm)
         assert torch.equal(found, mechanism.draw(sums[name].unsqueeze(0), keyed)[0])
 
 
@@ -317,13 +317,13 @@ def test_settings_out_of_range_are_refused(settings, error, message):
     [
         ({"mechanism": 0.4}, r"mechanism must be a Mechanism such as DropConnect\(0.4\), or None; got float"),
         ({"seed": 0.5}, "seed must be an integer; got 0.5"),
-        ({"step": True}, "step must be an integer; got True"),
+        ({"samples_seen": True}, "samples_seen must be an integer; got True"),
         ({"worker": "1"}, "worker must be an integer; got '1'"),
     ],
 )
 def test_settings_of_another_type_are_refused(settings, message):
     # Called directly: in tests the signature of `backward` is checked first, with words of its own.
-    given = {"mechanism": None, "granularity": "example", "seed": 0, "step": 0, "worker": 0, **settings}
+    given = {"mechanism": None, "granularity": "example", "seed": 0, "samples_seen": 0, "worker": 0, **settings}
     with pytest.raises(TypeError, match=message):
         refuse_settings(**given)
 
@@ -386,7 +386,7 @@ def test_a_norm_beyond_float64_is_not_quantised_to_zero(granularity):
 @pytest.mark.parametrize("p", [-0.5, 1.5, float("nan")])
 def test_a_probability_out_of_range_is_refused(p):
     with pytest.raises(ValueError, match=r"a probability must lie in \[0, 1\]"):
-        draws.Draws.keyed(0, 0, "weight", torch.empty(3), [0]).bernoulli(p)
+        draws.Draws.keyed(0, "weight", torch.empty(3), [0]).bernoulli(p)
 
 
 def test_parameters_without_entries_or_of_one_are_no_exception():

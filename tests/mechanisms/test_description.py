@@ -20,7 +20,7 @@ def spread(**settings):
     """The root mean square over coordinates of the standard deviation of `.grad`, over 150 steps."""
     found = []
     for step in range(150):
-        backward(MODEL, classify, BATCH, step=step, **settings)
+        backward(MODEL, classify, BATCH, samples_seen=8 * step, **settings)
         found.append(torch.cat([g.flatten() for g in gradients_of(MODEL).values()]))
     return math.sqrt(float(torch.stack(found).double().var(0).mean()))
 

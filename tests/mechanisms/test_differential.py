@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from cases import classify
+from mechanisms.drawn_differences import drawn_differences
 from variegrad.measurement import measure_differential
-from variegrad.mechanisms import DropConnect, Langevin, drawn_differences
+from variegrad.mechanisms import DropConnect, Langevin
 
 
 def twins():
@@ -28,7 +29,7 @@ def test_the_closed_form_of_dropconnect_holds_for_differences():
     mechanism, steps = DropConnect(0.4), 60
     each, whole = [], []
     for step in range(steps):
-        found = drawn_differences(model, other, classify, batch, mechanism, step=step).diversity
+        found = drawn_differences(model, other, classify, batch, mechanism, samples_seen=4 * step).diversity
         each.append(found.sum_sq_norms)
         whole.append(found.sq_norm_of_sum)
     # Means of 60 steps, four standard errors of their own.

@@ -31,19 +31,19 @@ DIVERSITY = GradientMoments.from_gradients(FLAT).diversity
 NORMS = FLAT.norm(dim=1)
 
 
-def drawn(mechanism, positions, seed=0, step=0):
+def drawn(mechanism, positions, seed=0, later=0):
     """One surrogate of each of the three gradients, for three positions."""
-    draws = Draws.keyed(seed, step, "weight", FLAT[0], positions, norms=NORMS)
+    draws = Draws.keyed(seed, "weight", FLAT[0], [later + p for p in positions], norms=NORMS)
     return mechanism.draw(FLAT, draws)
 
 
 def drawn_often(mechanism):
     """10⁴ surrogates of each of the three gradients: (draws, examples, coordinates)."""
     if isinstance(mechanism, SkipExample):
-        draws = Draws.keyed(0, 0, "weight", FLAT[0], range(COUNT * DRAWS))
+        draws = Draws.keyed(0, "weight", FLAT[0], range(COUNT * DRAWS))
         return mechanism.draw(FLAT.repeat(DRAWS, 1), draws).view(DRAWS, COUNT, -1)
     copies = FLAT.unsqueeze(1).repeat(1, DRAWS, 1)
-    draws = Draws.keyed(0, 0, "weight", copies[0], range(COUNT), norms=NORMS)
+    draws = Draws.keyed(0, "weight", copies[0], range(COUNT), norms=NORMS)
     return mechanism.draw(copies, draws).transpose(0, 1)
 
 
@@ -92,12 +92,12 @@ def test_a_draw_is_a_function_of_its_key_alone(mechanism):
         others = [1, 2, 3]
         others[i] = position
         assert torch.equal(whole[i], drawn(mechanism, others)[i])
-    for changed in (drawn(mechanism, positions, seed=1), drawn(mechanism, positions, step=1)):
+    for changed in (drawn(mechanism, positions, seed=1), drawn(mechanism, positions, later=1)):
         assert not torch.equal(whole, changed)
 
 
 def test_a_whole_step_s_langevin_noise_is_one_gaussian_of_the_right_size():
-    draws = Draws.keyed(0, 0, "weight", torch.empty(400, 500), [0], purpose="noise")
+    draws = Draws.keyed(0, "weight", torch.empty(400, 500), [0], purpose="noise")
     noise = Langevin(0.3).noise_of_sum(128, draws).double()
     wanted, n = 0.09 * 128, noise.numel()
     assert abs(float(noise.mean())) < 4 * math.sqrt(wanted / n)
@@ -113,7 +113,7 @@ def test_a_whole_step_s_langevin_noise_is_one_gaussian_of_the_right_size():
 def test_normal_numbers_are_normal(dtype):
     from scipy.stats import kstest
 
-    draws = Draws.keyed(0, 0, "weight", torch.empty(100_001, dtype=dtype), [0])
+    draws = Draws.keyed(0, "weight", torch.empty(100_001, dtype=dtype), [0])
     assert kstest(draws.normal()[0].double().numpy(), "norm").pvalue > 1e-3
     assert kstest(draws.uniform()[0].double().numpy(), "uniform").pvalue > 1e-3
 
@@ -121,7 +121,7 @@ def test_normal_numbers_are_normal(dtype):
 @pytest.mark.parametrize("p", [0.4, 0.5, 0.6, 1 / 3, 0.25, 3e-6, 1 - 3e-6, 0.0, 1.0, 1.5 / 65536])
 def test_probabilities_are_met_beyond_the_first_sixteen_bits(p):
     n = 1 << 23
-    draws = Draws.keyed(0, 0, "weight", torch.empty(n), [0])
+    draws = Draws.keyed(0, "weight", torch.empty(n), [0])
     hits = int(draws.bernoulli(p).sum())
     assert abs(hits - n * p) <= 4 * math.sqrt(n * p * (1 - p))
     few = torch.full((1, n), p)
@@ -133,7 +133,7 @@ def test_probabilities_are_met_beyond_the_first_sixteen_bits(p):
 def test_every_mask_of_a_small_gradient_occurs_as_often_as_it_should():
     # χ² with 2⁴ − 1 = 15 degrees of freedom over 4,000 masks: its 1 − 10⁻⁴ quantile is 44.3.
     p, times = 0.3, 4_000
-    keep = Draws.keyed(0, 0, "weight", torch.empty(4), range(times)).bernoulli(1 - p).numpy()
+    keep = Draws.keyed(0, "weight", torch.empty(4), range(times)).bernoulli(1 - p).numpy()
     found = np.bincount(keep @ [1, 2, 4, 8], minlength=16)
     kept = np.array([bin(k).count("1") for k in range(16)])
     wanted = times * (1 - p) ** kept * p ** (4 - kept)
@@ -141,13 +141,13 @@ def test_every_mask_of_a_small_gradient_occurs_as_often_as_it_should():
 
 
 def test_calls_within_one_draw_are_independent():
-    draws = Draws.keyed(0, 0, "weight", torch.empty(1000), [0])
+    draws = Draws.keyed(0, "weight", torch.empty(1000), [0])
     first, second = draws.normal()[0], draws.normal()[0]
     assert abs(float((first * second).mean())) < 4 / math.sqrt(1000)
 
 
 def test_an_example_s_own_number_is_the_same_for_all_parameters():
-    one, other = (Draws.keyed(0, 0, name, torch.empty(2, 3), [4, 9]) for name in ("weight", "bias"))
+    one, other = (Draws.keyed(0, name, torch.empty(2, 3), [4, 9]) for name in ("weight", "bias"))
     found = one.uniform_of_example()
     assert torch.equal(found, other.uniform_of_example())
     assert found.shape == (2, 1, 1)
@@ -158,7 +158,7 @@ def test_moments_matched_over_a_batch_are_those_of_the_masks():
     mechanism = MomentMatched(DropConnect(0.4))
     total, squares = FLAT.sum(0), FLAT.square().sum(0)
     many = total.repeat(DRAWS, 1)
-    draws = Draws.keyed(0, 0, "weight", many, [0], purpose="moments")
+    draws = Draws.keyed(0, "weight", many, [0], purpose="moments")
     surrogates = mechanism.draw_of_sum(many, squares.expand_as(many), draws)
     within(surrogates, total, "mean")
     within((surrogates - total).square(), 0.4 / 0.6 * squares, "variance")

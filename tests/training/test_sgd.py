@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -12,8 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 import variegrad as vg
-from variegrad.keys import epoch_order
-from variegrad.training import Ball, Epochs, Evaluation, Every, Skip, TrainConfig, WithReplacement, train
+from variegrad.training import (
+    Ball,
+    Epochs,
+    Evaluation,
+    Every,
+    Phases,
+    Position,
+    Skip,
+    TrainConfig,
+    Update,
+    WithReplacement,
+    train,
+)
 from variegrad.training.examples import reader
 
 
@@ -40,8 +52,9 @@ def weights(net):
 
 
 def run(net, updates, data=None, loss=losses, evaluation=None, bound_every=None, start=0, **changes):
-    config = TrainConfig(**{"batch_size": 4, "step_size": 0.05, "passes": math.inf, "seed": 1, **changes})
     options = {"evaluation": evaluation, "bound_every": bound_every, "start": start}
+    options |= {"skipped": changes.pop("skipped")} if "skipped" in changes else {}
+    config = TrainConfig(**{"batch_size": 4, "step_size": 0.05, "passes": math.inf, "seed": 1, **changes})
     return list(islice(train(net, loss, dataset() if data is None else data, config, **options), updates))
 
 
@@ -68,7 +81,7 @@ def by_hand(net, batches, step_size=0.05, radius=math.inf):
 def test_epochs_visit_each_example_once_with_a_short_last_batch():
     net = model()
     records = run(net, 7, sampling=Epochs())
-    batches = [epoch_order(1, epoch, 11)[start : start + 4] for epoch in range(3) for start in (0, 4, 8)][:7]
+    batches = [Epochs().batch(1, 11 * epoch + start, 4, 11) for epoch in range(3) for start in (0, 4, 8)][:7]
     assert [r.examples for r in records] == [4, 8, 11, 15, 19, 22, 26]
     assert [r.updates for r in records] == list(range(1, 8))
     assert records[2].passes == 1
@@ -95,7 +108,7 @@ def test_it_equals_torch_s_own_sgd_on_the_summed_loss():
     run(net, 3, sampling=Epochs())
     optimizer = torch.optim.SGD(other.parameters(), lr=0.05)
     for start in (0, 4, 8):
-        x, y = (column[epoch_order(1, 0, 11)[start : start + 4]] for column in data.tensors)
+        x, y = (column[Epochs().batch(1, start, 4, 11)] for column in data.tensors)
         optimizer.zero_grad()
         losses(other, (x, y)).sum().backward()
         optimizer.step()
@@ -111,7 +124,7 @@ def test_with_a_mechanism_it_is_backward_and_a_step(mechanism, granularity):
         other.zero_grad()
         drawn = WithReplacement().batch(1, 4 * step, 4, 11)
         batch = tuple(c[drawn] for c in dataset().tensors)
-        vg.backward(other, losses, batch, mechanism=mechanism, seed=1, step=step, granularity=granularity)
+        vg.backward(other, losses, batch, mechanism=mechanism, seed=1, samples_seen=4 * step, granularity=granularity)
         with torch.no_grad():
             for p in other.parameters():
                 p.sub_(0.05 * p.grad)
@@ -141,7 +154,7 @@ def test_a_run_can_be_continued_anywhere(sampling, mechanism):
     settings = {"sampling": sampling, "mechanism": mechanism}
     expected = run(whole, 8, **settings)
     kept = run(parts, 5, **settings)[-1]
-    found = run(parts, 3, start=kept.examples, **settings)
+    found = run(parts, 3, start=kept.position, **settings)
     assert torch.equal(weights(whole), weights(parts))
     assert [(r.updates, r.examples, r.mean_loss) for r in found] == [
         (r.updates, r.examples, r.mean_loss) for r in expected[5:]
@@ -241,6 +254,153 @@ def test_sparse_gradients_and_unused_parameters():
     torch.testing.assert_close(weights(net), weights(dense), rtol=1e-14, atol=0)
 
 
+# --- B changes on the way ---
+
+CHANGES = [
+    {"batch_size": 8},
+    {"batch_size": 1},
+    {"batch_size": 7, "step_size": 0.01},
+    {"mechanism": vg.Langevin(0.1)},
+    {"batch_size": 8, "mechanism": None},
+]
+
+
+def phases(change, at=20, **settings):
+    first = TrainConfig(**{"batch_size": 4, "step_size": 0.05, "passes": math.inf, "seed": 1, **settings})
+    return Phases({0: first, at: replace(first, **change)})
+
+
+def go(net, config, updates, start=0, **options):
+    return list(islice(train(net, losses, dataset(), config, start=start, **options), updates))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize("mechanism", [None, vg.DropConnect(0.4), vg.Langevin(0.1), vg.Quantize()], ids=str)
+@pytest.mark.parametrize("sampling", [WithReplacement(), Epochs()], ids=str)
+def test_a_run_whose_settings_change_can_be_continued_anywhere(sampling, mechanism, change):
+    config = phases(change, sampling=sampling, mechanism=mechanism)
+    whole = model()
+    expected = go(whole, config, 12)
+    for made in (3, 5, 6, 9):  # before, at and after the change
+        parts = model()
+        kept = go(parts, config, made)[-1]
+        found = go(parts, config, 12 - made, start=kept.position)
+        assert torch.equal(weights(whole), weights(parts))
+        again, wanted = ([{**vars(r), "seconds": None} for r in each] for each in (found, expected[made:]))
+        assert again == wanted
+
+
+@pytest.mark.parametrize("sampling", [WithReplacement(), Epochs()], ids=str)
+def test_a_phase_and_another_call_are_the_same_run(sampling):
+    config = phases({"batch_size": 8}, sampling=sampling, mechanism=vg.DropConnect(0.4))
+    whole, parts = model(), model()
+    expected = go(whole, config, 9)
+    kept = [r for r in expected if r.examples <= 20][-1]
+    go(parts, config.at(0), kept.updates)
+    go(parts, config.at(20), 9 - kept.updates, start=kept.position)
+    assert torch.equal(weights(whole), weights(parts))
+
+
+@pytest.mark.parametrize("mechanism", [vg.DropConnect(0.4), vg.Langevin(0.1), vg.Quantize()], ids=str)
+def test_no_draw_is_repeated_when_b_changes(mechanism):
+    # At a step size of nearly zero the weights stay, so the sum over samples is the same however they are batched,
+    # but for Langevin, whose noise of a step is one Gaussian: that is compared below.
+    def moved(config):
+        net = model()
+        before = weights(net)
+        noise = []
+        for update in islice(train(net, losses, dataset(), config), 12):
+            noise.append((update.examples, (weights(net) - before).clone()))
+            before = weights(net)
+        return noise
+
+    small = {"step_size": 1e-9, "mechanism": mechanism}
+    fixed, changed = (moved(phases(change, **small)) for change in ({}, {"batch_size": 8}))
+    if mechanism.adds_noise:
+        plain = moved(phases({"batch_size": 8}, step_size=1e-9))
+        parts = [tuple((a - b).tolist()) for (_, a), (_, b) in zip(changed, plain, strict=True)]
+        for i, one in enumerate(parts):
+            for other in parts[:i]:
+                cosine = F.cosine_similarity(torch.tensor(one), torch.tensor(other), dim=0)
+                assert abs(cosine) < 0.6  # d = 43: a standard deviation of 0.15
+    else:
+        ends = dict(fixed)
+        assert [end for end, _ in changed][:7] == [4, 8, 12, 16, 20, 28, 36]
+        for start, end in ((20, 28), (28, 36)):
+            both = ends[start + 4] + ends[end]
+            step = dict(changed)[end]
+            torch.testing.assert_close(step, both, rtol=1e-5, atol=1e-16)
+
+
+def test_updates_are_counted_not_derived():
+    found = go(model(), phases({"batch_size": 8}), 8)
+    assert [r.updates for r in found] == list(range(1, 9))
+    assert [r.batch_size for r in found] == [4] * 5 + [8] * 3
+    again = go(model(), phases({}), 2, start=Position(examples=44, updates=8, left_out=3))
+    assert [(r.updates, r.left_out, r.examples) for r in again] == [(9, 3, 48), (10, 3, 52)]
+
+
+def test_a_change_takes_effect_where_an_update_begins():
+    found = go(model(), phases({"batch_size": 8}, at=18), 7)
+    assert [r.batch_size for r in found] == [4] * 5 + [8] * 2
+    assert phases({"batch_size": 8}).settings()["phases"] == [[20, {"batch_size": 8}]]
+
+
+@pytest.mark.parametrize(
+    ("configs", "kind", "message"),
+    [
+        ({}, ValueError, "must begin at position 0; got None"),
+        ({5: TrainConfig(batch_size=1, step_size=1.0)}, ValueError, "must begin at position 0; got 5"),
+        ({0: TrainConfig(batch_size=1, step_size=1.0), 9: TrainConfig(batch_size=1, step_size=1.0, seed=1)},
+         ValueError, "seed belongs to the whole run and may not change; got 0, 1"),
+        ({0: TrainConfig(batch_size=1, step_size=1.0, sampling=Epochs()),
+          9: TrainConfig(batch_size=1, step_size=1.0)}, ValueError, "sampling belongs to the whole run"),
+    ],
+)  # fmt: skip
+def test_phases_that_cannot_be_are_refused(configs, kind, message):
+    with pytest.raises(kind, match=message):
+        Phases(configs)
+
+
+def test_former_names_work_for_one_version():
+    import variegrad.training as room
+
+    with pytest.warns(DeprecationWarning, match="Step is now Update"):
+        assert room.Step is Update
+    update = go(model(), phases({}), 1)[0]
+    with pytest.warns(DeprecationWarning, match="left_out"):
+        assert update.skipped == 0
+    with pytest.warns(DeprecationWarning, match="left_out"):
+        run(model(), 1, skipped=2)
+
+
+class Running(nn.Module):
+    """Keeps running statistics that a forward pass moves, also to NaN."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.norm, self.last = nn.BatchNorm1d(4).double(), nn.Linear(4, 3).double()
+
+    def forward(self, x):
+        return self.last(self.norm(x))
+
+
+def test_an_update_that_is_left_out_moves_no_running_statistics():
+    net, before = Running(), Running()
+    data = with_a_hole()
+    drawn = [7 in WithReplacement().batch(1, 4 * k, 4, 11) for k in range(12)]
+    first = drawn.index(True)
+    run(before, first, data=data, loss=uncoupled)
+    run(net, first + 1, data=data, loss=uncoupled, when_not_finite=Skip())
+    for found, wanted in zip(net.buffers(), before.buffers(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def uncoupled(net, batch):
+    return losses(net, batch)
+
+
 # --- its end ---
 
 
@@ -313,7 +473,7 @@ def test_updates_that_are_not_finite_can_be_left_out_and_are_counted():
     found = run(net, 12, data=with_a_hole(), when_not_finite=Skip())
     batches = [WithReplacement().batch(1, 4 * k, 4, 11) for k in range(12)]
     whole = [b for b in batches if 7 not in b]
-    assert 0 < found[-1].skipped == 12 - len(whole)
+    assert 0 < found[-1].left_out == 12 - len(whole)
     assert [math.isnan(r.mean_loss) for r in found] == [7 in b for b in batches]
     torch.testing.assert_close(weights(net), by_hand(model(), whole), rtol=1e-13, atol=1e-15)
     with pytest.raises(ValueError, match="is nan"):
@@ -352,10 +512,10 @@ class Endless(IterableDataset):
         (
             {"data": dataset(3), "sampling": Epochs()},
             ValueError,
-            r"batch_size must be at most the number of examples, each of which Epochs\(\) draws once a pass; "
+            r"batch_size must be at most the number of examples, each of which Epochs\(\) draws once per pass; "
             r"got 4 for 3 examples\. Take at most 3, or sampling=WithReplacement\(\)\.",
         ),
-        ({"start": -1}, ValueError, "start must be a number of samples seen, not negative; got -1"),
+        ({"start": -1}, ValueError, "Position: examples must not be negative; got -1"),
         ({"data": Endless()}, TypeError, "the data set must have a length"),
         (
             {"loss": lambda m, b: losses(m, b).mean()},

@@ -24,7 +24,7 @@ from variegrad.problems import Problem, load
 from variegrad.problems.subset import size
 from variegrad.training import Epochs, Evaluation, Every, Skip, Stop, TrainConfig, WithReplacement, train
 from variegrad.training.checkpoint import lock, steps
-from variegrad.training.step import Step
+from variegrad.training.update import Position, Update
 
 NOMINAL_BATCH = 64  # what the step sizes of the built-in problems are for
 
@@ -98,20 +98,20 @@ def train_command(
         evaluation = _evaluation(loaded, rhythm, target_accuracy)
         loaded.model.to(world.device)
         with ExitStack() as held:
-            start = skipped = 0
+            start = Position()
             if out is not None:
                 with failing_together(world):
                     if world.is_first:
                         held.enter_context(lock(out))
                     if resume:
-                        start, skipped = resumed(out, loaded, config, world, errors)
+                        start = resumed(out, loaded, config, world, errors)
             began, started = time.perf_counter(), datetime.now(UTC)
             failure: Exception | None = None
             with TrainingLog(loaded, config, world, errors, tensorboard if world.is_first else None) as log:
                 try:
                     run = train(
                         loaded.model, loaded.losses, loaded.train, config, world, evaluation=evaluation, start=start,
-                        skipped=skipped, bound_every=None if bound_every is None else Every(updates=bound_every),
+                        bound_every=None if bound_every is None else Every(updates=bound_every),
                     )  # fmt: skip
                     for step in run:
                         log.note(step)
@@ -125,7 +125,7 @@ def train_command(
             ended = _ended(failure, signals, log.last, target_accuracy)
             made = record(
                 loaded, config, world, log, ended=ended, started=started, seconds=time.perf_counter() - began,
-                start=start,
+                start=start.examples,
             )  # fmt: skip
             if world.is_first:
                 Console(markup=False, highlight=False, soft_wrap=True).print(log.summary(ended))
@@ -207,7 +207,7 @@ def _evaluation(problem: Problem, every: Every, target: float | None) -> Evaluat
     return Evaluation(accuracy=problem.accuracy, data=data, every=every, target=target) if size(data) else None
 
 
-def _ended(failure: Exception | None, signals: list[int], last: Step | None, target: float | None) -> str:
+def _ended(failure: Exception | None, signals: list[int], last: Update | None, target: float | None) -> str:
     if failure is not None:
         return f"failed: {' '.join(str(failure).split())}"
     if signals:

@@ -16,7 +16,7 @@ from variegrad.distributed.workers import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
 from variegrad.training import TrainConfig
-from variegrad.training.step import Step
+from variegrad.training.update import Update
 
 WINDOW = 50  # updates over which loss and speed are averaged
 
@@ -39,7 +39,7 @@ class TrainingLog:
         self, problem: Problem, config: TrainConfig, world: World, console: Console, tensorboard: Path | None
     ) -> None:
         self.name, self.console, self.shown = problem.name, console, world.is_first
-        self.last: Step | None = None
+        self.last: Update | None = None
         self.history: list[dict[str, Any]] = []
         self.seconds = {"data": 0.0, "compute": 0.0, "communication": 0.0}
         self._losses: list[float] = []
@@ -64,7 +64,7 @@ class TrainingLog:
         if self._events is not None:
             self._events.close()
 
-    def note(self, step: Step) -> None:
+    def note(self, step: Update) -> None:
         """Take an update in.
 
         Args:
@@ -86,7 +86,7 @@ class TrainingLog:
             if step.accuracy is not None and not self.console.is_terminal:
                 self.console.print(self._line(step))
 
-    def _keep(self, step: Step) -> None:
+    def _keep(self, step: Update) -> None:
         finite = [loss for loss in self._losses if math.isfinite(loss)]
         self.history.append({
             "updates": step.updates,
@@ -101,7 +101,7 @@ class TrainingLog:
         })  # fmt: skip
         self._losses = []
 
-    def _line(self, step: Step) -> str:
+    def _line(self, step: Update) -> str:
         (first, at_first, _), (last, at_last, _) = self._recent[0], self._recent[-1]
         losses = [loss for _, _, loss in self._recent if math.isfinite(loss)]
         said = [
@@ -112,9 +112,9 @@ class TrainingLog:
         said += [] if accuracy is None else [f"accuracy {100 * accuracy:.2f} %"]
         said += [f"{(at_last - at_first) / (last - first):,.0f} examples/s"] if last > first else []
         said += [self._bound] if self._bound else []
-        return ", ".join(said + ([f"{step.skipped} updates left out"] if step.skipped else []))
+        return ", ".join(said + ([f"{step.left_out} updates left out"] if step.left_out else []))
 
-    def _write(self, step: Step) -> None:
+    def _write(self, step: Update) -> None:
         scalars = {"loss": step.mean_loss, "accuracy": step.accuracy}
         scalars["B_D"] = None if step.bound is None else step.bound.batch_size_bound
         for name, value in scalars.items():

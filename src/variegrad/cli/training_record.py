@@ -22,7 +22,7 @@ from variegrad.problems.subset import size
 from variegrad.reports.writing import write_whole
 from variegrad.training import TrainConfig
 from variegrad.training.checkpoint import Progress, save
-from variegrad.training.step import Step
+from variegrad.training.update import Update
 
 SCHEMA = "variegrad.train/1"
 CHECKPOINTS = "checkpoints"
@@ -69,7 +69,7 @@ def record(
         "start": start,
         "updates": 0 if last is None else last.updates,
         "examples": start if last is None else last.examples,
-        "skipped": 0 if last is None else last.skipped,
+        "skipped": 0 if last is None else last.left_out,
         "accuracy": next((at["accuracy"] for at in reversed(log.history) if at["accuracy"] is not None), None),
         "history": log.history,
     }
@@ -89,7 +89,7 @@ def write(folder: Path, made: dict[str, Any], model: nn.Module) -> None:
     write_whole(folder / "train.json", f"{text}\n".encode())
 
 
-def saved(folder: Path, step: Step, problem: Problem, config: TrainConfig, world: World) -> None:
+def saved(folder: Path, step: Update, problem: Problem, config: TrainConfig, world: World) -> None:
     """Keep a checkpoint; every worker calls it, worker 0 writes.
 
     Args:
@@ -103,7 +103,7 @@ def saved(folder: Path, step: Step, problem: Problem, config: TrainConfig, world
         return
     progress = Progress(
         samples_seen=step.examples, workers=world.size, batch_size=config.batch_size, seed=config.seed,
-        settings=settings(problem, config, world), state={"skipped": step.skipped, "versions": versions()},
+        settings=settings(problem, config, world), state={"skipped": step.left_out, "versions": versions()},
     )  # fmt: skip
     save(folder / CHECKPOINTS, step.updates, dict(problem.model.state_dict()), progress)
 
@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
     Returns:
         Package → version.
     """
-    return {**{name: version(name) for name in ("variegrad", "torch")}, "python": platform.python_version()}
+    return {**{name: version(name) for name in ("variegrad", "torch", "numpy")}, "python": platform.python_version()}
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:

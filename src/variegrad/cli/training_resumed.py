@@ -14,11 +14,12 @@ from variegrad.distributed.workers import World
 from variegrad.problems import Problem
 from variegrad.training import TrainConfig
 from variegrad.training.checkpoint import check_settings, empty, load
+from variegrad.training.update import Position
 
 MAY_CHANGE = ("passes", "when_not_finite")
 
 
-def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, errors: Console) -> tuple[int, int]:
+def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, errors: Console) -> Position:
     """Load the newest checkpoint that verifies into the model, and say on worker 0 which, and what was passed over.
 
     Args:
@@ -29,7 +30,7 @@ def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, e
         errors: where it is said.
 
     Returns:
-        Samples seen and updates left out before; zeros where nothing was kept yet.
+        Where the run stands; the beginning if nothing was kept yet.
 
     Raises:
         ValueError: if none can be used, or it is of other settings or another model.
@@ -42,7 +43,7 @@ def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, e
 
     if empty(kept_in):
         said(f"{folder}: no checkpoint yet; the run begins at update 0")
-        return 0, 0
+        return Position()
     kept = load(kept_in)
     may_change = (
         MAY_CHANGE if config.mechanism is not None and config.granularity == "worker" else (*MAY_CHANGE, "workers")
@@ -62,4 +63,4 @@ def resumed(folder: Path, problem: Problem, config: TrainConfig, world: World, e
     seen, skipped = kept.progress.samples_seen, int(kept.progress.state.get("skipped", 0))
     left_out = f", {skipped:,} updates left out" if skipped else ""
     said(f"{folder}: goes on from update {kept.step:,} ({seen:,} samples seen{left_out})")
-    return seen, skipped
+    return Position(examples=seen, updates=kept.step, left_out=skipped)

@@ -21,9 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.distributed import payloads
 from variegrad.distributed.agreement import agree
-from variegrad.distributed.packed_sum import drawn, packed_sum
+from variegrad.distributed.packed_sum import packed_sum
 from variegrad.distributed.workers import World
 from variegrad.mechanisms import DropConnect, Mechanism
+from variegrad.mechanisms.one_draw import WorkerKey, drawn
 
 if TYPE_CHECKING:  # torch declares it only where it was built with its distributed part
     Bucket: TypeAlias = Any
@@ -188,7 +189,7 @@ class MechanismHook:
         ranks, step = dist.get_world_size(self._group), self.step
         self.step += 1
         narrow = _common_type(views)
-        surrogate = drawn(views, self.mechanism, seed=self.seed, step=step, worker=dist.get_rank(self._group))
+        surrogate = drawn(views, self.mechanism, WorkerKey(self.seed, step, dist.get_rank(self._group)))
         done = packed_sum(
             surrogate,
             self.mechanism,

@@ -1,8 +1,9 @@
 """Σ_r m(g_r) over ranks, one draw for each rank, with packed payloads where they are smaller than a dense sum.
 
-Draws are those of `vg.backward(..., granularity="worker", worker=r)`: pure functions of (seed, step, rank, parameter).
-So DropConnect's masks are known to every rank, and only kept coordinates travel; Q(v) travels as positions and signs;
-anything else is left to a dense sum, as is what would not gain (`payloads.pays`). Langevin therefore sends no more.
+Draws are those of `vg.backward(..., granularity="worker", worker=r)`: pure functions of (seed, samples seen before the
+step, rank, parameter). So DropConnect's masks are known to every rank, and only kept coordinates travel; Q(v) travels
+as positions and signs; anything else is left to a dense sum, as is what would not gain (`payloads.pays`). Langevin
+therefore sends no more.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from torch import Tensor
 
 from variegrad.distributed import payloads, wire
 from variegrad.distributed.refused import Refused
-from variegrad.keys import hashed
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.composed import Composed
-from variegrad.mechanisms.draws import Draws
+from variegrad.mechanisms.one_draw import WorkerKey, finite, kept
 
 ABSENT = -1  # as a length
 
@@ -33,8 +33,8 @@ class PackedSum:
     """What an exchange came to: equal on all ranks, but for the bytes.
 
     Attributes:
-        total: Σ_r m(g_r), all parameters in a row, the same to the last bit on every rank; None where it is left to a
-            dense sum or some rank has nothing to add.
+        total: Σ_r m(g_r), all parameters flattened and concatenated, the same to the last bit on every rank; None if it
+            is left to a dense sum or some rank has nothing to add.
         absent: the ranks that had nothing to add.
         bytes_sent: by this rank, to all others.
     """
@@ -59,11 +59,12 @@ def packed_sum(
     """Add up all ranks' surrogates, where packing pays. Every rank calls it in the same step.
 
     Args:
-        surrogate: this rank's m(g), all parameters in a row; None, or not finite, where it has nothing to add.
+        surrogate: this rank's m(g), all parameters flattened and concatenated; None, or not finite, if it has nothing
+            to add.
         mechanism: m.
         shapes: of the parameters by name, in that order.
         seed: of the draws.
-        step: the number of the update.
+        step: samples seen before the update, or its number where samples are not counted.
         dtype: of the surrogates on every rank.
         dense_bytes: what a dense sum would move.
         device: where the group's tensors live.
@@ -78,12 +79,10 @@ def packed_sum(
     rank = dist.get_rank(group)
 
     def mask(worker: int) -> Bool[Tensor, " d"] | None:
-        return (
-            kept(shapes, mechanism, seed=seed, step=step, worker=worker) if isinstance(mechanism, DropConnect) else None
-        )
+        return kept(shapes, mechanism, WorkerKey(seed, step, worker)) if isinstance(mechanism, DropConnect) else None
 
     surrogate = None if surrogate is None else surrogate.to(dtype)
-    if surrogate is not None and not _finite(surrogate):  # in that type: float16 ends at 65,504
+    if surrogate is not None and not finite(surrogate):  # in that type: float16 ends at 65,504
         surrogate = None
     payload = b""
     if surrogate is not None and packs(mechanism):
@@ -119,76 +118,3 @@ def packs(mechanism: Mechanism) -> bool:
     if isinstance(mechanism, Composed):
         return packs(mechanism.first) and isinstance(mechanism.second, DropConnect)
     return isinstance(mechanism, Quantize | DropConnect)
-
-
-def drawn(
-    gradients: Mapping[str, Tensor], mechanism: Mechanism, *, seed: int, step: int, worker: int
-) -> Float[Tensor, " d"] | None:
-    """One draw of m for a worker's whole gradient, in float32 at least.
-
-    Args:
-        gradients: by parameter.
-        mechanism: m.
-        seed: of the draws.
-        step: the number of the update.
-        worker: the rank.
-
-    Returns:
-        m(g), all parameters in a row; None where g or m(g) is not finite.
-    """
-    wide = {name: _wide(gradient) for name, gradient in gradients.items()}
-    norm = torch.stack([g.double().square().sum() for g in wide.values()]).sum().sqrt().reshape(1)
-    # A Bernoulli draw would turn NaN into a finite zero: this comes first.
-    if not norm.isfinite().all():
-        return None
-    rows = [
-        mechanism.draw(
-            g.unsqueeze(0), _draws(name, g.shape, g, seed=seed, step=step, worker=worker, norm=norm)
-        ).reshape(-1)
-        for name, g in wide.items()
-    ]
-    surrogate = torch.cat(rows)
-    return surrogate if _finite(surrogate) else None
-
-
-def kept(shapes: Shapes, mechanism: DropConnect, *, seed: int, step: int, worker: int) -> Bool[Tensor, " d"]:
-    """The coordinates that a worker's DropConnect keeps: the same function of the key on every rank.
-
-    Args:
-        shapes: of the parameters by name.
-        mechanism: DropConnect.
-        seed: of the draws.
-        step: the number of the update.
-        worker: the rank whose mask this is.
-
-    Returns:
-        The mask, all parameters in a row, on the CPU.
-    """
-    like = torch.zeros(())
-    masks = [
-        _draws(name, shape, like, seed=seed, step=step, worker=worker).bernoulli(1 - mechanism.p).reshape(-1)
-        for name, shape in shapes.items()
-    ]
-    return torch.cat(masks)
-
-
-def _draws(
-    name: str, shape: torch.Size, like: Tensor, *, seed: int, step: int, worker: int, norm: Tensor | None = None
-) -> Draws:
-    purpose = ("mechanism", "worker", step)
-    return Draws(
-        key=hashed(seed, *purpose, name),
-        example_key=hashed(seed, *purpose),
-        positions=[worker],
-        shape=shape,
-        like=like,
-        norms=norm,
-    )
-
-
-def _finite(values: Tensor) -> bool:
-    return not values.numel() or bool(values.abs().max().isfinite())  # a maximum hands NaN on
-
-
-def _wide(gradient: Tensor) -> Tensor:
-    return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient

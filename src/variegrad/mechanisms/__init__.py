@@ -3,7 +3,6 @@
 from variegrad.mechanisms.backward import backward
 from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.description import Description
-from variegrad.mechanisms.differential import drawn_differences
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
 from variegrad.mechanisms.langevin import Langevin
@@ -21,5 +20,4 @@ __all__ = [
     "MomentMatched",
     "Quantize",
     "backward",
-    "drawn_differences",
 ]

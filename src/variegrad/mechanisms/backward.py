@@ -1,13 +1,15 @@
 """Σ_i m(∇f_i) into `.grad`: what `loss.sum().backward()` would leave there, with a mechanism in between (Section 4.4).
 
 Sum convention: gradients are those of the summed loss; divide by the number of examples for those of the mean. The
-mechanism meets the whole gradient of a *parameter*, all its uses summed. Draws are keyed by (seed, step, position of
-the example, parameter): the result does not depend on how a step is split over calls, tiles or workers, up to the order
-of summation. Never b×d memory: a tile of examples at a time, and not even that for linear layers.
+mechanism is applied to the whole gradient of a *parameter*, all its uses summed. Draws are keyed by (seed, number of
+the sample in the run, parameter): the result does not depend on how samples are cut into steps, calls, tiles or
+workers, up to the order of summation. Never b×d memory: a tile of examples at a time, and not even that for linear
+layers.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 
@@ -21,6 +23,7 @@ from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.example_gradients import ExampleGradients, Product, Tile, first_not_finite, not_finite
 from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
+from variegrad.mechanisms.one_draw import WorkerKey, norm_of, row_of, surrogate, wide_of
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_parameters, unwrap
 
 Totals = dict[str, Tensor]
@@ -34,18 +37,21 @@ def backward(
     *,
     mechanism: Mechanism | None = None,
     seed: int = 0,
-    step: int = 0,
+    samples_seen: int = 0,
     granularity: str = "example",
     positions: Sequence[int] | None = None,
     total: int | None = None,
     worker: int = 0,
+    step: int | None = None,
 ) -> Float[Tensor, " b"]:
     """Add Σ_i m(∇f_i) to `.grad`, as `losses(model, batch).sum().backward()` adds Σ_i ∇f_i.
 
-    With `granularity="worker"` it is m(Σ_i ∇f_i), one draw for the whole call: cheaper, and another law (the variance
-    grows with the squared norm of the sum, not with the sum of squared norms). A step that is split over several calls
-    or workers names the `positions` of each part; noise that does not depend on the gradients (Langevin) is drawn once
-    for the whole step, as one Gaussian, by the part that holds position 0, which therefore also needs `total`.
+    Add the number of examples of each step to `samples_seen` before the next one: a sample's draws are a function of
+    its number in the run, so that every step has fresh ones, whatever its size. With `granularity="worker"` it is
+    m(Σ_i ∇f_i), one draw for the whole call: cheaper, and another law (the variance grows with the squared norm of the
+    sum, not with the sum of squared norms). A step that is split over several calls or workers names the `positions` of
+    each part; noise that does not depend on the gradients (Langevin) is drawn once for the whole step, as one Gaussian,
+    by the part that holds position 0, which therefore also needs `total`.
 
     Args:
         model: the model; its mode, and everything but `.grad`, is left alone.
@@ -53,11 +59,13 @@ def backward(
         batch: any nesting of tensors whose first dimension is the example.
         mechanism: m; None for an ordinary backward pass.
         seed: the run's seed.
-        step: the number of the update: every step has fresh draws.
+        samples_seen: the examples of all steps before this one; a step of B examples has the numbers from
+            `samples_seen` to `samples_seen` + B − 1.
         granularity: "example", one draw for each example, or "worker", one for the sum.
         positions: the place of each example in the step's whole batch, from 0; None for 0 … b−1.
-        total: B, the examples of the step over all parts; None where this call is the whole step.
+        total: B, the examples of the step over all parts; None if this call is the whole step.
         worker: the rank, for `granularity="worker"`: each has draws of its own.
+        step: deprecated: the number of the step, which stands for `samples_seen` = step·B.
 
     Returns:
         The losses, detached.
@@ -69,25 +77,34 @@ def backward(
 
     Source: Section 4.4, equation (2).
     """
-    refuse_settings(mechanism, granularity, seed, step, worker)
+    refuse_settings(mechanism, granularity, seed, samples_seen if step is None else step, worker)
     model = unwrap(model)
     parameters = trained_parameters(model)
     per_example = evaluate(model, losses, batch)
     count = len(per_example)
     places, whole = _placed(positions, total, count, mechanism)
+    if step is not None:
+        warnings.warn("backward(step=) is now backward(samples_seen=): step·B.", DeprecationWarning, stacklevel=2)
+        samples_seen = step * whole
     if not count:
         return per_example.detach()
+    numbers = [samples_seen + place for place in places]
 
     if mechanism is None:
         per_example.sum().backward()
         return per_example.detach()
 
-    def keyed(name: str, places: Sequence[int], purpose: str, norms: Tensor | None = None) -> Draws:
-        return Draws.keyed(seed, step, name, parameters[name], places, purpose=purpose, norms=norms)
+    def keyed(name: str, numbers: Sequence[int], purpose: str, norms: Tensor | None = None) -> Draws:
+        at = samples_seen if purpose == "noise" else None  # once per step, not per sample
+        return Draws.keyed(seed, name, parameters[name], numbers, purpose=purpose, at=at, norms=norms)
 
     try:
         if granularity == "worker":
-            totals = _one_draw(mechanism, _summed(per_example, parameters), worker, keyed)
+            sums = _summed(per_example, parameters)
+            norm = norm_of(sums) if mechanism.needs_norms else None
+            if norm is not None:
+                _refuse_norms(norm)
+            totals = surrogate(sums, mechanism, WorkerKey(seed, samples_seen, worker), norm)
         else:
             core, noise = _without_noise(mechanism)
             if core is None:
@@ -95,7 +112,7 @@ def backward(
             else:
                 found = ExampleGradients(model, losses, batch, per_example, parameters)
                 draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
-                totals = draw(core, found, parameters, places, keyed)  # type: ignore[arg-type]
+                totals = draw(core, found, parameters, numbers, keyed)  # type: ignore[arg-type]
             if 0 in places:
                 for name, total_of in totals.items():
                     for number, each in enumerate(noise):
@@ -105,29 +122,6 @@ def backward(
         raise first_not_finite(model, losses, batch, parameters) or error from None
     _add_to_grad(mechanism, totals, parameters)
     return per_example.detach()
-
-
-def _one_draw(mechanism: Mechanism, sums: Totals, worker: int, keyed: Keyed) -> Totals:
-    if isinstance(mechanism, MomentMatched):
-        raise ValueError(f"{mechanism} stands for many draws at once; with one for each worker, use {mechanism.of}.")
-    norm = None
-    if mechanism.needs_norms:
-        norm = torch.stack([g.double().square().sum() for g in sums.values()]).sum().sqrt().reshape(1)
-        _refuse_norms(norm)
-    return {
-        name: _surrogates(mechanism, g.unsqueeze(0), keyed(name, [worker], "worker", norm))[0]
-        for name, g in sums.items()
-    }
-
-
-def _surrogates(mechanism: Mechanism, rows: Tensor, draws: Draws) -> Tensor:
-    drawn: object = mechanism.draw(rows, draws)
-    if not isinstance(drawn, Tensor) or drawn.shape != rows.shape:
-        found = tuple(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
-        raise ValueError(
-            f"{mechanism}.draw must return surrogates of the rows' shape {tuple(rows.shape)}; got {found}."
-        )
-    return drawn
 
 
 def _refuse_norms(norms: Tensor) -> None:
@@ -142,7 +136,7 @@ def _drawn(
     mechanism: Mechanism,
     found: ExampleGradients,
     parameters: Mapping[str, nn.Parameter],
-    places: Sequence[int],
+    numbers: Sequence[int],
     keyed: Keyed,
 ) -> Totals:
     totals: Totals = {}
@@ -151,7 +145,7 @@ def _drawn(
         _refuse_norms(norms)
 
     def draws(name: str, start: int, stop: int) -> Draws:
-        return keyed(name, places[start:stop], "example", None if norms is None else norms[start:stop])
+        return keyed(name, numbers[start:stop], "example", None if norms is None else norms[start:stop])
 
     def add(name: str, drawn: Tensor) -> None:
         totals[name] = totals[name].add_(drawn) if name in totals else drawn
@@ -159,7 +153,7 @@ def _drawn(
     def add_tile(tile: Tile) -> None:
         # A copy: rows may be a view of what the graph holds, and a mechanism may write into what it is given.
         rows = tile.rows.clone()
-        add(tile.name, _surrogates(mechanism, rows, draws(tile.name, tile.start, tile.start + len(rows))).sum(0))
+        add(tile.name, row_of(mechanism, rows, draws(tile.name, tile.start, tile.start + len(rows))).sum(0))
 
     with torch.no_grad():
         for part in found:
@@ -179,10 +173,10 @@ def _moment_matched(
     mechanism: MomentMatched,
     found: ExampleGradients,
     parameters: Mapping[str, nn.Parameter],
-    places: Sequence[int],
+    numbers: Sequence[int],
     keyed: Keyed,
 ) -> Totals:
-    sums = {name: [_wide(p).new_zeros(p.shape) for _ in range(2)] for name, p in parameters.items()}
+    sums = {name: [wide_of(p).new_zeros(p.shape) for _ in range(2)] for name, p in parameters.items()}
     with torch.no_grad():
         for part in found:
             first, second = sums[part.name]
@@ -193,7 +187,7 @@ def _moment_matched(
                 first += part.rows.sum(0)
                 second += part.rows.square().sum(0)
         return {
-            name: mechanism.draw_of_sum(total, squares, keyed(name, places[:1], "moments"))
+            name: mechanism.draw_of_sum(total, squares, keyed(name, numbers[:1], "moments"))
             for name, (total, squares) in sums.items()
         }
 
@@ -209,7 +203,7 @@ def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tota
         for name, p in parameters.items():
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            totals[name] = gradient.to(_wide(p).dtype)
+            totals[name] = gradient.to(wide_of(p).dtype)
     finally:
         for name, p in parameters.items():
             p.grad = held[name]
@@ -249,10 +243,6 @@ def _add_to_grad(mechanism: Mechanism, totals: Totals, parameters: Mapping[str, 
                 parameter.grad += total
 
 
-def _wide(parameter: nn.Parameter) -> Tensor:
-    return parameter.detach().float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter.detach()
-
-
 def _placed(
     positions: Sequence[int] | None, total: int | None, count: int, mechanism: Mechanism | None
 ) -> tuple[Sequence[int], int]:
@@ -280,14 +270,14 @@ def _placed(
     return places, total
 
 
-def refuse_settings(mechanism: object, granularity: object, seed: object, step: object, worker: object) -> None:
+def refuse_settings(mechanism: object, granularity: object, seed: object, samples_seen: object, worker: object) -> None:
     """Refuse what `backward` cannot mean.
 
     Args:
         mechanism: a mechanism or None.
         granularity: "example" or "worker".
         seed: an integer.
-        step: an integer.
+        samples_seen: an integer.
         worker: a rank.
 
     Raises:
@@ -300,8 +290,10 @@ def refuse_settings(mechanism: object, granularity: object, seed: object, step: 
         )
     if granularity not in ("example", "worker"):
         raise ValueError(f'granularity must be "example" or "worker"; got {granularity!r}.')
-    for name, value in (("seed", seed), ("step", step), ("worker", worker)):
+    for name, value in (("seed", seed), ("samples_seen", samples_seen), ("worker", worker)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer; got {value!r}.")
     if isinstance(worker, int) and worker < 0:
         raise ValueError(f"worker must be a rank from 0 on; got {worker}.")
+    if isinstance(samples_seen, int) and samples_seen < 0:
+        raise ValueError(f"samples_seen must not be negative; got {samples_seen}.")

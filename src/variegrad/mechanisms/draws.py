@@ -1,4 +1,4 @@
-"""The random numbers of a mechanism: pure functions of (seed, step, position of the example, parameter, coordinate).
+"""The random numbers of a mechanism: pure functions of (seed, number of the sample, parameter, coordinate).
 
 The coordinates of a parameter are cut into blocks of whole rows; each (example, block) has a stream of its own, so that
 a mask is the same however the batch is split over tiles, chunks and workers, and blocks that nobody needs are never
@@ -41,9 +41,9 @@ class Draws:
     """Keyed random numbers for t examples' gradients of one parameter; each call has fresh ones.
 
     Attributes:
-        key: of the seed, the step and the parameter.
-        example_key: of the seed and the step alone.
-        positions: the global position of each of the t examples.
+        key: of the seed, the purpose and the parameter.
+        example_key: of the seed and the purpose alone.
+        positions: the number in the run of each of the t samples.
         shape: of the parameter.
         like: a tensor of the type and on the device that the numbers are for.
         norms: ‖∇f_i‖ over all parameters together, float64, where the mechanism `needs_norms`.
@@ -62,32 +62,33 @@ class Draws:
     def keyed(
         cls,
         seed: int,
-        step: int,
         name: str,
         parameter: Tensor,
         positions: Sequence[int],
         *,
         purpose: str = "example",
+        at: int | None = None,
         norms: Float[Tensor, " t"] | None = None,
     ) -> Draws:
         """The draws that `backward` hands to a mechanism.
 
         Args:
             seed: the run's seed.
-            step: the number of the update.
             name: of the parameter.
             parameter: itself, for its shape, type and device.
-            positions: of the t examples in the step's batch.
+            positions: the number in the run of each of the t samples; a rank for "worker", a stage for "noise".
             purpose: what the draws are for: "example", "worker", "noise" or "moments".
+            at: samples seen before the step, for what is drawn once per step or worker.
             norms: ‖∇f_i‖ of the t examples.
 
         Returns:
             The draws.
         """
+        what = (purpose,) if at is None else (purpose, at)
         low = parameter.dtype in (torch.bfloat16, torch.float16)
         return cls(
-            key=hashed(seed, "mechanism", purpose, step, name),
-            example_key=hashed(seed, "mechanism", purpose, step),
+            key=hashed(seed, "mechanism", *what, name),
+            example_key=hashed(seed, "mechanism", *what),
             positions=positions,
             shape=parameter.shape,
             like=torch.empty(0, dtype=torch.float32 if low else parameter.dtype, device=parameter.device),

@@ -1,15 +1,17 @@
 """Mini-batch SGD, equation (2) of the paper: one worker or many, with a mechanism or without."""
 
-from variegrad.training.config import TrainConfig
+import warnings
+
+from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation
 from variegrad.training.every import Every
 from variegrad.training.not_finite import Skip, Stop
 from variegrad.training.projection import Ball, Box
 from variegrad.training.sampling import Epochs, WithReplacement
 from variegrad.training.sgd import train
-from variegrad.training.step import Seconds, Step
 from variegrad.training.tuning import Arm, Tuned, tune
 from variegrad.training.twin_runs import TwinRuns, twin_runs
+from variegrad.training.update import Position, Seconds, Update
 
 __all__ = [
     "Arm",
@@ -18,15 +20,24 @@ __all__ = [
     "Epochs",
     "Evaluation",
     "Every",
+    "Phases",
+    "Position",
     "Seconds",
     "Skip",
-    "Step",
     "Stop",
     "TrainConfig",
     "Tuned",
     "TwinRuns",
+    "Update",
     "WithReplacement",
     "train",
     "tune",
     "twin_runs",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Step":
+        warnings.warn("variegrad.training.Step is now Update.", DeprecationWarning, stacklevel=2)
+        return Update
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

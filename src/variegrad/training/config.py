@@ -1,10 +1,11 @@
-"""The settings of a run of equation (2): everything but the model, the losses and the data."""
+"""The settings of a run of equation (2): everything but the model, the losses and the data; and their changes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from variegrad.mechanisms import Mechanism
 from variegrad.training.not_finite import Stop, WhenNotFinite
@@ -21,10 +22,11 @@ class TrainConfig:
     Attributes:
         batch_size: B, examples an update, over all workers together.
         step_size: γ of the *summed* gradient: a learning rate η of the mean is γ = η/B.
-        passes: how long, in passes over the data: the last update is the one that completes passes·n samples; inf to
-            leave the end to the caller.
+        passes: how long, in passes over the data: the last update is the one that completes passes·n samples; with
+            inf you stop the loop.
         mechanism: m; None for plain gradients.
-        granularity: whether m meets the gradient of each example, as in the paper, or the sum of each worker.
+        granularity: "example": m is applied to the gradient of each example, as in the paper; "worker": to the sum of
+            each worker.
         seed: of the order of the data, of the mechanism's draws and of the model's own.
         sampling: `WithReplacement()`, as in the paper, or `Epochs()`.
         projection: onto W, `Ball(R)` or `Box(low, high)`; None for all of ℝ^d.
@@ -70,7 +72,18 @@ class TrainConfig:
             if isinstance(value, type) or not isinstance(value, kind):
                 raise TypeError(f"{name} must be an object such as {EXAMPLES[name]}; got {value!r}.")
 
-    def settings(self) -> dict[str, str | int | float | None]:
+    def at(self, position: int) -> TrainConfig:  # noqa: ARG002 - `Phases` has others
+        """The settings of the update that begins at a position: these.
+
+        Args:
+            position: samples seen before it.
+
+        Returns:
+            This object.
+        """
+        return self
+
+    def settings(self) -> dict[str, Any]:
         """The settings as JSON: what workers compare, and what a record of the run holds.
 
         Returns:
@@ -97,3 +110,78 @@ class TrainConfig:
             f"{rule}; B = {self.batch_size:,} drawn {self.sampling}, {self.passes:g} passes, seed {self.seed} "
             f"(a learning rate of {self.step_size * self.batch_size:.3g} for the mean)"
         )
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Settings that change along a run, each from its position on: `Phases({0: small, 64_000: large})`.
+
+    An update has the settings of the last phase at or before the position where it begins; the samples and their order
+    do not change, and no draw is repeated. A run whose changes are not known beforehand needs no phases: leave the loop
+    and call `train` again with the other settings and `start=update.position`.
+
+    Attributes:
+        configs: position, in samples seen → the settings from there on; the first position is 0.
+
+    Raises:
+        ValueError: if no phase begins at 0, a position is negative, or seed, sampling or passes differ.
+        TypeError: if a position is no whole number or a phase no `TrainConfig`.
+    """
+
+    configs: Mapping[int, TrainConfig]
+
+    def __post_init__(self) -> None:
+        for position, config in self.configs.items():
+            if isinstance(position, bool) or not isinstance(position, int):
+                raise TypeError(f"Phases: a position must be a whole number of samples seen; got {position!r}.")
+            if not isinstance(config, TrainConfig):
+                raise TypeError(f"Phases: a phase must be a TrainConfig; got {config!r} at {position}.")
+        if not self.configs or min(self.configs) != 0:
+            first = min(self.configs, default=None)
+            raise ValueError(f"Phases: the first phase must begin at position 0; got {first}.")
+        object.__setattr__(self, "configs", dict(sorted(self.configs.items())))
+        for name in ("seed", "sampling", "passes"):
+            if len(found := dict.fromkeys(getattr(config, name) for config in self.configs.values())) > 1:
+                raise ValueError(
+                    f"Phases: {name} belongs to the whole run and may not change; got {', '.join(map(repr, found))}."
+                )
+
+    @property
+    def passes(self) -> float:
+        """Of the whole run."""
+        return self.configs[0].passes
+
+    @property
+    def seed(self) -> int:
+        """Of the whole run."""
+        return self.configs[0].seed
+
+    @property
+    def sampling(self) -> Sampling:
+        """Of the whole run."""
+        return self.configs[0].sampling
+
+    def at(self, position: int) -> TrainConfig:
+        """The settings of the update that begins at a position.
+
+        Args:
+            position: samples seen before it.
+
+        Returns:
+            Those of the last phase at or before it.
+        """
+        return self.configs[max(start for start in self.configs if start <= position)]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON: those of the first phase, and under "phases" what the later ones change.
+
+        Returns:
+            Field → number or text, and [[position, {field → value}], …].
+        """
+        first = self.configs[0].settings()
+        later = [(position, config.settings()) for position, config in self.configs.items() if position]
+        changes = [[at, {name: value for name, value in new.items() if value != first[name]}] for at, new in later]
+        return {**first, "phases": changes}
+
+    def __str__(self) -> str:
+        return "; ".join(f"from sample {position:,}: {config}" for position, config in self.configs.items())

@@ -20,7 +20,7 @@ def reader(dataset: Dataset[Any], seed: int) -> Read:
     """How to read a batch: by slicing where the data set is tensors, else example by example.
 
     A data set that augments its examples by torch's default generator draws the same for the same sample of the run,
-    however many workers share the batch. What it draws by other generators (random, numpy) is its own affair.
+    however many workers share the batch. Draws from other generators (random, numpy) are not controlled.
 
     Args:
         dataset: any map-style data set.

@@ -7,6 +7,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -14,13 +15,14 @@ from torch.utils.data import Dataset
 from variegrad.batches import tensors
 from variegrad.keys import generator, torch_draws
 from variegrad.per_example.evaluate import Losses
-from variegrad.training.config import TrainConfig
+from variegrad.training.config import Phases, TrainConfig
+from variegrad.training.update import Position
 
 PROBED = 8  # examples whose content is compared
 
 
 def facts(
-    model: nn.Module, losses: Losses, dataset: Dataset[Any], config: TrainConfig, start: int
+    model: nn.Module, losses: Losses, dataset: Dataset[Any], config: TrainConfig | Phases, start: Position
 ) -> Iterator[tuple[str, str]]:
     """What a run rests on, field by field, as text.
 
@@ -29,16 +31,18 @@ def facts(
         losses: the user's function.
         dataset: the training set.
         config: the settings.
-        start: samples seen before.
+        start: where the run stands.
 
     Yields:
         (field, value); tensors by shape, type and a digest of their numbers.
     """
     yield "variegrad", version("variegrad")
     yield "torch", torch.__version__
+    yield "numpy", np.__version__
     for name, value in config.settings().items():
         yield name, str(value)
-    yield "start", str(start)
+    for name, number in vars(start).items():
+        yield f"start, {name}", str(number)
     yield "losses", getattr(losses, "__qualname__", type(losses).__qualname__)
     yield "model", type(model).__qualname__
     for name, parameter in model.named_parameters():

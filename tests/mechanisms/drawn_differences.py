@@ -25,7 +25,7 @@ def drawn_differences(
     mechanism: Mechanism,
     *,
     seed: int = 0,
-    step: int = 0,
+    samples_seen: int = 0,
 ) -> GradientMoments:
     """The moments of m(∇f_i(w)) − m(∇f_i(w′)), the draws for an example being the same at both weights.
 
@@ -39,7 +39,7 @@ def drawn_differences(
         batch: any nesting of tensors whose first dimension is the example; b×d numbers are held.
         mechanism: m.
         seed: of the draws.
-        step: each has fresh draws.
+        samples_seen: the number of the first example; others have fresh draws.
 
     Returns:
         n, Σ‖·‖² and Σ(·) over the examples of the batch.
@@ -53,9 +53,9 @@ def drawn_differences(
         raise ValueError("drawn_differences compares one model at two weights; their trained parameters differ.")
     random_state = torch.get_rng_state()
     with left_as_found(model), left_as_found(other):
-        here = _drawn_rows(model, losses, batch, mechanism, seed, step)
+        here = _drawn_rows(model, losses, batch, mechanism, seed, samples_seen)
         torch.set_rng_state(random_state)
-        there = _drawn_rows(other, losses, batch, mechanism, seed, step)
+        there = _drawn_rows(other, losses, batch, mechanism, seed, samples_seen)
     differences = {name: rows.double() - there[name].double() for name, rows in here.items()}
     return GradientMoments(
         count=len(next(iter(differences.values()))),
@@ -65,7 +65,7 @@ def drawn_differences(
 
 
 def _drawn_rows(
-    model: nn.Module, losses: Losses, batch: Batch, mechanism: Mechanism, seed: int, step: int
+    model: nn.Module, losses: Losses, batch: Batch, mechanism: Mechanism, seed: int, samples_seen: int
 ) -> dict[str, torch.Tensor]:
     parameters = trained_parameters(model)
     found = ExampleGradients(model, losses, batch, evaluate(model, losses, batch), parameters)
@@ -75,6 +75,7 @@ def _drawn_rows(
         for tile in found.tiles():
             stop = tile.start + len(tile.rows)
             here = None if norms is None else norms[tile.start : stop]
-            draws = Draws.keyed(seed, step, tile.name, parameters[tile.name], range(tile.start, stop), norms=here)
+            numbers = range(samples_seen + tile.start, samples_seen + stop)
+            draws = Draws.keyed(seed, tile.name, parameters[tile.name], numbers, norms=here)
             rows[tile.name].append(mechanism.draw(tile.rows, draws))
     return {name: torch.cat(parts) for name, parts in rows.items()}
