@@ -72,7 +72,7 @@ def expected(mechanism, ranks, steps, seed, dtype=torch.float32):
                 batch(rank, step, dtype),
                 mechanism=mechanism,
                 seed=seed,
-                step=step,
+                samples_seen=step,
                 granularity="worker",
                 worker=rank,
             )
@@ -355,7 +355,7 @@ def test_unused_frozen_and_tied_parameters_under_the_options_of_ddp(options):
             )
 
         backward(
-            net, losses_here, (x, y), mechanism=DropConnect(0.3), seed=1, step=3, granularity="worker", worker=rank
+            net, losses_here, (x, y), mechanism=DropConnect(0.3), seed=1, samples_seen=3, granularity="worker", worker=rank
         )
     for mine, other, parameter in zip(first, second, net.parameters(), strict=True):
         if parameter.requires_grad and mine is not None:
