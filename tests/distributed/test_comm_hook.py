@@ -355,7 +355,14 @@ def test_unused_frozen_and_tied_parameters_under_the_options_of_ddp(options):
             )
 
         backward(
-            net, losses_here, (x, y), mechanism=DropConnect(0.3), seed=1, samples_seen=3, granularity="worker", worker=rank
+            net,
+            losses_here,
+            (x, y),
+            mechanism=DropConnect(0.3),
+            seed=1,
+            samples_seen=3,
+            granularity="worker",
+            worker=rank,
         )
     for mine, other, parameter in zip(first, second, net.parameters(), strict=True):
         if parameter.requires_grad and mine is not None:

@@ -11,7 +11,6 @@ from torch.utils.data import TensorDataset
 import variegrad as vg
 from variegrad.training import Every, TrainConfig, twin_runs
 
-
 SEED = 4
 
 
