@@ -19,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from variegrad.distributed import payloads
 from variegrad.distributed.agreement import agree
 from variegrad.distributed.packed_sum import packed_sum
 from variegrad.distributed.workers import World
+from variegrad.exact import text
 from variegrad.mechanisms import DropConnect, Mechanism
 from variegrad.mechanisms.one_draw import WorkerKey, drawn
 
@@ -34,7 +34,6 @@ Reduced: TypeAlias = torch.futures.Future[torch.Tensor]
 # A hook of torch's own form.
 Hook: TypeAlias = Callable[[Any, Bucket], Reduced]
 
-LONGEST_FACTS = 1 << 26  # bytes of names and shapes
 
 
 class GradientNotFinite(FloatingPointError):  # noqa: N818 - it reads as what happened
@@ -125,7 +124,7 @@ class MechanismHook:
             Step, counters, and the settings that they belong to.
         """
         return {
-            "mechanism": str(self.mechanism),
+            "mechanism": text(self.mechanism),
             "seed": self.seed,
             "step": self.step,
             "bytes_sent": self.bytes_sent,
@@ -148,7 +147,7 @@ class MechanismHook:
             if state[name] != here[name]:
                 raise ValueError(
                     f"the saved hook's {name} is {state[name]!r}, this one's is {here[name]!r}: the draws would be "
-                    "others. Make the hook with the saved settings, or begin anew."
+                    "others. Make the hook with the saved settings, or start a new run."
                 )
         self.step, self.bytes_sent, self.skipped = (int(state[n]) for n in ("step", "bytes_sent", "skipped"))
         self._agreed = False
@@ -242,7 +241,8 @@ class MechanismHook:
             raise GradientNotFinite(
                 f"in reduction {step}, {what} is not finite; every rank stops here, before its weights change. "
                 "Look for a division or a logarithm of zero or a step size that is too large, or set "
-                "skip_not_finite=True and leave out steps in which hook.not_finite names ranks."
+                "skip_not_finite=True and leave out steps in which hook.not_finite names ranks. After this error the "
+                "DistributedDataParallel model cannot be used again: wrap the module anew."
             )
         return [bucket.buffer().fill_(torch.nan) for bucket in buckets]
 
@@ -253,22 +253,10 @@ class MechanismHook:
         for counter in ("bytes_sent", "skipped"):  # may differ after a resume with other ranks
             del facts[counter]
         device = next(iter(views.values())).device
-        agree(_Group(self._group, device), {name: str(value) for name, value in facts.items()})
+        group = self._group
+        world = World(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device, group=group)
+        agree(world, {name: str(value) for name, value in facts.items()})
         self._agreed = True
-
-
-class _Group(World):
-    """The ranks of one process group, which need not be all."""
-
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        super().__init__(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device)
-        self._ranks = group
-
-    def gather(self, text: str) -> list[str]:
-        said = text.encode()
-        sizes = payloads.lengths(len(said), group=self._ranks, device=self.device)
-        came = payloads.exchange(said, sizes, limit=LONGEST_FACTS, group=self._ranks, device=self.device)
-        return [each.decode() for each in came]
 
 
 def _common_type(views: Mapping[str, Tensor]) -> torch.dtype:

@@ -1,16 +1,18 @@
 """Workers: the same script under `python`, where there is one, and under `torchrun`, where there are P in one group.
 
 torch.distributed is the engine: gloo between processors, NCCL between accelerators. Whatever a worker decides about the
-course of a run travels with the exchange of that step, so that all decide the same: nobody is waited for in vain.
+course of a run travels with the exchange of that step, so that all decide the same, and no worker waits for one that
+has stopped. A worker that is only slow is waited for: it says in the group's store that it is alive.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,6 +24,11 @@ from torch.distributed.rendezvous import rendezvous
 
 WANTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 GRACE_SECONDS = 3.0  # how long those who noticed a failure wait for the others to say that they did too
+LONGEST = timedelta(minutes=30)  # that a worker that is alive is waited for
+BITS = 60  # workers per word of a roll call
+NAMED = 8  # how many workers a message names
+
+log = logging.getLogger("variegrad")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,14 +39,16 @@ class World:
         rank: the number of this worker, from 0.
         size: P, how many there are.
         device: where this worker computes: put the model there.
-        stop_requested: whether this worker asked the run to end (`request_stop`).
+        stop_requested: whether this worker requested that the run stop (`request_stop`); `train` clears it when it has.
+        group: of torch.distributed; None for the group of all.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     stop_requested: bool = False
-    _store: Any = field(default=None, repr=False)
+    group: Any = field(default=None, repr=False)
+    _roll: RollCall | None = field(default=None, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -47,7 +56,7 @@ class World:
         return self.rank == 0
 
     def request_stop(self) -> None:
-        """Ask that the run end: the next update tells the others, and all end after it. Safe in a signal handler."""
+        """Request that the run stop: the next update tells the others, all stop after it. Safe in a signal handler."""
         self.stop_requested = True
 
     def share(self, count: int) -> range:
@@ -57,7 +66,7 @@ class World:
             count: how many examples all workers share.
 
         Returns:
-            Their places, from ⌊rank·count/P⌋ to ⌊(rank+1)·count/P⌋; none where there are fewer examples than workers.
+            Their places, from ⌊rank·count/P⌋ to ⌊(rank+1)·count/P⌋; none if there are fewer examples than workers.
         """
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
@@ -71,11 +80,28 @@ class World:
             The sums.
 
         Raises:
-            RuntimeError: if a worker does not take part; it is named where that is known.
+            RuntimeError: if a worker does not take part; it is named if that is known.
         """
         added = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         self.wait(self.start_sum(added))
         return added.tolist()
+
+    def extremes(self, numbers: Sequence[int]) -> list[tuple[int, int]]:
+        """The least and the greatest over workers of each number: one message of twice as many numbers.
+
+        Args:
+            numbers: this worker's, between −2⁶³ and 2⁶³; as many on each.
+
+        Returns:
+            (least, greatest) of each, the same on every worker.
+
+        Raises:
+            RuntimeError: if a worker does not take part; it is named if that is known.
+        """
+        both = torch.tensor([*numbers, *(-number for number in numbers)], dtype=torch.int64, device=self.device)
+        self.wait(self._start(lambda: dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group, async_op=True)))
+        greatest, least = both.view(2, -1).tolist()
+        return [(-low, high) for low, high in zip(least, greatest, strict=True)]
 
     def start_sum(self, tensor: Tensor) -> dist.Work | None:
         """Begin to replace a tensor by its sum over workers; all workers begin their sums in the same order.
@@ -84,65 +110,105 @@ class World:
             tensor: contiguous; it must be left alone until the sum is there.
 
         Returns:
-            What to `wait` for; nothing where there is one worker.
+            What to `wait` for; nothing if there is one worker.
         """
-        if self.size == 1:
-            return None
-        with self.watched():
-            work: dist.Work = dist.all_reduce(tensor, async_op=True)
-        return work
+        return self._start(lambda: dist.all_reduce(tensor, group=self.group, async_op=True))
 
-    def wait(self, *works: dist.Work | None) -> None:
-        """Wait until sums that were begun are there.
+    def broadcast(self, tensor: Tensor, source: int = 0) -> None:
+        """Replace a tensor by that of one worker.
 
         Args:
-            *works: what `start_sum` returned.
+            tensor: contiguous, of the same shape and type on every worker.
+            source: whose numbers all get.
 
         Raises:
-            RuntimeError: if a worker does not take part; it is named where that is known.
+            RuntimeError: if a worker does not take part; it is named if that is known.
         """
-        with self.watched():
-            for work in works:
-                if work is not None:
-                    work.wait()
+        at = source if self.group is None or self.size == 1 else dist.get_global_rank(self.group, source)
+        flat = tensor.detach().reshape(-1).view(torch.uint8)
+        self.wait(self._start(lambda: dist.broadcast(flat, at, group=self.group, async_op=True)) if len(flat) else None)
 
-    def gather(self, text: str) -> list[str]:
-        """What every worker says, known to every worker.
+    def tell(self, text: str, source: int = 0) -> str:
+        """What one worker says, known to every worker.
 
         Args:
-            text: what this one says.
+            text: what this one would say.
+            source: whose text all get.
 
         Returns:
-            One text for each worker, by rank.
+            The text of that worker.
 
         Raises:
-            RuntimeError: if a worker does not take part; it is named where that is known.
+            RuntimeError: if a worker does not take part; it is named if that is known.
+        """
+        said = torch.frombuffer(bytearray(text.encode() + b" "), dtype=torch.uint8)
+        length = torch.tensor([len(said)], device=self.device)
+        self.broadcast(length, source)
+        heard = said.to(self.device) if self.rank == source else said.new_empty(int(length), device=self.device)
+        self.broadcast(heard, source)
+        return heard.cpu().numpy().tobytes()[:-1].decode()
+
+    def first_words(self, text: str | None) -> tuple[int, str] | None:
+        """What the first of the workers that have something to say says; one number travels if none has.
+
+        Args:
+            text: what this one says; None for nothing.
+
+        Returns:
+            (worker, its text), the same on every worker; None if nobody says anything.
+
+        Raises:
+            RuntimeError: if a worker does not take part; it is named if that is known.
         """
         if self.size == 1:
-            return [text]
-        said = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8).to(self.device)
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.size)]
-        with self.watched():
-            dist.all_gather(lengths, torch.tensor([len(said)], device=self.device))
-            longest = max(int(length) for length in lengths)
-            padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
-            padded[: len(said)] = said
-            parts = [torch.zeros_like(padded) for _ in range(self.size)]
-            dist.all_gather(parts, padded)
-        texts = [bytes(part[: int(length)].tolist()) for part, length in zip(parts, lengths, strict=True)]
-        return [said.decode().strip() if said == b" " else said.decode() for said in texts]
+            return None if text is None else (0, text)
+        ((first, _),) = self.extremes([self.size if text is None else self.rank])
+        return None if first == self.size else (first, self.tell(text or "", first))
 
     def barrier(self) -> None:
         """Wait until every worker is here.
 
         Raises:
-            RuntimeError: if one does not come within the time limit.
+            RuntimeError: if one does not come and is not alive.
         """
         self.add_up([0.0])
 
+    def wait(self, *works: dist.Work | None) -> None:
+        """Wait until exchanges that were begun are there; a worker that is slow but alive is waited for.
+
+        Args:
+            *works: what `start_sum` returned.
+
+        Raises:
+            RuntimeError: if a worker does not take part; it is named if that is known.
+        """
+        with self.watched():
+            for work in works:
+                if work is not None:
+                    self._wait(work)
+
+    def _start(self, begin: Callable[[], dist.Work | None]) -> dist.Work | None:
+        if self.size == 1:
+            return None
+        with self.watched():
+            return begin()
+
+    def _wait(self, work: dist.Work) -> None:
+        roll = self._roll
+        if roll is None or self.device.type != "cpu":  # NCCL's works are waited for by the device
+            work.wait()
+            return
+        while not _arrived(work, 0.75 * roll.timeout):
+            roll.ask_for_missing()
+            if _arrived(work, 0.25 * roll.timeout):
+                break
+            if trouble := roll.trouble_with_missing():
+                raise RuntimeError(trouble)
+        roll.moved()
+
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around an exchange: where it fails, the error names the worker that did not take part.
+        """Around an exchange: if it fails, the error names the worker that did not take part.
 
         Yields:
             Nothing.
@@ -153,36 +219,169 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise RuntimeError(f"worker {self.rank} of {self.size}: {self._silent()} ({_first_line(error)})") from error
+            known = self._roll is not None and self._roll.trouble == str(error)
+            silent = "an exchange between workers failed; which of them caused it is not known"
+            if self._roll is not None and not known:
+                silent = self._roll.call_silent() or silent
+            said = str(error) if known else f"{silent} ({_first_line(error)})"
+            raise RuntimeError(f"worker {self.rank} of {self.size}: {said}") from error
 
-    def _silent(self) -> str:
-        """Who did not notice that something is wrong: all who wait say so in the store, a dead worker does not."""
-        unknown = "an exchange between workers failed; which of them caused it is not known"
-        if self._store is None:
-            return unknown
-        others = set(range(self.size)) - {self.rank}
-        lost: list[RuntimeError] = []
+
+class RollCall:
+    """Who takes part, asked through the group's store when something is wrong, and only then.
+
+    Every question costs a worker a few requests, whatever P is: those who are there set a bit each, and one reads the
+    words of all. A worker that has not completed an exchange for half the time limit says now and then that it lives.
+
+    Args:
+        store: of the group, with keys of its own for each attempt.
+        rank: of this worker.
+        size: P.
+        timeout: seconds of silence after which a worker is asked for.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: float) -> None:
+        self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
+        self.trouble: str | None = None
+        self._exchanges, self._last = 0, time.monotonic()
+        self._noticed, self._told, self._signed = False, False, ""
+        self._beats: dict[int, int] = {}
+        self._ended = threading.Event()
+        threading.Thread(target=self._say_alive, daemon=True).start()
+
+    def meet(self) -> None:
+        """Wait until every worker is here, before the group is made.
+
+        Raises:
+            RuntimeError: if some do not come within the time limit: which.
+        """
+        if self._sign("met") == self.size:
+            self.store.set("met/all", "1")
+        try:
+            self.store.wait(["met/all"], timedelta(seconds=self.timeout))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"worker {self.rank} of {self.size}: {_named(self._missing('met'))} did not come within "
+                f"{self.timeout:g} s. Start every worker with the same address, port and number of workers."
+            ) from error
+
+    def moved(self) -> None:
+        """An exchange was completed."""
+        self._exchanges, self._last = self._exchanges + 1, time.monotonic()
+
+    def end(self) -> None:
+        """Say no more."""
+        self._ended.set()
+
+    def ask_for_missing(self) -> None:
+        """Well before the time limit: note who does not wait as this worker does, and how often they have said so."""
+        self._asked(self._ask_for_missing)
+
+    def trouble_with_missing(self) -> str | None:
+        """At the time limit: who keeps the others waiting, and whether it is alive.
+
+        Returns:
+            What is wrong; None if those that are missing are alive, so that waiting goes on.
+        """
+        self.trouble = self._asked(self._judge_missing)
+        return self.trouble
+
+    def call_silent(self) -> str | None:
+        """After an exchange failed: who did not notice.
+
+        Returns:
+            Who; None if that is not known.
+        """
+        return self._asked(self._find_silent)
+
+    def _ask_for_missing(self) -> None:
+        key = f"waiting/{self._exchanges}"
+        if self._signed != key:
+            self._signed, self._told = key, False
+            self._sign(key)
+        self._until(lambda: self._count(key) == self.size, min(GRACE_SECONDS, self.timeout / 10))
+        self._beats = {rank: self._alive(rank) for rank in self._missing(key)[:NAMED]}
+
+    def _judge_missing(self) -> str | None:
+        missing = self._missing(f"waiting/{self._exchanges}")
+        if not missing:
+            return "every worker waits, and the exchange does not move: the network between them may be cut"
+        if dead := [rank for rank in missing if self._beats.get(rank) == self._alive(rank)]:
+            return f"{_named(dead)} did not answer: stopped, ended or cut off"
+        if not self._told and next(rank for rank in range(self.size) if rank not in missing) == self.rank:
+            log.warning(
+                "%s kept the others waiting for %.0f s and is alive: waiting goes on, for at most %.0f minutes.",
+                _named(missing), self.timeout, LONGEST.total_seconds() / 60,
+            )  # fmt: skip
+        self._told = True
+        return None
+
+    def _find_silent(self) -> str | None:
+        if not self._noticed:
+            self._noticed = True
+            self._sign("noticed")
+        if self._until(lambda: self._count("noticed") == self.size, GRACE_SECONDS):
+            return None
+        return f"{_named(self._missing('noticed'))} did not answer: stopped, ended or cut off"
+
+    def _asked(self, question: Callable[[], str | None]) -> str | None:
+        """In a thread: behind a cut cable the store answers neither yes nor no, and its client waits for ever."""
+        answers: list[str | None] = []
 
         def ask() -> None:
-            try:
-                self._store.set(f"noticed/{self.rank}", "1")
-                end = time.monotonic() + GRACE_SECONDS
-                while others and time.monotonic() < end:
-                    others.difference_update([r for r in others if self._store.check([f"noticed/{r}"])])
-                    time.sleep(0.05)
-            except RuntimeError as error:  # the store went with the process that kept it
-                lost.append(error)
+            with suppress(RuntimeError):  # the store went with the process that kept it
+                answers.append(question())
 
-        # In a thread: behind a cut cable the store answers neither yes nor no, and its client waits without a limit.
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(GRACE_SECONDS + 1)
         if asking.is_alive():
             return "neither the others nor their store can be reached: this worker is cut off from them"
-        if lost or not others:
-            return unknown
-        named = ", ".join(map(str, sorted(others)))
-        return f"worker{'s' if len(others) > 1 else ''} {named} did not answer: stopped, ended or cut off"
+        if answers:
+            return answers[0]
+        return "the store of the group has gone, and with it the worker or the torchrun that kept it"
+
+    def _sign(self, key: str) -> int:
+        self.store.add(f"{key}/{self.rank // BITS}", 1 << self.rank % BITS)
+        return int(self.store.add(f"{key}/count", 1))
+
+    def _count(self, key: str) -> int:
+        return int(self.store.add(f"{key}/count", 0))
+
+    def _missing(self, key: str) -> list[int]:
+        words = [int(self.store.add(f"{key}/{word}", 0)) for word in range(-(-self.size // BITS))]
+        return [rank for rank in range(self.size) if not words[rank // BITS] >> rank % BITS & 1]
+
+    def _alive(self, rank: int) -> int:
+        return int(self.store.add(f"alive/{rank}", 0))
+
+    def _until(self, true: Callable[[], bool], seconds: float) -> bool:
+        end, pause = time.monotonic() + seconds, 0.02
+        while not (found := true()) and time.monotonic() < end:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        return found
+
+    def _say_alive(self) -> None:
+        while not self._ended.wait(self.timeout / 40):
+            if time.monotonic() - self._last > self.timeout / 2:
+                with suppress(RuntimeError):
+                    self.store.add(f"alive/{self.rank}", 1)
+
+
+def _arrived(work: dist.Work, seconds: float) -> bool:
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # it failed, which raises again, or was done at the last moment
+    return True
+
+
+def _named(ranks: Sequence[int]) -> str:
+    more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+    return f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:NAMED]))}{more}"
 
 
 def _first_line(error: Exception) -> str:
@@ -198,7 +397,8 @@ def workers(*, backend: str | None = None, timeout: float = 60.0, threads: int |
 
     Args:
         backend: of torch.distributed; by default "nccl" where there is an accelerator for each worker, else "gloo".
-        timeout: seconds after which a worker that does not answer is an error.
+        timeout: seconds after which a worker that does not answer is an error. One that is slow (it saves, reads, or is
+            in the caller's loop) but alive is waited for, up to 30 minutes, and named.
         threads: of torch's operations in this process; by default what OMP_NUM_THREADS says (torchrun sets it to 1),
             and an equal share of the processors where it says nothing.
 
@@ -305,10 +505,14 @@ def _group(rank: int, size: int, local_rank: int, *, backend: str | None, timeou
     # After a restart the store still holds the addresses of the workers before it: each attempt has keys of its own.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"variegrad/{attempt}", met)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-    world = World(rank=rank, size=size, device=device, _store=store)
+    roll = RollCall(store, rank, size, timeout)
     try:
+        roll.meet()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+        world = World(rank=rank, size=size, device=device, _roll=roll)
         yield world
         world.barrier()  # without it, a worker that ends first may take down what others still read
     finally:
-        dist.destroy_process_group()
+        roll.end()
+        if dist.is_initialized():
+            dist.destroy_process_group()

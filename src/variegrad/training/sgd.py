@@ -32,7 +32,7 @@ from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation, mean_of
 from variegrad.training.every import Every
 from variegrad.training.examples import reader
-from variegrad.training.facts import facts
+from variegrad.training.what_must_agree import what_must_agree
 from variegrad.training.sampling import Epochs
 from variegrad.training.shared_update import SharedUpdate
 from variegrad.training.update import Position, Update
@@ -91,7 +91,7 @@ def train(
     world = present() if world is None else world
     model, count = unwrap(model), size(dataset)
     if world.size > 1:
-        agree(world, dict(facts(model, losses, dataset, config, start)))
+        agree(world, dict(what_must_agree(model, losses, dataset, config, start)))
         _refuse_statistics_of_a_share(model)
     if count == 0:
         raise ValueError("the training set holds no examples.")

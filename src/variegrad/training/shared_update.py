@@ -172,8 +172,9 @@ class SharedUpdate:
         if self.world.size == 1:
             assert failure is not None
             raise failure
-        said = "" if failure is None else f"{type(failure).__name__}: {failure}"
-        first, text = next((rank, text) for rank, text in enumerate(self.world.gather(said)) if text)
+        said = self.world.first_words(None if failure is None else f"{type(failure).__name__}: {failure}")
+        assert said is not None  # a failure was voted for
+        first, text = said
         at = f"update {number}, worker {first} of {self.world.size}"
         kind = (ValueError if text.startswith("ValueError") else RuntimeError) if finite else NotFinite
         raise kind(f"{at}: {text}") from failure

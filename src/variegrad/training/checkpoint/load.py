@@ -6,7 +6,9 @@ verifies, nothing is loaded.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from variegrad.training.checkpoint import manifest, tensors
 LATEST = "LATEST"
 TENSORS = "tensors.safetensors"
 FORMER = ".former"
+LARGEST = 2**28  # bytes of a manifest
 FORM = re.compile(rf"step-(\d{{9,}})({re.escape(FORMER)})?")
 
 
@@ -71,20 +74,35 @@ def load(folder: str | Path, step: int | None = None) -> Checkpoint:
         step: load this one or none.
 
     Returns:
-        The checkpoint; `skipped` names what was passed over.
+        The checkpoint; `skipped` names what could not be used.
 
     Raises:
         NoneUsable: if none verifies: what is wrong with each.
     """
     folder = Path(folder)
+    listed: list[Path] | None = None
+    while listed != (listed := candidates(folder)):
+        found, skipped = _newest(folder, listed, step)
+        if found is not None:
+            return found
+        # A run that writes here may have removed what was listed; what it kept instead is listed now.
+    wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+    reasons = "; ".join(map(str, skipped)) or ("there is none" if folder.is_dir() else "there is no such folder")
+    raise NoneUsable(
+        f"{folder}: {wanted} that verifies is needed to resume; {reasons}. Start a new run in another folder."
+    )
+
+
+def _newest(folder: Path, listed: list[Path], step: int | None) -> tuple[Checkpoint | None, list[Skipped]]:
     skipped: list[Skipped] = []
-    for candidate in candidates(folder):
+    for candidate in listed:
         if step is not None and step_of(candidate) != step:
             continue
         try:
             described, arrays, sha256 = read(candidate)
         except manifest.Damaged as damaged:
-            skipped.append(Skipped(name=candidate.name, reason=str(damaged)))
+            if os.path.lexists(candidate):
+                skipped.append(Skipped(name=candidate.name, reason=str(damaged)))
             continue
         if step is None:
             skipped += _pointer(folder, {one.name for one in skipped})
@@ -95,12 +113,10 @@ def load(folder: str | Path, step: int | None = None) -> Checkpoint:
             folder=candidate,
             sha256=sha256,
             skipped=tuple(skipped),
-        )
+        ), skipped
     if step is None:
         skipped += _pointer(folder, {one.name for one in skipped})
-    wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
-    found = "; ".join(map(str, skipped)) or ("there is none" if folder.is_dir() else "there is no such folder")
-    raise NoneUsable(f"{folder}: {wanted} that verifies is needed to resume; {found}. Begin anew in another folder.")
+    return None, skipped
 
 
 def empty(folder: str | Path) -> bool:
@@ -177,7 +193,8 @@ def looks_whole(candidate: Path) -> bool:
     """
     try:
         described, _ = _described(candidate)
-        return (candidate / TENSORS).stat().st_size == described.tensors.size
+        found = (candidate / TENSORS).stat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == described.tensors.size
     except (manifest.Damaged, OSError):
         return False
 
@@ -197,8 +214,9 @@ def read(candidate: Path) -> tuple[manifest.Manifest, dict[str, Tensor], str]:
     described, sha256 = _described(candidate)
     path, stated = candidate / TENSORS, described.tensors
     try:
-        if path.stat().st_size != stated.size:
-            raise manifest.Damaged(f"{TENSORS} has {path.stat().st_size} bytes of {stated.size}")
+        size = _regular(path)
+        if size != stated.size:
+            raise manifest.Damaged(f"{TENSORS} has {size} bytes of {stated.size}")
         data = path.read_bytes()
     except OSError as error:
         raise manifest.Damaged(f"{TENSORS} cannot be read ({error.strerror})") from None
@@ -210,6 +228,8 @@ def read(candidate: Path) -> tuple[manifest.Manifest, dict[str, Tensor], str]:
 
 def _described(candidate: Path) -> tuple[manifest.Manifest, str]:
     try:
+        if _regular(candidate / manifest.NAME) > LARGEST:
+            raise manifest.Damaged(f"{manifest.NAME} is larger than any manifest")
         data = (candidate / manifest.NAME).read_bytes()
     except OSError as error:
         raise manifest.Damaged(f"{manifest.NAME} cannot be read ({error.strerror}): it was never finished") from None
@@ -219,14 +239,23 @@ def _described(candidate: Path) -> tuple[manifest.Manifest, str]:
     return described, manifest.digest(data)
 
 
+def _regular(path: Path) -> int:
+    """The size of a file; a pipe or a device in its place would be waited for."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise manifest.Damaged(f"{path.name} is no regular file")
+    return found.st_size
+
+
 def _pointer(folder: Path, known: set[str]) -> list[Skipped]:
     """What `LATEST` promises and the folder does not hold: a checkpoint that went missing leaves no other trace."""
     try:
+        _regular(folder / LATEST)
         named, sha256 = (folder / LATEST).read_bytes().decode("ascii").removesuffix("\n").split(" ")
     except FileNotFoundError:
         return []  # stopped before its first checkpoint was pointed to
-    except (OSError, ValueError):
-        return [Skipped(name=LATEST, reason="it cannot be read")]
+    except (OSError, ValueError):  # a folder in its place included
+        return [Skipped(name=LATEST, reason="it cannot be read; remove it if the checkpoints here are complete")]
     if named in known:
         return []
     for candidate in candidates(folder):

@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the system itself gives back when its process ends, however it ends."""
+"""One run per folder: a lock that the system itself gives back when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FolderInUse(RuntimeError):  # noqa: N818 - it reads as what is wrong with 
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this run; made where it does not exist.
+    """Hold a folder for this run; made if it does not exist.
 
     Record locks (POSIX `fcntl`) are not handed on to forked processes, so that a data loader that outlives a killed run
     does not keep them.
@@ -40,7 +40,8 @@ def lock(folder: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     if folder in _held:
         raise FolderInUse(_message(folder, "another run in this process"))
-    file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    # Through a link, another file would be emptied below.
+    file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +59,7 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 
 def _message(folder: Path, owner: str) -> str:
-    return f"{folder}: one run a folder; {owner} is writing to it. Wait for it or choose another folder."
+    return f"{folder}: one run per folder; {owner} is writing to it. Wait for it or choose another folder."
 
 
 def _owner(file: int) -> str:

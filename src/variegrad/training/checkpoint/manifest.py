@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2  # 2: draws belong to samples, and updates are counted
 NAME = "manifest.json"
 DIGEST = "sha256_of_the_rest"
 
@@ -21,8 +21,8 @@ class Damaged(ValueError):  # noqa: N818 - it reads as what is wrong with the fi
     """A checkpoint that cannot be used, with the reason."""
 
 
-class LaterVersion(Damaged):
-    """A checkpoint of a later schema: whole, perhaps, but not ours to judge."""
+class OtherVersion(Damaged):
+    """A checkpoint of another schema: whole, perhaps, but not ours to judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,7 @@ def to_bytes(manifest: Manifest) -> bytes:
     Raises:
         ValueError: if progress holds something that JSON does not, or not exactly; it is named.
     """
-    for name in ("settings", "state"):
-        _check_plain(getattr(manifest.progress, name), name)
+    check_plain(manifest.progress)
     content = {"schema": SCHEMA, **asdict(manifest)}
     return _canonical({**content, DIGEST: digest(_canonical(content))})
 
@@ -117,7 +116,7 @@ def from_bytes(data: bytes) -> Manifest:
 
     Raises:
         Damaged: if any byte is not as it was written.
-        LaterVersion: if it is of another schema.
+        OtherVersion: if it is of another schema.
     """
     try:
         content = json.loads(data)
@@ -129,22 +128,65 @@ def from_bytes(data: bytes) -> Manifest:
     if not whole:
         raise Damaged("the manifest does not fit its own SHA-256")
     if schema != SCHEMA:
-        raise LaterVersion(
+        raise OtherVersion(
             f"it is of schema {schema}, this version reads schema {SCHEMA}; use the version that wrote it"
         )
-    try:
-        return Manifest(
-            step=content["step"],
-            progress=Progress(**content["progress"]),
-            tensors=File(**content["tensors"]),
-            same_as=content["same_as"],
-        )
-    except (KeyError, TypeError):
-        raise Damaged("the manifest lacks a field, or has one too many") from None
+    _check_form(content, {"schema": None, **FORM}, "")
+    return Manifest(
+        step=content["step"],
+        progress=Progress(**content["progress"]),
+        tensors=File(**content["tensors"]),
+        same_as=content["same_as"],
+    )
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+# Field → what holds for its value. A digest says that the bytes are those that were written, not that they make sense.
+FORM: Mapping[str, Any] = {
+    "step": _count,
+    "progress": {
+        "samples_seen": _count, "workers": lambda value: _count(value) and value > 0,
+        "batch_size": lambda value: _count(value) and value > 0,
+        "seed": lambda value: isinstance(value, int) and not isinstance(value, bool),
+        "settings": _mapping, "state": _mapping,
+    },
+    "tensors": {"size": _count, "sha256": lambda value: isinstance(value, str)},
+    "same_as": lambda value: _mapping(value) and all(isinstance(name, str) for name in value.values()),
+}  # fmt: skip
+
+
+def _check_form(content: Any, form: Mapping[str, Any], place: str) -> None:
+    if not isinstance(content, dict) or content.keys() != form.keys():
+        raise Damaged("the manifest lacks a field, or has one too many")
+    for name, expected in form.items():
+        if isinstance(expected, Mapping):
+            _check_form(content[name], expected, f"{place}{name}.")
+        elif expected is not None and not expected(content[name]):
+            raise Damaged(f"the manifest's {place}{name} is {str(content[name])[:40]!r}, which it cannot be")
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def check_plain(progress: Progress) -> None:
+    """Refuse settings or state that JSON does not hold, or not exactly.
+
+    Args:
+        progress: to be written.
+
+    Raises:
+        ValueError: the place and what was found there.
+    """
+    for name in ("settings", "state"):
+        _check_plain(getattr(progress, name), name)
 
 
 def _check_plain(value: Any, place: str) -> None:

@@ -6,13 +6,15 @@ Temporary folder → each file written and fsynced, the manifest last → folder
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
+from variegrad.files import durable, remove, sync_folder
 from variegrad.training.checkpoint import manifest, tensors
 from variegrad.training.checkpoint.load import FORMER, LATEST, TENSORS, candidates, looks_whole, name_of, read, step_of
 
@@ -34,10 +36,11 @@ def save(
 ) -> Path:
     """Write the checkpoint of a step, durably, and remove all but the newest.
 
-    One process a folder at a time: hold `lock(folder)` around the run. What an interrupted save left behind is removed.
+    One process per folder at a time: hold `lock(folder)` around the run. What an interrupted save left behind is
+    removed. Tensors are written from where they are: they must not change meanwhile.
 
     Args:
-        folder: of the run's checkpoints; made where it does not exist.
+        folder: of the run's checkpoints; made if it does not exist.
         step: updates made.
         arrays: tensors by name: weights, buffers, moments of an optimizer.
         progress: how far the run is, and its settings.
@@ -55,27 +58,21 @@ def save(
         raise ValueError(f"step must be at least 0; got {step}.")
     if keep < 1:
         raise ValueError(f"keep must be at least 1 checkpoint; got {keep}.")
-    data, same_as = tensors.to_bytes(arrays)
-    described = manifest.Manifest(
-        step=step,
-        progress=progress,
-        tensors=manifest.File(size=len(data), sha256=manifest.digest(data)),
-        same_as=same_as,
-    )
-    stated = manifest.to_bytes(described)
+    manifest.check_plain(progress)
+    stored, same_as = tensors.distinct(arrays)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for begun in folder.glob(f"{BEGUN}*"):
-            shutil.rmtree(begun) if begun.is_dir() else begun.unlink()
+            remove(begun)
         _set_damaged_aside(folder, step)
-        saved = _write(folder, step, {TENSORS: data, manifest.NAME: stated})
-        _point(folder, f"{saved.name} {manifest.digest(stated)}\n")
+        saved, sha256 = _write(folder, step, stored, same_as, progress)
+        _point(folder, f"{saved.name} {sha256}\n")
         _prune(folder, saved, keep)
     except OSError as error:
-        left = [candidate.name for candidate in candidates(folder) if looks_whole(candidate)]
+        left = [candidate.name for candidate in candidates(folder) if looks_whole(candidate)] if folder.is_dir() else []
         raise NotSaved(
-            error.errno,
+            error.errno or errno.EIO,
             f"the checkpoint of step {step} was not saved in {folder}: {error.strerror or error}. "
             f"{f'The newest that stands is {left[0]}' if left else 'There is none before it'}; "
             "make room or name another folder",
@@ -83,30 +80,38 @@ def save(
     return saved
 
 
-def _write(folder: Path, step: int, files: Mapping[str, bytes]) -> Path:
+def _write(
+    folder: Path, step: int, stored: Mapping[str, Tensor], same_as: Mapping[str, str], progress: manifest.Progress
+) -> tuple[Path, str]:
     begun = folder / f"{BEGUN}{name_of(step)}"
     begun.mkdir()
     try:
-        for name, content in files.items():
-            _write_durably(begun / name, content)
-        _sync_folder(begun)
+        with durable(begun / TENSORS) as file:
+            written = tensors.write(file, stored)
+        described = manifest.Manifest(step=step, progress=progress, tensors=written, same_as=same_as)
+        stated = manifest.to_bytes(described)
+        with durable(begun / manifest.NAME) as file:
+            file.write(stated)
+        sync_folder(begun)
         final, former = folder / name_of(step), folder / (name_of(step) + FORMER)
-        if final.exists():  # made again after a resume: the former one stands until this one does
+        if os.path.lexists(final):  # made again after a resume: the former one stands until this one does
             _remove(former)
             final.rename(former)
         begun.rename(final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException:
-        shutil.rmtree(begun, ignore_errors=True)
+        with suppress(OSError):
+            remove(begun)
         raise
-    return final
+    return final, manifest.digest(stated)
 
 
 def _point(folder: Path, content: str) -> None:
     begun = folder / f"{BEGUN}{LATEST}"
-    _write_durably(begun, content.encode())
+    with durable(begun) as file:
+        file.write(content.encode())
     begun.replace(folder / LATEST)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _set_damaged_aside(folder: Path, step: int) -> None:
@@ -114,7 +119,7 @@ def _set_damaged_aside(folder: Path, step: int) -> None:
     for later in [candidate for candidate in candidates(folder) if step_of(candidate) > step]:
         try:
             read(later)
-        except manifest.LaterVersion:
+        except manifest.OtherVersion:
             pass
         except manifest.Damaged:
             aside = folder / f"{ASIDE}{later.name}"
@@ -137,22 +142,8 @@ def _prune(folder: Path, saved: Path, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Under another name first: half of a removed checkpoint must not look like one."""
-    if folder.exists():
+    if os.path.lexists(folder):
         going = folder.with_name(f"{BEGUN}{folder.name}")
         folder.rename(going)
-        shutil.rmtree(going, ignore_errors=True)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        with suppress(OSError):  # the next save tries again
+            remove(going)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from variegrad.batches import tensors
+from variegrad.distributed.agreement import difference
+from variegrad.distributed.workers import World
+from variegrad.exact import digest
 from variegrad.keys import generator, torch_draws
 from variegrad.per_example.evaluate import Losses
 from variegrad.training.config import Phases, TrainConfig
@@ -21,7 +23,7 @@ from variegrad.training.update import Position
 PROBED = 8  # examples whose content is compared
 
 
-def facts(
+def what_must_agree(
     model: nn.Module, losses: Losses, dataset: Dataset[Any], config: TrainConfig | Phases, start: Position
 ) -> Iterator[tuple[str, str]]:
     """What a run rests on, field by field, as text.
@@ -47,9 +49,9 @@ def facts(
     yield "model", type(model).__qualname__
     for name, parameter in model.named_parameters():
         frozen = "" if parameter.requires_grad else ", frozen"
-        yield f"parameter {name}", f"{_shape(parameter)}{frozen}, numbers {_digest(parameter)}"
+        yield f"parameter {name}", f"{_shape(parameter)}{frozen}, numbers {digest(parameter)}"
     for name, buffer in model.named_buffers():
-        yield f"buffer {name}", f"{_shape(buffer)}, numbers {_digest(buffer)}"
+        yield f"buffer {name}", f"{_shape(buffer)}, numbers {digest(buffer)}"
     count = len(dataset)  # type: ignore[arg-type]
     yield "number of examples", f"{count:,}"
     for index in sorted(set(generator(0, "probe").integers(0, count, size=PROBED).tolist())) if count else ():
@@ -61,13 +63,31 @@ def _example(dataset: Dataset[Any], index: int) -> str:
         first, second = tensors(dataset[index]), tensors(dataset[index])
     # An example that is drawn anew each time it is read has no numbers to compare, only its shape.
     same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    return ", ".join(f"{_shape(t)}{f', numbers {_digest(t)}' if same else ''}" for t in first)
+    return ", ".join(f"{_shape(t)}{f', numbers {digest(t)}' if same else ''}" for t in first)
 
 
 def _shape(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _digest(tensor: Tensor) -> str:
-    whole = tensor.detach().cpu().contiguous().reshape(-1)
-    return sha256(whole.view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+def refuse_drift(world: World, model: nn.Module, when: str) -> None:
+    """End all workers if their weights or buffers are not the same any more: a flipped bit, statistics of a share.
+
+    Args:
+        world: the workers; each calls this.
+        model: whose parameters and buffers are compared.
+        when: for the message.
+
+    Raises:
+        RuntimeError: on all workers: what differs first, and on which worker.
+    """
+    if world.size == 1:
+        return
+    state = [*((f"parameter {n}", p) for n, p in model.named_parameters()),
+             *((f"buffer {n}", b) for n, b in model.named_buffers())]  # fmt: skip
+    if (found := difference(world, {name: f"numbers {digest(tensor)}" for name, tensor in state})) is not None:
+        raise RuntimeError(
+            f"{when}, the workers' models are no longer the same: {found}. A buffer that each worker updates from its "
+            "own share (running statistics) is one cause: use a norm per example, or module.eval(). Else suspect a "
+            "memory fault or processors that round differently. Resume from the last checkpoint."
+        )
