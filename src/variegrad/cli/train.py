@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import UTC, datetime
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from variegrad.cli.mechanisms import parse_mechanism
 from variegrad.cli.training_log import TrainingLog
-from variegrad.cli.training_record import CHECKPOINTS, record, saved, write
-from variegrad.cli.training_resumed import resumed
+from variegrad.cli.training_record import RECORD, WEIGHTS, is_behind, record, refuse_a_used_folder, write
 from variegrad.distributed.agreement import failing_together
 from variegrad.distributed.workers import World, workers
 from variegrad.problems import Problem, load
 from variegrad.problems.subset import size
 from variegrad.training import Epochs, Evaluation, Every, Skip, Stop, TrainConfig, WithReplacement, train
-from variegrad.training.checkpoint import lock, steps
-from variegrad.training.update import Position, Update
+from variegrad.training.checkpoint import Run
+from variegrad.training.update import Update
 
+INTERRUPTED = "interrupted"
 NOMINAL_BATCH = 64  # what the step sizes of the built-in problems are for
 
 
@@ -33,7 +31,9 @@ def train_command(
     problem: Annotated[
         str, typer.Argument(help="A built-in problem (variegrad list), a LIBSVM file, or package.module:function.")
     ] = "digits",
-    batch_size: Annotated[int, typer.Option(help="B, examples an update, over all workers together.")] = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="B, examples per update, over all workers together. May change on resuming.")
+    ] = 64,
     step_size: Annotated[
         float | None,
         typer.Option(
@@ -51,21 +51,21 @@ def train_command(
         bool, typer.Option("--epochs", help="Draw without replacement: every pass visits each example once.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the starting weights and of every draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for train.json and weights.safetensors.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for record, weights and checkpoints.")] = None,
     target_accuracy: Annotated[
         float | None, typer.Option(help="End as soon as this accuracy is reached, such as 0.95 (test set if any).")
     ] = None,
     evaluate_every: Annotated[float, typer.Option(help="Evaluate accuracy every so many passes.")] = 0.5,
     bound_every: Annotated[int | None, typer.Option(help="Estimate B_D every so many updates.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Also write TensorBoard events into this folder.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Keep a checkpoint every so many updates.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Keep a checkpoint every so many updates too.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, or begin there.")
+        bool, typer.Option("--resume", help="Resume from the last checkpoint in --out, or start there.")
     ] = False,
     skip_not_finite: Annotated[
-        int, typer.Option(help="Leave out at most so many updates that are not finite; 0 ends the run at the first.")
+        int, typer.Option(help="Skip at most so many updates that are not finite; 0 ends the run at the first.")
     ] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a silent worker is an error.")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds until a silent worker is an error.")] = 60.0,
     data_root: Annotated[
         str | None, typer.Option(help="Where data files are. Default: VARIEGRAD_DATA, else ~/.cache/variegrad.")
     ] = None,
@@ -74,7 +74,8 @@ def train_command(
     """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
 
     With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
-    result does not depend on P. Ctrl-C ends all workers after the update at hand and keeps what was learnt.
+    result does not depend on P. Ctrl-C or SIGTERM ends all workers after the current update. Whatever ends a run with
+    --out, it leaves its weights, its record and a checkpoint: the same command with --resume continues it.
 
     Examples: `variegrad train digits --target-accuracy 0.9`,
     `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
@@ -88,6 +89,9 @@ def train_command(
     _check_folder(out, resume, checkpoint_every)
     rhythm = Every(passes=evaluate_every)
     with workers(timeout=timeout) as world, ends_together(world) as signals:
+        with failing_together(world):
+            if out is not None and world.is_first:
+                refuse_a_used_folder(out, resume=resume)
         loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
         config = TrainConfig(
             batch_size=batch_size, passes=passes, mechanism=chosen, seed=seed,
@@ -97,44 +101,59 @@ def train_command(
         )  # fmt: skip
         evaluation = _evaluation(loaded, rhythm, target_accuracy)
         loaded.model.to(world.device)
-        with ExitStack() as held:
-            start = Position()
-            if out is not None:
-                with failing_together(world):
-                    if world.is_first:
-                        held.enter_context(lock(out))
-                    if resume:
-                        start = resumed(out, loaded, config, world, errors)
-            began, started = time.perf_counter(), datetime.now(UTC)
-            failure: Exception | None = None
-            with TrainingLog(loaded, config, world, errors, tensorboard if world.is_first else None) as log:
-                try:
-                    run = train(
-                        loaded.model, loaded.losses, loaded.train, config, world, evaluation=evaluation, start=start,
-                        bound_every=None if bound_every is None else Every(updates=bound_every),
-                    )  # fmt: skip
-                    for step in run:
-                        log.note(step)
-                        if out is not None and checkpoint_every is not None and step.updates % checkpoint_every == 0:
-                            with failing_together(world):
-                                saved(out, step, loaded, config, world)
-                except Exception as error:  # what was learnt before is kept, whatever ended it
-                    if log.last is None:
-                        raise
-                    failure = error
-            ended = _ended(failure, signals, log.last, target_accuracy)
-            made = record(
-                loaded, config, world, log, ended=ended, started=started, seconds=time.perf_counter() - began,
-                start=start.examples,
+        run = None
+        if out is not None:
+            run = Run(
+                out, loaded.model, config, world, resume=resume,
+                every=None if checkpoint_every is None else Every(updates=checkpoint_every),
+                settings={"problem": loaded.name, "examples": size(loaded.train)},
             )  # fmt: skip
+        with nullcontext() if run is None else run:
+            for note in run.notes if run is not None and world.is_first else ():
+                errors.print(note)
+            log = TrainingLog(
+                loaded, config, world, errors, rhythm, tensorboard if world.is_first else None,
+                None if run is None else run.state,
+            )  # fmt: skip
+            estimates = None if bound_every is None else Every(updates=bound_every)
+            failure = _trained(loaded, config, world, log, run, evaluation, estimates)
+            if log.last is None and failure is not None:
+                raise failure
+            ended = _ended(loaded, config, log, failure, signals, target_accuracy)
             if world.is_first:
-                Console(markup=False, highlight=False, soft_wrap=True).print(log.summary(ended))
-            if out is not None:
-                _write(out, made, loaded, world, errors, failure)
-        if failure is not None:
-            raise failure
-    if signals:
+                line = log.summary(ended) if log.last is not None else f"{loaded.name}: nothing to do: {ended}"
+                Console(markup=False, highlight=False, soft_wrap=True).print(line)
+            if run is not None:
+                _write(run, loaded, config, log, ended, errors, failure)
+            if failure is not None:
+                raise failure
+    if ended == INTERRUPTED:
         raise typer.Exit(128 + signals[0])
+
+
+def _trained(
+    problem: Problem,
+    config: TrainConfig,
+    world: World,
+    log: TrainingLog,
+    run: Run | None,
+    evaluation: Evaluation | None,
+    estimates: Every | None,
+) -> Exception | None:
+    """Make the run's updates; what ended it before its time is returned, so that what was learnt can be kept."""
+    if evaluation is not None and _reached(log, evaluation.target):
+        return None
+    with log:
+        try:
+            updates: Iterator[Update] = train(
+                problem.model, problem.losses, problem.train, config, world, evaluation=evaluation,
+                bound_every=estimates, start=0 if run is None else run.start,
+            )  # fmt: skip
+            for update in updates if run is None else run.of(updates):
+                log.note(update, 0.0 if run is None else run.seconds)
+        except Exception as error:  # noqa: BLE001 - raised once the weights are kept
+            return error
+    return None
 
 
 def _check_numbers(at_least_one: Mapping[str, int | None], skip_not_finite: int, target: float | None) -> None:
@@ -154,11 +173,6 @@ def _check_folder(out: Path | None, resume: bool, checkpoint_every: int | None) 
         return
     if not (standing := next(p for p in (out, *out.parents) if p.exists())).is_dir():
         raise ValueError(f"--out {out}: {standing} is a file; name a folder.")
-    if checkpoint_every is not None and not resume and (kept := steps(out / CHECKPOINTS)):
-        raise ValueError(
-            f"--out {out} holds checkpoints of a run, up to update {kept[0]:,}: go on from them with --resume, or "
-            "choose another folder."
-        )
 
 
 def _sampling(problem: Problem, epochs: bool, batch_size: int) -> Epochs | WithReplacement:
@@ -168,14 +182,22 @@ def _sampling(problem: Problem, epochs: bool, batch_size: int) -> Epochs | WithR
 
 
 def _write(
-    out: Path, made: dict[str, Any], problem: Problem, world: World, errors: Console, failure: Exception | None
+    run: Run,
+    problem: Problem,
+    config: TrainConfig,
+    log: TrainingLog,
+    ended: str,
+    errors: Console,
+    failure: Exception | None,
 ) -> None:
-    """Keep what was learnt; where that fails, it ends all workers, unless something else has ended the run already."""
+    """Keep what was learnt; if that fails, it ends all workers, unless something else has ended the run already."""
+    position = run.start if log.last is None else log.last.position
     try:
-        with nullcontext() if failure else failing_together(world):
-            if world.is_first:
-                write(out, made, problem.model)
-                errors.print(f"kept: {out / 'train.json'}, {out / 'weights.safetensors'}")
+        with nullcontext() if failure else failing_together(run.world):
+            if run.world.is_first and (log.last is not None or is_behind(run.folder, position)):
+                made = record(problem, config, run.world, log, ended=ended, position=position, starts=run.starts)
+                write(run.folder, made, problem.model)
+                errors.print(f"kept: {run.folder / RECORD}, {run.folder / WEIGHTS}")
     except OSError as error:
         if failure is None:
             raise
@@ -207,18 +229,29 @@ def _evaluation(problem: Problem, every: Every, target: float | None) -> Evaluat
     return Evaluation(accuracy=problem.accuracy, data=data, every=every, target=target) if size(data) else None
 
 
-def _ended(failure: Exception | None, signals: list[int], last: Update | None, target: float | None) -> str:
+def _ended(
+    problem: Problem,
+    config: TrainConfig,
+    log: TrainingLog,
+    failure: Exception | None,
+    signals: list[int],
+    target: float | None,
+) -> str:
     if failure is not None:
         return f"failed: {' '.join(str(failure).split())}"
-    if signals:
-        return "interrupted"
-    reached = last is not None and last.accuracy is not None and target is not None and last.accuracy >= target
-    return "target reached" if reached else "all passes made"
+    if _reached(log, target):
+        return "target reached"
+    made = log.last is None or log.last.examples >= config.passes * size(problem.train) * (1 - 1e-12)
+    return INTERRUPTED if signals and not made else "all passes made"
+
+
+def _reached(log: TrainingLog, target: float | None) -> bool:
+    return target is not None and log.accuracy is not None and log.accuracy >= target
 
 
 @contextmanager
 def ends_together(world: World) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM ask all workers to end after the update at hand; a second one ends this process at once.
+    """Ctrl-C and SIGTERM request that all workers stop after the current update; a second one ends this process now.
 
     Args:
         world: the workers.

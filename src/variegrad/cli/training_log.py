@@ -1,7 +1,8 @@
-"""What a person sees of a training run while it goes on: loss, accuracy, speed, B_D; on worker 0 only."""
+"""What a person sees of a training run: loss, accuracy, speed, B_D; on worker 0 only. And what its record says."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import deque
@@ -15,44 +16,70 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from variegrad.distributed.workers import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
-from variegrad.training import TrainConfig
+from variegrad.training import Every, TrainConfig
 from variegrad.training.update import Update
 
+EMPTY: dict[str, Any] = {
+    "history": [],
+    "losses": {"updates": 0, "sum": 0.0, "finite": 0},  # since the last row
+    "seconds": {
+        "data": 0.0,
+        "compute": 0.0,
+        "communication": 0.0,
+        "evaluation": 0.0,
+        "checkpoints": 0.0,
+        "start-up": 0.0,
+    },
+    "took": 0.0,
+}
 WINDOW = 50  # updates over which loss and speed are averaged
 
 
 class TrainingLog:
-    """Follows a run: a bar where there is a terminal, a line at each evaluation elsewhere, and the run's history.
+    """Follows a run: a bar on a terminal, elsewhere a line at each evaluation; and the history of the whole run.
 
     Args:
         problem: what is trained.
         config: how.
         world: the workers.
         console: standard error.
+        rhythm: how often a line of history is kept.
         tensorboard: folder for TensorBoard events.
+        kept: what an earlier part of the run left here, changed in place: plain values, kept with each checkpoint.
+
+    Attributes:
+        last: the last update of this part of the run.
 
     Raises:
         ValueError: if TensorBoard is asked for and not installed.
     """
 
     def __init__(
-        self, problem: Problem, config: TrainConfig, world: World, console: Console, tensorboard: Path | None
+        self,
+        problem: Problem,
+        config: TrainConfig,
+        world: World,
+        console: Console,
+        rhythm: Every,
+        tensorboard: Path | None = None,
+        kept: dict[str, Any] | None = None,
     ) -> None:
-        self.name, self.console, self.shown = problem.name, console, world.is_first
+        self.name, self.count, self.console, self.shown = problem.name, size(problem.train), console, world.is_first
+        self.kept = {} if kept is None else kept
+        for name, value in EMPTY.items():
+            self.kept.setdefault(name, copy.deepcopy(value))
         self.last: Update | None = None
-        self.history: list[dict[str, Any]] = []
-        self.seconds = {"data": 0.0, "compute": 0.0, "communication": 0.0}
-        self._losses: list[float] = []
+        self._rhythm = rhythm
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=WINDOW)
         self._bound: str | None = None
-        self._began = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
         self._events = None if tensorboard is None else _writer(tensorboard)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(), console=console, transient=True,
             disable=not (self.shown and console.is_terminal),
         )  # fmt: skip
-        total = config.passes * size(problem.train)
+        total = config.passes * self.count
         self._task = self._bar.add_task(f"{self.name}: starting", total=total if math.isfinite(total) else None)
 
     def __enter__(self) -> TrainingLog:
@@ -64,63 +91,87 @@ class TrainingLog:
         if self._events is not None:
             self._events.close()
 
-    def note(self, step: Update) -> None:
+    @property
+    def accuracy(self) -> float | None:
+        """The last one that was evaluated."""
+        return next((row["accuracy"] for row in reversed(self.kept["history"]) if row["accuracy"] is not None), None)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row per evaluation or estimate of the whole run, and one for what came after the last."""
+        rows: list[dict[str, Any]] = self.kept["history"]
+        pending = self.kept["losses"]["updates"] and self.last is not None
+        return [*rows, self._row(self.last)] if pending and self.last is not None else rows
+
+    def note(self, update: Update, waited_for_checkpoints: float = 0.0) -> None:
         """Take an update in.
 
         Args:
-            step: its record.
+            update: its record.
+            waited_for_checkpoints: seconds of this part of the run so far.
         """
-        self.last = step
-        self._losses.append(step.mean_loss)
-        self._recent.append((time.perf_counter(), step.examples, step.mean_loss))
-        for part in self.seconds:
-            self.seconds[part] += getattr(step.seconds, part)
-        if step.bound is not None:
-            self._bound = f"B_D {step.bound.batch_size_bound:.3g} [{step.bound.low:.3g}, {step.bound.high:.3g}]"
-        if step.accuracy is not None or step.bound is not None:
-            self._keep(step)
+        now = time.perf_counter()
+        took, self._clock = now - self._clock, now
+        seconds, losses = self.kept["seconds"], self.kept["losses"]
+        parts = {part: getattr(update.seconds, part) for part in ("data", "compute", "communication")}
+        parts["checkpoints"], self._waited = waited_for_checkpoints - self._waited, waited_for_checkpoints
+        parts["start-up" if self.last is None else "evaluation"] = max(0.0, took - sum(parts.values()))
+        for part, spent in parts.items():
+            seconds[part] += spent
+        self.kept["took"] += took
+        self.last = update
+        losses["updates"] += 1
+        if math.isfinite(update.mean_loss):
+            losses["sum"] += update.mean_loss
+            losses["finite"] += 1
+        self._recent.append((now, update.examples, update.mean_loss))
+        if update.bound is not None:
+            self._bound = f"B_D {update.bound.batch_size_bound:.3g} [{update.bound.low:.3g}, {update.bound.high:.3g}]"
+        due = self._rhythm.due(update.updates, (update.examples - update.batch_size) / self.count, update.passes)
+        if update.accuracy is not None or update.bound is not None or due:
+            self.kept["history"].append(self._row(update))
+            losses.update(EMPTY["losses"])
         if self._events is not None:
-            self._write(step)
+            self._write(update)
         if self.shown:
-            self._bar.update(self._task, completed=step.examples, description=self._line(step))
-            if step.accuracy is not None and not self.console.is_terminal:
-                self.console.print(self._line(step))
+            self._bar.update(self._task, completed=update.examples, description=self._line(update))
+            if (update.accuracy is not None or due) and not self.console.is_terminal:
+                self.console.print(self._line(update))
 
-    def _keep(self, step: Update) -> None:
-        finite = [loss for loss in self._losses if math.isfinite(loss)]
-        self.history.append({
-            "updates": step.updates,
-            "examples": step.examples,
-            "passes": step.passes,
-            "mean_loss": math.fsum(finite) / len(finite) if finite else None,
-            "accuracy": step.accuracy,
-            "batch_size_bound": None if step.bound is None else _number(step.bound.batch_size_bound),
-            "low": None if step.bound is None else _number(step.bound.low),
-            "high": None if step.bound is None else _number(step.bound.high),
-            "seconds": round(time.perf_counter() - self._began, 3),
-        })  # fmt: skip
-        self._losses = []
+    def _row(self, update: Update) -> dict[str, Any]:
+        losses = self.kept["losses"]
+        return {
+            "updates": update.updates,
+            "examples": update.examples,
+            "passes": update.passes,
+            "batch_size": update.batch_size,
+            "mean_loss": losses["sum"] / losses["finite"] if losses["finite"] else None,
+            "accuracy": update.accuracy,
+            "batch_size_bound": None if update.bound is None else _number(update.bound.batch_size_bound),
+            "low": None if update.bound is None else _number(update.bound.low),
+            "high": None if update.bound is None else _number(update.bound.high),
+            "seconds": round(self.kept["took"], 3),
+        }
 
-    def _line(self, step: Update) -> str:
+    def _line(self, update: Update) -> str:
         (first, at_first, _), (last, at_last, _) = self._recent[0], self._recent[-1]
         losses = [loss for _, _, loss in self._recent if math.isfinite(loss)]
         said = [
-            f"{self.name}: pass {step.passes:.2f}",
+            f"{self.name}: pass {update.passes:.2f}",
             f"loss {sum(losses) / len(losses):.4g}" if losses else "no loss",
         ]
-        accuracy = next((kept["accuracy"] for kept in reversed(self.history) if kept["accuracy"] is not None), None)
-        said += [] if accuracy is None else [f"accuracy {100 * accuracy:.2f} %"]
+        said += [] if self.accuracy is None else [f"accuracy {100 * self.accuracy:.2f} %"]
         said += [f"{(at_last - at_first) / (last - first):,.0f} examples/s"] if last > first else []
         said += [self._bound] if self._bound else []
-        return ", ".join(said + ([f"{step.left_out} updates left out"] if step.left_out else []))
+        return ", ".join(said + ([f"{update.left_out} skipped updates"] if update.left_out else []))
 
-    def _write(self, step: Update) -> None:
-        scalars = {"loss": step.mean_loss, "accuracy": step.accuracy}
-        scalars["B_D"] = None if step.bound is None else step.bound.batch_size_bound
+    def _write(self, update: Update) -> None:
+        scalars = {"loss": update.mean_loss, "accuracy": update.accuracy}
+        scalars["B_D"] = None if update.bound is None else update.bound.batch_size_bound
         for name, value in scalars.items():
             if value is not None:
                 assert self._events is not None
-                self._events.add_scalar(name, value, step.updates)
+                self._events.add_scalar(name, value, update.updates)
 
     def summary(self, ended: str) -> str:
         """The run in one line.
@@ -133,8 +184,9 @@ class TrainingLog:
         """
         if self.last is None:
             return f"{self.name}: {ended} before the first update"
-        took = time.perf_counter() - self._began
-        parts = ", ".join(f"{100 * seconds / took:.0f} % {part}" for part, seconds in self.seconds.items())
+        took = self.kept["took"]
+        spent = {part: 100 * self.kept["seconds"][part] / took for part in EMPTY["seconds"]}
+        parts = ", ".join(f"{share:.0f} % {part}" for part, share in spent.items() if share >= 0.5)
         return f"{self._line(self.last)}; {self.last.updates:,} updates in {took:.1f} s ({parts}); {ended}"
 
 

@@ -35,7 +35,6 @@ Reduced: TypeAlias = torch.futures.Future[torch.Tensor]
 Hook: TypeAlias = Callable[[Any, Bucket], Reduced]
 
 
-
 class GradientNotFinite(FloatingPointError):  # noqa: N818 - it reads as what happened
     """A rank's gradient is NaN or infinite; raised on every rank in the same step."""
 

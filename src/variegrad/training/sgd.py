@@ -32,10 +32,10 @@ from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation, mean_of
 from variegrad.training.every import Every
 from variegrad.training.examples import reader
-from variegrad.training.what_must_agree import what_must_agree
 from variegrad.training.sampling import Epochs
 from variegrad.training.shared_update import SharedUpdate
 from variegrad.training.update import Position, Update
+from variegrad.training.what_must_agree import what_must_agree
 
 BOUND_EXAMPLES = 256  # of a batch, at most, for an estimate of B_D
 

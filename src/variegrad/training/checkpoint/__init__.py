@@ -1,14 +1,15 @@
-"""Checkpoints that cannot lie: whole, verified and of this run, or refused (docs/developers/reliability.md).
+"""Verified checkpoints: whole and of this run, or refused (docs/developers/reliability.md).
 
-A folder holds one folder for each kept step, with tensors in safetensors and everything else in a JSON manifest, which
+A folder holds one folder per kept step, with tensors in safetensors and everything else in a JSON manifest, which
 states size and SHA-256 of what it speaks for. Nothing is pickled.
 """
 
 from variegrad.training.checkpoint.load import Checkpoint, NoneUsable, Skipped, empty, load, steps
 from variegrad.training.checkpoint.lock import FolderInUse, lock
 from variegrad.training.checkpoint.manifest import Progress
+from variegrad.training.checkpoint.run import Run
 from variegrad.training.checkpoint.save import NotSaved, save
-from variegrad.training.checkpoint.settings import check_settings, settings_of
+from variegrad.training.checkpoint.settings import check_settings
 
 __all__ = [
     "Checkpoint",
@@ -16,12 +17,12 @@ __all__ = [
     "NoneUsable",
     "NotSaved",
     "Progress",
+    "Run",
     "Skipped",
     "check_settings",
     "empty",
     "load",
     "lock",
     "save",
-    "settings_of",
     "steps",
 ]

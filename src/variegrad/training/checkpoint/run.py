@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -33,9 +34,9 @@ from variegrad.training.checkpoint.manifest import Progress
 from variegrad.training.checkpoint.save import save
 from variegrad.training.checkpoint.settings import check_settings, differences
 from variegrad.training.checkpoint.tensors import snapshot
-from variegrad.training.config import TrainConfig
+from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.every import Every
-from variegrad.training.update import Update
+from variegrad.training.update import Position, Update
 from variegrad.training.what_must_agree import refuse_drift
 
 CHECKPOINTS = "checkpoints"
@@ -47,7 +48,7 @@ class Run:
     """A resumable run: a context in which its updates are made.
 
         with vg.workers() as world, Run("runs/a", model, config, world, every=Every(updates=100)) as run:
-            for update in run.of(vg.train(model, losses, data, config, world, **run.position)):
+            for update in run.of(vg.train(model, losses, data, config, world, start=run.start)):
                 ...
 
     Entering takes the folder's lock and loads the newest checkpoint that verifies into the model. At the end of the
@@ -66,10 +67,11 @@ class Run:
         resume: whether to continue a run; if not, a folder that holds one is refused.
 
     Attributes:
-        position: `start`, `updates` and `left_out` for `train`.
+        start: where the run stands, for `train`.
         state: yours, JSON: kept with each checkpoint and found again.
         notes: what happened on entering, a sentence each.
-        starts: when the run was started and resumed: time, update, workers, versions, settings.
+        starts: when the run was started, resumed and changed: time, update, samples seen, versions, settings.
+        seconds: that training has waited for checkpoints.
 
     Raises:
         ValueError: if the folder holds a run that is not to be resumed, no checkpoint in it verifies, or it is of other
@@ -81,7 +83,7 @@ class Run:
         self,
         folder: str | Path,
         model: nn.Module,
-        config: TrainConfig,
+        config: TrainConfig | Phases,
         world: World | None = None,
         *,
         every: Every | None = None,
@@ -92,10 +94,11 @@ class Run:
         self.folder, self.model, self.config, self.keep, self.every = Path(folder), unwrap(model), config, keep, every
         self.world = present() if world is None else world
         self.resume, self.settings = resume, dict(settings or {})
-        self.position = {"start": 0, "updates": 0, "left_out": 0}
+        self.start = Position()
         self.state: dict[str, Any] = {}
         self.notes: list[str] = []
         self.starts: list[dict[str, Any]] = []
+        self.seconds = 0.0
         self.last: Update | None = None
         self._kept: Update | None = None
         self._held = ExitStack()
@@ -116,7 +119,7 @@ class Run:
             begun = self.world.tell(json.dumps(None if found is None else _told(found)))
             if (told := json.loads(begun)) is not None:
                 self._continue(told, found)
-            self._begin(told)
+            self._begin()
             self._held = held.pop_all()
         return self
 
@@ -139,7 +142,9 @@ class Run:
             yield update
             passes = update.passes if before is None else before
             if self.every is not None and self.every.due(update.updates, passes, update.passes):
+                began = time.perf_counter()
                 self._keep_together(update)
+                self.seconds += time.perf_counter() - began
             before = update.passes
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -169,9 +174,7 @@ class Run:
 
     def _continue(self, told: Mapping[str, Any], found: Checkpoint | None) -> None:
         state = told["state"]
-        self.position = {
-            "start": told["samples_seen"], "updates": told["step"], "left_out": state["left_out"]
-        }  # fmt: skip
+        self.start = Position(examples=told["samples_seen"], updates=told["step"], left_out=state["left_out"])
         self.state, self.starts = state["yours"], state["starts"]
         last = self.starts[-1]
         changed = self._changed(told, state["batch_began"])
@@ -218,19 +221,18 @@ class Run:
     def _settings_at(self, position: int) -> dict[str, Any]:
         return {**self.settings, **self.config.at(position).settings(), "workers": self.world.size}
 
-    def _begin(self, told: Mapping[str, Any] | None) -> None:
-        position = self.position["start"]
-        self._config = self.config.at(position)
+    def _begin(self) -> None:
+        self._config = self.config.at(self.start.examples)
         self.starts.append({
-            "time": datetime.now(UTC).isoformat(timespec="seconds"), "update": self.position["updates"],
-            "examples": position, "versions": versions(),
-            "settings": self._settings_at(position),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"), "update": self.start.updates,
+            "examples": self.start.examples, "versions": versions(),
+            "settings": self._settings_at(self.start.examples),
         })  # fmt: skip
 
     def _note_settings(self, update: Update) -> None:
         """A batch size that changes under way is part of the record."""
         began = update.examples - update.batch_size
-        if (config := self.config.at(began)) != self._config:
+        if (config := self.config.at(began)) is not self._config:
             self._config = config
             self.starts.append({
                 **self.starts[-1], "update": update.updates - 1, "examples": began, "settings": self._settings_at(began)
