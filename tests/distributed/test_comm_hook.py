@@ -121,14 +121,14 @@ def test_what_is_sent_follows_from_the_payloads():
         (Langevin(0.1), 4 * d, 4 * d),  # dense: 2D(P−1)/P
     ]:
         for *_, state in play(2, _plain, mechanism, steps, 0):
-            assert steps * (8 + low) <= state["bytes_sent"] <= steps * (8 + high)
+            assert steps * (24 + low) <= state["bytes_sent"] <= steps * (24 + high)
 
 
 def test_dense_sums_are_used_where_packing_does_not_pay():
     """Three ranks would send 0.9·D each: P·S = 2.7 D ≥ 2 D."""
     d = sum(p.numel() for p in model().parameters())
     for *_, state in play(3, _plain, DropConnect(0.1), 2, 0):
-        assert state["bytes_sent"] == pytest.approx(2 * (16 + 2 * 4 * d * 2 / 3), abs=40)  # buckets are rounded down
+        assert state["bytes_sent"] == pytest.approx(2 * (32 + 2 * 4 * d * 2 / 3), abs=40)  # buckets are rounded down
 
 
 def _accumulated(rank):

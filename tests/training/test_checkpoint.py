@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from variegrad import DropConnect
 from variegrad.training import checkpoint
 from variegrad.training.checkpoint import FolderInUse, NoneUsable, NotSaved, Progress, load, save, steps
 from variegrad.training.checkpoint import manifest as manifests
@@ -176,7 +174,9 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_loaded(tmp_path):
 def test_a_damaged_only_checkpoint_is_refused_with_the_reason(tmp_path):
     path = saved(tmp_path, 1) / "step-000000001" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(NoneUsable, match=r"step-000000001: tensors\.safetensors does not fit its SHA-256\. Begin anew"):
+    with pytest.raises(
+        NoneUsable, match=r"step-000000001: tensors\.safetensors does not fit its SHA-256\. Start a new run"
+    ):
         load(tmp_path)
 
 
@@ -194,7 +194,7 @@ def _damage_schema(step):
     path = step / "manifest.json"
     content = json.loads(path.read_text())
     del content[manifests.DIGEST]
-    content["schema"] = 2
+    content["schema"] = manifests.SCHEMA + 1
     content[manifests.DIGEST] = manifests.digest(manifests._canonical(content))
     path.write_bytes(manifests._canonical(content))
 
@@ -216,7 +216,10 @@ DAMAGES = {
         "the manifest does not fit its own SHA-256",
     ),
     "another step's": (_damage_stale, "its manifest is of step 1: it is not this folder's"),
-    "later schema": (_damage_schema, "it is of schema 2, this version reads schema 1; use the version that wrote it"),
+    "later schema": (
+        _damage_schema,
+        r"it is of schema \d, this version reads schema \d; use the version that wrote it",
+    ),
     "a file in its place": (lambda s: (shutil.rmtree(s), s.write_text("")), r"manifest\.json cannot be read"),
 }
 
@@ -289,6 +292,136 @@ def test_a_step_may_be_saved_again(tmp_path):
     save(tmp_path, 50, weights(51), FAR)
     assert int(load(tmp_path).tensors["b"]) == 51
     assert steps(tmp_path) == [50]
+
+
+# Links, pipes, forgeries, readers beside a writer -----------------------------------------------------------------
+
+
+def _moved(path, elsewhere):
+    """The same under a symbolic link, as after moving it to a larger disk."""
+    elsewhere.mkdir(exist_ok=True)
+    path.rename(elsewhere / path.name)
+    path.symlink_to(elsewhere / path.name)
+
+
+LINKED = {
+    "an old checkpoint": lambda run, disk: _moved(run / "step-000000001", disk),
+    "the newest checkpoint": lambda run, disk: _moved(run / "step-000000002", disk),
+    "a checkpoint that is made again": lambda run, disk: _moved(run / "step-000000003", disk),
+    "tensors": lambda run, disk: _moved(run / "step-000000002" / "tensors.safetensors", disk),
+    "LATEST": lambda run, disk: _moved(run / "LATEST", disk),
+    "the folder of checkpoints": _moved,
+    "to nowhere": lambda run, disk: (run / "step-000000000").symlink_to(disk / "gone"),
+    "begun, to a folder": lambda run, disk: (disk.mkdir(), (run / ".begun-x").symlink_to(disk)),
+    "begun, to nowhere": lambda run, disk: (run / ".begun-x").symlink_to(disk / "gone"),
+    "removed, of an earlier save": lambda run, disk: (disk.mkdir(), (run / ".begun-step-000000003").symlink_to(disk)),
+}
+
+
+@pytest.mark.parametrize("what", LINKED)
+def test_symbolic_links_are_followed_when_read_and_removed_themselves(tmp_path, what):
+    run, disk = saved(tmp_path / "run", 1, 2, 3), tmp_path / "disk"
+    LINKED[what](run, disk)
+    before = {path: path.read_bytes() for path in files(disk)} if disk.exists() else {}
+    assert load(run).step == 3
+    saved(run, 3, 4, 5, 6, keep=2)
+    assert (load(run).step, load(run).skipped, steps(run)) == (6, (), [6, 5])
+    assert not list(run.glob(".begun-*"))
+    if what != "the folder of checkpoints":  # then it is the run itself
+        assert {path: path.read_bytes() for path in files(disk)} == before if disk.exists() else not before
+
+
+def _forge(folder, place, value):
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content[manifests.DIGEST]
+    *outer, name = place.split(".")
+    inner = content
+    for each in outer:
+        inner = inner[each]
+    inner[name] = value
+    content[manifests.DIGEST] = manifests.digest(manifests._canonical(content))
+    path.write_bytes(manifests._canonical(content))
+
+
+ODD = ("x", None, [], ["x"], {}, {"x": []}, -1, 1.5, True)
+FORGED = [
+    (place, value)
+    for place, fine in {
+        "step": (), "progress": (), "tensors": (), "same_as": ({},), "tensors.size": (), "tensors.sha256": ("x",),
+        "progress.samples_seen": (), "progress.workers": (), "progress.batch_size": (), "progress.seed": (-1,),
+        "progress.settings": ({}, {"x": []}), "progress.state": ({}, {"x": []}),
+    }.items()
+    for value in ODD
+    if not any(value is each or (value == each and type(value) is type(each)) for each in fine)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value"), FORGED, ids=str)
+def test_a_forged_manifest_is_damaged_whatever_field_is_of_another_kind(tmp_path, place, value):
+    saved(tmp_path, 1, 2)
+    _forge(tmp_path / "step-000000002", place, value)
+    found = load(tmp_path)
+    assert (found.step, [one.name for one in found.skipped]) == (1, ["step-000000002"])
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("/dev/zero")], ids=["pipe", "folder", "device"]
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path, name, make):
+    path = saved(tmp_path, 1, 2) / "step-000000002" / name
+    path.unlink()
+    make(path)
+    assert load(tmp_path).step == 1
+    saved(tmp_path, 3, keep=2)
+    assert steps(tmp_path) == [3, 1]
+
+
+def test_a_pipe_as_latest_is_not_waited_for(tmp_path):
+    (saved(tmp_path, 1) / "LATEST").unlink()
+    os.mkfifo(tmp_path / "LATEST")
+    assert "cannot be read" in str(load(tmp_path).skipped[0])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_reader_beside_a_writer_always_finds_one(tmp_path, monkeypatch, keep):
+    """The writer saves anew, and removes what was listed, just before each thing that the reader does."""
+    from variegrad.training.checkpoint import load as _  # noqa: F401 - the module is meant, not the function
+
+    reading = sys.modules["variegrad.training.checkpoint.load"]
+    saved(tmp_path, 1)
+    originals = {name: getattr(reading, name) for name in ("read", "_described", "candidates")}
+    for meanwhile in range(1, 7):
+        left, last = meanwhile, [steps(tmp_path)[0]]
+
+        def beside(original, last=last):
+            def wrapped(*arguments):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    for name, function in originals.items():
+                        monkeypatch.setattr(reading, name, function)
+                    last.append(last[-1] + 1)
+                    saved(tmp_path, last[-1], keep=keep)
+                return original(*arguments)
+
+            return wrapped
+
+        for name, function in originals.items():
+            monkeypatch.setattr(reading, name, beside(function))
+        assert load(tmp_path).step in last
+        for name, function in originals.items():
+            monkeypatch.setattr(reading, name, function)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "LOCK").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="LOCK"), checkpoint.lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 # Crashes ---------------------------------------------------------------------------------------------------------
@@ -476,6 +609,7 @@ def test_a_file_where_the_folder_should_be(tmp_path):
 def _holds(folder, say):
     with checkpoint.lock(folder):
         os.write(say, b"held\n")
+        signal.alarm(60)  # also if the test fails before it ends this process
         signal.pause()
 
 
@@ -483,7 +617,7 @@ def test_a_second_run_on_a_folder_is_refused_until_the_first_has_ended(tmp_path)
     child, said = _forked(_holds, tmp_path)
     with said:
         assert said.readline() == "held\n"
-        message = rf"one run a folder; process {child} on \S+ is writing to it\. Wait for it or choose another"
+        message = rf"one run per folder; process {child} on \S+ is writing to it\. Wait for it or choose another"
         with pytest.raises(FolderInUse, match=message), checkpoint.lock(tmp_path):
             pass
         _kill(child)
@@ -504,6 +638,7 @@ def test_a_lock_is_not_handed_on_to_children(tmp_path):
     with checkpoint.lock(tmp_path):
         child = os.fork()
         if child == 0:
+            signal.alarm(60)
             signal.pause()
     try:
         with checkpoint.lock(tmp_path):
@@ -516,27 +651,6 @@ def test_a_lock_of_unknown_content_still_locks(tmp_path):
     (tmp_path / "LOCK").write_text("not JSON")
     with checkpoint.lock(tmp_path):
         assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid()
-
-
-@dataclass(frozen=True)
-class Settings:
-    step_size: float
-    mechanism: object
-    target: float | None = None
-    sizes: tuple[int, ...] = (1, 2)
-
-
-def test_settings_become_plain():
-    assert checkpoint.settings_of(Settings(0.1, DropConnect(0.4))) == {
-        "Settings": {
-            "step_size": 0.1,
-            "mechanism": {"DropConnect": {"p": 0.4, "rescale": True}},
-            "target": None,
-            "sizes": [1, 2],
-        }
-    }
-    assert checkpoint.settings_of(float("inf")) == "inf"
-    assert checkpoint.settings_of({1: Settings}) == {"1": repr(Settings)}
 
 
 def test_a_changed_setting_is_refused_by_name():

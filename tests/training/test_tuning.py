@@ -73,10 +73,10 @@ def test_the_interval_holds_what_repeats_cannot_tell_apart():
     noisy = tune(one_weight(), squared, line(noise=1.0), config(**settings), repeats=4)
     assert noisy.cannot_separate
     assert noisy.low <= noisy.step_size <= noisy.high
-    assert f"not to be told from others between {noisy.low:.4g} and {noisy.high:.4g}" in str(noisy)
+    assert f"statistically indistinguishable from step sizes in [{noisy.low:.4g}, {noisy.high:.4g}]" in str(noisy)
     clean = tune(one_weight(), squared, line(), config(), repeats=3)  # full batches: every repeat is the same
     assert not clean.cannot_separate
-    assert "told from every other" in str(clean)
+    assert "better than every other" in str(clean)
 
 
 def test_the_model_and_the_global_state_are_left_alone():

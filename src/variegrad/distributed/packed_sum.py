@@ -22,9 +22,6 @@ from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.one_draw import WorkerKey, finite, kept
 
-ABSENT = -1  # as a length
-
-
 Shapes = Mapping[str, torch.Size]
 
 
@@ -87,22 +84,21 @@ def packed_sum(
     payload = b""
     if surrogate is not None and packs(mechanism):
         payload = wire.encode(surrogate, step=step, sender=rank, mask=mask(rank))
-    sizes = payloads.lengths(ABSENT if surrogate is None else len(payload), group=group, device=device)
-    others = len(sizes) - 1
-    sent = payloads.LENGTH_BYTES * others
-    absent = tuple(number for number, size in enumerate(sizes) if size == ABSENT)
-    if absent or not min(sizes) or not payloads.pays(sizes, dense_bytes):
-        return PackedSum(total=None, absent=absent, bytes_sent=sent)
-    elements = sum(shape.numel() for shape in shapes.values())
+    said = payloads.announce(None if surrogate is None else len(payload), group=group, device=device)
+    ranks, elements = dist.get_world_size(group), sum(shape.numel() for shape in shapes.values())
+    sent = 2 * payloads.ANNOUNCED_BYTES * (ranks - 1) // ranks
+    sparse = not isinstance(mechanism, DropConnect) and said.longest < wire.size(wire.Kind.BASE3, elements, dtype)
+    pays = payloads.pays(ranks, said.longest, dense_bytes, coordinates=0 if sparse else elements)
+    if said.absent or not said.all_pack or not pays:
+        return PackedSum(total=None, absent=said.absent, bytes_sent=sent)
     limit = wire.size(wire.Kind.DENSE, elements, dtype)
-    came = payloads.exchange(payload, sizes, limit=limit, group=group, device=device)
+    came = payloads.exchange(payload, said.longest, limit=limit, group=group, device=device)
     total = torch.zeros(elements, dtype=torch.promote_types(dtype, torch.float32))
     for sender, each in enumerate(came):  # always in this order: floating-point sums depend on it
-        values = wire.decode(each, elements=elements, dtype=dtype, step=step, sender=sender, mask=mask(sender))
-        if values is None:  # a rank of this version says so with its length
+        awaited = {"elements": elements, "dtype": dtype, "step": step, "sender": sender}
+        if not wire.add_to(total, wire.without_padding(each), mask=mask(sender), **awaited):
             raise Refused(f"rank {sender} announced a gradient and then sent that it is not finite")
-        total += values
-    return PackedSum(total=total.to(device), absent=(), bytes_sent=sent + len(payload) * others)
+    return PackedSum(total=total.to(device), absent=(), bytes_sent=sent + said.longest * (ranks - 1))
 
 
 def packs(mechanism: Mechanism) -> bool:

@@ -115,6 +115,49 @@ def decode(
     return _signed(kind, body, dtype, elements)
 
 
+def add_to(
+    total: Float[Tensor, " d"], payload: bytes, *, mask: Bool[Tensor, " d"] | None = None, **awaited: Any
+) -> bool:
+    """Add the vector of a payload to a sum; positions and signs cost what they hold, not d.
+
+    Args:
+        total: the sum, on the CPU, changed in place.
+        payload: as for `decode`.
+        mask: as for `decode`.
+        **awaited: `elements`, `dtype`, `step` and `sender`, as for `decode`.
+
+    Returns:
+        False, and nothing is added, if the sender's gradient was not finite.
+
+    Raises:
+        Refused: as `decode`, before anything is added.
+    """
+    kind, body = _unframe(payload, **awaited)
+    if kind is not Kind.GAPS:
+        values = decode(payload, mask=mask, **awaited)
+        if values is not None:
+            total += values
+        return values is not None
+    positions, symbols = _sparse(body, awaited["dtype"], awaited["elements"])
+    total.index_add_(0, torch.from_numpy(positions), symbols.to(total.dtype))
+    return True
+
+
+def without_padding(payload: bytes) -> bytes:
+    """A payload that may be followed by zeros, without them.
+
+    Args:
+        payload: header, body, padding.
+
+    Returns:
+        As many bytes as the header announces; all of it if that cannot be.
+    """
+    if len(payload) < HEADER.size:
+        return payload
+    length = HEADER.size + HEADER.unpack_from(payload)[8]
+    return payload if length > len(payload) or any(payload[length:]) else payload[:length]
+
+
 def size(kind: Kind, elements: int, dtype: torch.dtype) -> int:
     """Bytes of a payload whose length follows from its kind.
 
@@ -165,24 +208,36 @@ def _one_magnitude(bits: NDArray[Any], differs: NDArray[np.bool_], nonzeros: int
 
 
 def _signed(kind: Kind, body: memoryview, dtype: torch.dtype, elements: int) -> Tensor:
+    if kind is Kind.GAPS:
+        positions, signed = _sparse(body, dtype, elements)
+        values = torch.zeros(elements, dtype=dtype)
+        values[torch.from_numpy(positions)] = signed
+        return values
+    norm, rest = _norm(body, dtype)
+    symbols: NDArray[Any] = _bits(torch.cat([torch.zeros_like(norm), norm, -norm]))
+    _refuse_idle_norm(norm, some=bool(np.frombuffer(rest, np.uint8).any()))
+    return torch.from_numpy(base3.unpack(rest, elements, symbols)).view(dtype)
+
+
+def _sparse(body: memoryview, dtype: torch.dtype, elements: int) -> tuple[NDArray[np.int64], Tensor]:
+    norm, rest = _norm(body, dtype)
+    positions, negative = gaps.unpack(rest, elements)
+    _refuse_idle_norm(norm, some=len(positions) > 0)
+    return positions, torch.where(torch.from_numpy(negative), -norm, norm)
+
+
+def _norm(body: memoryview, dtype: torch.dtype) -> tuple[Tensor, memoryview]:
     if len(body) < dtype.itemsize:
         raise Refused(f"a norm takes {dtype.itemsize} bytes; there are {len(body)}")
     norm = _numbers(body[: dtype.itemsize], dtype, 1)
-    rest = body[dtype.itemsize :]
     if norm.signbit():
         raise Refused(f"a norm is never below zero; this is {float(norm)}")
-    symbols: NDArray[Any] = _bits(torch.cat([torch.zeros_like(norm), norm, -norm]))
-    if kind is Kind.GAPS:
-        positions, negative = gaps.unpack(rest, elements)
-        values = np.zeros(elements, symbols.dtype)
-        values[positions] = symbols[1 + negative]
-        some = len(positions) > 0
-    else:
-        values = base3.unpack(rest, elements, symbols)
-        some = bool(np.frombuffer(rest, np.uint8).any())
+    return norm, body[dtype.itemsize :]
+
+
+def _refuse_idle_norm(norm: Tensor, *, some: bool) -> None:
     if some != bool(norm):
-        raise Refused("the norm is zero exactly where no coordinate differs from zero; here it is not so")
-    return torch.from_numpy(values).view(dtype)
+        raise Refused("the norm is zero exactly if no coordinate differs from zero; here it is not so")
 
 
 def _bits(values: Tensor) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from variegrad.exact import text
 from variegrad.mechanisms import Mechanism
 from variegrad.training.not_finite import Stop, WhenNotFinite
 from variegrad.training.projection import Projection
@@ -93,12 +94,12 @@ class TrainConfig:
             "batch_size": self.batch_size,
             "step_size": float(self.step_size),
             "passes": float(self.passes) if math.isfinite(self.passes) else "inf",
-            "mechanism": None if self.mechanism is None else repr(self.mechanism),
+            "mechanism": None if self.mechanism is None else text(self.mechanism),
             "granularity": self.granularity,
             "seed": self.seed,
-            "sampling": repr(self.sampling),
-            "projection": None if self.projection is None else str(self.projection),
-            "when_not_finite": str(self.when_not_finite),
+            "sampling": text(self.sampling),
+            "projection": None if self.projection is None else text(self.projection),
+            "when_not_finite": text(self.when_not_finite),
         }
 
     def __str__(self) -> str:

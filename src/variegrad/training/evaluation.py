@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from variegrad.batches import passes_over, to_device
 from variegrad.distributed.workers import World
@@ -16,6 +16,7 @@ from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.problems.subset import size
 from variegrad.training.every import Every
+from variegrad.training.reading import Collate, outlive_requests_to_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Evaluation:
     """What `train` evaluates, on what, how often, and where the run may end.
 
     Attributes:
-        accuracy: `accuracy(model, batch) → (b,)`, 1 where an example is answered right.
+        accuracy: `accuracy(model, batch) → (b,)`, 1 if an example is answered right.
         data: a held-out set, or the training set itself.
         every: how often; the last update is always evaluated.
         target: end the run as soon as the accuracy reaches it; all workers see the same number.
@@ -44,7 +45,15 @@ class Evaluation:
             raise ValueError("Evaluation: target must be a number; got nan.")
 
 
-def mean_of(function: Losses, model: nn.Module, data: Any, world: World | None = None) -> float:
+def mean_of(
+    function: Losses,
+    model: nn.Module,
+    data: Any,
+    world: World | None = None,
+    *,
+    readers: int = 0,
+    collate_fn: Collate | None = None,
+) -> float:
     """The mean of a per-example function over a data set, in evaluation mode and without a graph; all is left as found.
 
     Args:
@@ -52,6 +61,8 @@ def mean_of(function: Losses, model: nn.Module, data: Any, world: World | None =
         model: the model.
         data: a data set, of which each worker reads its share; for one worker also a loader.
         world: the workers; None for this process alone.
+        readers: processes that read the data set; 0 to read here.
+        collate_fn: makes a batch of a list of examples; torch's by default.
 
     Returns:
         The mean, the same on every worker; NaN for an empty set.
@@ -62,7 +73,10 @@ def mean_of(function: Losses, model: nn.Module, data: Any, world: World | None =
     device = next(model.parameters()).device
     total, count, failure = 0.0, 0, None
     if world is not None and world.size > 1:
-        data = Subset(data, world.share(size(data)))
+        data = _part(data, world.share(size(data)))
+    if (readers or collate_fn is not None) and isinstance(data, Dataset) and size(data):
+        data = DataLoader(data, batch_size=BATCH_SIZE, num_workers=readers, collate_fn=collate_fn,
+                          worker_init_fn=outlive_requests_to_end)  # fmt: skip
     try:
         with left_as_found(model), torch.no_grad():
             model.eval()
@@ -82,3 +96,9 @@ def mean_of(function: Losses, model: nn.Module, data: Any, world: World | None =
             raise RuntimeError("the evaluation failed on another worker; its own message says why.")
         count = round(counted)
     return total / count if count else float("nan")
+
+
+def _part(data: Dataset[Any], part: range) -> Dataset[Any]:
+    if type(data) is TensorDataset:  # not its subclasses, which may transform what they return
+        return TensorDataset(*(column[part.start : part.stop] for column in data.tensors))
+    return Subset(data, part)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
+
+from variegrad.exact import text
+
+PIECE = 2**20  # weights
 
 
 @runtime_checkable
@@ -50,8 +52,8 @@ class Ball(Projection):
                 f"got {_names(list(self.center))}."
             )
         center = {name: None if self.center is None else self.center[name].to(w) for name, w in weights.items()}
-        parts = [(w if (c := center[name]) is None else w - c).double().norm() for name, w in weights.items()]
-        distance = float(torch.stack([part.cpu() for part in parts]).norm())
+        squares = [_squares(w if (c := center[name]) is None else w - c) for name, w in weights.items()]
+        distance = math.sqrt(math.fsum(squares))
         if distance <= self.radius:
             return
         for name, w in weights.items():
@@ -61,7 +63,7 @@ class Ball(Projection):
                 w.sub_(c).mul_(self.radius / distance).add_(c)
 
     def __str__(self) -> str:
-        return f"Ball({self.radius:g}{'' if self.center is None else f', around {_digest(self.center)}'})"
+        return f"Ball({self.radius!r}{'' if self.center is None else f', around {text(self.center)}'})"
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,13 @@ class Box(Projection):
             w.clamp_(self.low, self.high)
 
     def __str__(self) -> str:
-        return f"Box({self.low:g}, {self.high:g})"
+        return f"Box({self.low!r}, {self.high!r})"
 
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    seen = sha256()
-    for name, tensor in tensors.items():
-        seen.update(name.encode() + tensor.detach().cpu().double().numpy().tobytes())
-    return seen.hexdigest()[:12]
+def _squares(w: Tensor) -> float:
+    """‖w‖² in float64, a piece at a time: a copy of the whole would cost more than the norm."""
+    return math.fsum(float(piece.double().square().sum()) for piece in w.detach().reshape(-1).split(PIECE))

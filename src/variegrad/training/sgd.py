@@ -31,7 +31,7 @@ from variegrad.problems.subset import size
 from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation, mean_of
 from variegrad.training.every import Every
-from variegrad.training.examples import reader
+from variegrad.training.reading import reader
 from variegrad.training.sampling import Epochs
 from variegrad.training.shared_update import SharedUpdate
 from variegrad.training.update import Position, Update

@@ -20,7 +20,7 @@ from variegrad.keys import torch_draws
 from variegrad.mechanisms import backward
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_parameters
 from variegrad.training.config import TrainConfig
-from variegrad.training.examples import Read
+from variegrad.training.reading import Read
 from variegrad.training.sampling import Sampling
 from variegrad.training.update import Seconds
 

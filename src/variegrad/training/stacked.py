@@ -20,7 +20,7 @@ from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters
 from variegrad.problems.subset import size
 from variegrad.training.config import TrainConfig
-from variegrad.training.examples import reader
+from variegrad.training.reading import reader
 
 SMALL = 100_000  # trained numbers of a model, beyond which the arms gain nothing from being stacked
 

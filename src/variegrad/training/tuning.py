@@ -21,10 +21,15 @@ from torch.utils.data import Dataset
 
 from variegrad.distributed.workers import World, present
 from variegrad.per_example.evaluate import Losses, NotFinite, unwrap
+from variegrad.problems.subset import size
 from variegrad.training.config import TrainConfig
 from variegrad.training.evaluation import mean_of
 from variegrad.training.sgd import train
 from variegrad.training.stacked import can_be_stacked, stacked_losses
+
+
+class Stopped(RuntimeError):  # noqa: N818 - it reads as what happened
+    """A search that was stopped on request before it had an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,14 @@ class Tuned:
     def __str__(self) -> str:
         best = next(arm for arm in self.arms if arm.step_size == self.step_size)
         repeats = len(best.losses)
-        text = f"step size {self.step_size:.4g} (mean loss {best.mean_loss:.4g} over {repeats} repeats)"
+        text = f"step size {self.step_size:.4g} (mean loss {best.mean_loss:.4g} over {repeats} runs, optimistic: chosen as the least)"
         if not self.interior:
             text += ", at the edge of what was tried: the best may lie beyond"
         if repeats < 2:
-            return f"{text}; one repeat does not tell it from others"
+            return f"{text}; one run per step size cannot tell it from others"
         if self.cannot_separate:
-            return f"{text}; not to be told from others between {self.low:.4g} and {self.high:.4g}"
-        return f"{text}; told from every other"
+            return f"{text}; statistically indistinguishable from step sizes in [{self.low:.4g}, {self.high:.4g}]"
+        return f"{text}; better than every other"
 
 
 def tune(
@@ -120,6 +125,7 @@ def tune(
 
     Raises:
         ValueError: if an argument is out of range, or every step size diverges.
+        Stopped: if a stop was requested (Ctrl-C, `world.request_stop`): runs of other lengths cannot be compared.
 
     Source: Section 6 of the paper.
     """
@@ -137,6 +143,9 @@ def tune(
 
     def ask(exponents: Sequence[int]) -> None:
         new = [k for k in exponents if k not in tried]
+        if world.size == 1 and world.stop_requested:  # runs that are stacked do not look
+            world.stop_requested = False
+            raise Stopped("tune: stopped on request before a step size was found.")
         sizes = [config.step_size * 2 ** (k / 2) for k in new]
         found = _ends(model, losses, dataset, config, world, sizes, range(config.seed, config.seed + repeats))
         for k, step_size, ends in zip(new, sizes, zip(*found, strict=True), strict=True):
@@ -188,10 +197,13 @@ def _ends(
 def _end(model: nn.Module, losses: Losses, dataset: Dataset[Any], config: TrainConfig, world: World) -> float:
     trained = copy.deepcopy(model)
     try:
-        for _ in train(trained, losses, dataset, config, world):
-            pass
+        examples = 0
+        for update in train(trained, losses, dataset, config, world):
+            examples = update.examples
     except NotFinite:
         return math.inf
+    if examples < config.passes * size(dataset) * (1 - 1e-12):
+        raise Stopped("tune: stopped on request before a step size was found.")
     end = mean_of(losses, trained, dataset, world)
     return end if math.isfinite(end) else math.inf
 

@@ -27,6 +27,7 @@ from variegrad.problems.subset import size
 from variegrad.training.config import TrainConfig
 from variegrad.training.every import Every
 from variegrad.training.sgd import train
+from variegrad.training.update import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def twin_runs(
         bounds: whether B_D(w, w′) is measured over all of `data`; distances alone are cheap.
 
     Returns:
-        Distances and differential bounds along the runs.
+        Distances and differential bounds along the runs; up to the last update before a stop that was requested.
 
     Raises:
         ValueError: if the data sets differ in size, the runs have no end, or as `train`.
@@ -106,15 +107,22 @@ def twin_runs(
     measured: list[Diversity | None] = []
     before = 0.0
     runs = [train(twin, losses, chosen, config, world) for twin, chosen in zip(twins, (data, neighbour), strict=True)]
-    for step, _ in zip(*runs, strict=True):
-        if every.due(step.updates, before, step.passes) or step.examples >= config.passes * n * (1 - 1e-12):
-            gap, normalised = _distances(twins[0], twins[1])
-            found.append((step.updates, step.passes, gap, normalised))
-            if bounds:
-                # Equal weights make every difference of gradients zero, and any batch non-expansive.
-                with torch_draws(config.seed, "twins", step.updates):
-                    measured.append(measure_differential(twins[0], twins[1], losses, data) if gap else None)
-        before = step.passes
+
+    def measure(update: Update) -> None:
+        gap, normalised = _distances(twins[0], twins[1])
+        found.append((update.updates, update.passes, gap, normalised))
+        if bounds:
+            # Equal weights make every difference of gradients zero, and any batch non-expansive.
+            with torch_draws(config.seed, "twins", update.updates):
+                measured.append(measure_differential(twins[0], twins[1], losses, data) if gap else None)
+
+    for update in runs[0]:
+        next(runs[1])
+        if every.due(update.updates, before, update.passes):
+            measure(update)
+        before = update.passes
+    if not found or found[-1][0] != update.updates:
+        measure(update)
     updates, passes, distances, normalised_distances = zip(*found, strict=True)
     return TwinRuns(
         updates=updates, passes=passes, distances=distances, normalised_distances=normalised_distances,
