@@ -71,7 +71,7 @@ def readers(
         yield keyed.read
         return
     loader = DataLoader(
-        keyed, batch_size=None, sampler=parts, num_workers=count, prefetch_factor=AHEAD, pin_memory=pin_memory,  # type: ignore[arg-type]
+        keyed, batch_size=None, sampler=parts, num_workers=count, prefetch_factor=AHEAD, pin_memory=pin_memory,
         worker_init_fn=outlive_requests_to_end,
     )  # fmt: skip
     batches = iter(loader)
