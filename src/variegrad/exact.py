@@ -57,6 +57,18 @@ def _called(value: Any, attributes: Mapping[str, Any], inner: Any) -> str:
     return f"{type(value).__qualname__}({', '.join(f'{name}={inner(each)}' for name, each in attributes.items())})"
 
 
+def short(value: float) -> str:
+    """A number for people: short if nothing is lost by it.
+
+    Args:
+        value: the number.
+
+    Returns:
+        2 for 2.0, and every digit of 1.0000001.
+    """
+    return said if float(said := f"{value:g}") == value else repr(value)
+
+
 def digest(tensor: Tensor) -> str:
     """A checksum (CRC-32) of a tensor's numbers: against accidents, at the speed of memory and without a copy of it.
 

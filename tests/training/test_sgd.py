@@ -26,7 +26,7 @@ from variegrad.training import (
     WithReplacement,
     train,
 )
-from variegrad.training.examples import reader
+from variegrad.training.reading import reader
 
 
 def losses(model, batch):

@@ -60,7 +60,7 @@ def test_an_edge_is_said_to_be_one():
     found = tune(one_weight(), squared, line(), config(step_size=1e-6), repeats=1, growth=2)
     assert not found.interior
     assert "at the edge of what was tried: the best may lie beyond" in str(found)
-    assert "one repeat does not tell it from others" in str(found)
+    assert "one run per step size cannot tell it from others" in str(found)
 
 
 def test_step_sizes_that_all_diverge_are_an_error():

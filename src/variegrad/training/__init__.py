@@ -7,7 +7,7 @@ from variegrad.training.evaluation import Evaluation
 from variegrad.training.every import Every
 from variegrad.training.not_finite import Skip, Stop
 from variegrad.training.projection import Ball, Box
-from variegrad.training.sampling import Epochs, WithReplacement
+from variegrad.training.sampling import Epochs, Stream, WithReplacement
 from variegrad.training.sgd import train
 from variegrad.training.tuning import Arm, Tuned, tune
 from variegrad.training.twin_runs import TwinRuns, twin_runs
@@ -25,6 +25,7 @@ __all__ = [
     "Seconds",
     "Skip",
     "Stop",
+    "Stream",
     "TrainConfig",
     "Tuned",
     "TwinRuns",

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from variegrad.exact import text
+from variegrad.exact import short, text
 
 PIECE = 2**20  # weights
 
@@ -63,7 +63,7 @@ class Ball(Projection):
                 w.sub_(c).mul_(self.radius / distance).add_(c)
 
     def __str__(self) -> str:
-        return f"Ball({self.radius!r}{'' if self.center is None else f', around {text(self.center)}'})"
+        return f"Ball({short(self.radius)}{'' if self.center is None else f', around {text(self.center)}'})"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Box(Projection):
             w.clamp_(self.low, self.high)
 
     def __str__(self) -> str:
-        return f"Box({self.low!r}, {self.high!r})"
+        return f"Box({short(self.low)}, {short(self.high)})"
 
 
 def _names(names: Sequence[str]) -> str:

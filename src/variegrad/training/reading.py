@@ -72,7 +72,7 @@ def readers(
         return
     loader = DataLoader(
         keyed, batch_size=None, sampler=parts, num_workers=count, prefetch_factor=AHEAD, pin_memory=pin_memory,
-        worker_init_fn=outlive_requests_to_end,
+        worker_init_fn=outlive_requests_to_end, generator=torch.Generator(),  # the global one is left alone
     )  # fmt: skip
     batches = iter(loader)
 

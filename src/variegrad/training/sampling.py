@@ -101,6 +101,36 @@ class Epochs(Sampling):
         return "without replacement"
 
 
+@dataclass(frozen=True)
+class Stream(Sampling):
+    """Data without end: sample number ℓ of the run is `dataset[ℓ]`, fresh and independent of the others (n = ∞).
+
+    The data set needs no length: its `__getitem__` makes or fetches the sample of a number. A run resumes by its
+    position like any other.
+
+    Attributes:
+        per_pass: how many samples count as a pass, for `passes` and rhythms; None if there are none.
+
+    Raises:
+        ValueError: if `per_pass` is below one.
+    """
+
+    per_pass: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_pass is not None and self.per_pass < 1:
+            raise ValueError(f"Stream: per_pass must be at least 1 sample; got {self.per_pass}.")
+
+    def length(self, position: int, batch_size: int, count: int) -> int:  # noqa: ARG002 - a protocol's arguments
+        return batch_size
+
+    def samples(self, seed: int, positions: range, count: int) -> Int[Tensor, " b"]:  # noqa: ARG002 - as above
+        return torch.arange(positions.start, positions.stop)
+
+    def __str__(self) -> str:
+        return "from a stream"
+
+
 def _of_blocks(make: Callable[[int], Tensor], start: int, stop: int) -> Int[Tensor, " b"]:
     """Numbers start … stop − 1 of a sequence that is computed in blocks."""
     first, last = start // BLOCK, max(start, stop - 1) // BLOCK

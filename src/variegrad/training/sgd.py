@@ -12,8 +12,10 @@ one draw serves a whole share; it is the same in law.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -21,22 +23,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from variegrad.batches import to_device
-from variegrad.distributed.agreement import agree
+from variegrad.batches import Batch, to_device
+from variegrad.distributed.agreement import agree, failing_together
 from variegrad.distributed.workers import World, present
-from variegrad.estimators import estimate
+from variegrad.estimators import BatchSizeEstimate, estimate
 from variegrad.keys import torch_draws
-from variegrad.per_example.evaluate import Losses, unwrap
+from variegrad.per_example.evaluate import Losses, NotFinite, unwrap
 from variegrad.problems.subset import size
 from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation, mean_of
 from variegrad.training.every import Every
-from variegrad.training.reading import reader
-from variegrad.training.sampling import Epochs
+from variegrad.training.reading import Collate, Part
+from variegrad.training.reading import readers as reader_processes
+from variegrad.training.sampling import Epochs, Stream
 from variegrad.training.shared_update import SharedUpdate
 from variegrad.training.update import Position, Update
-from variegrad.training.what_must_agree import what_must_agree
+from variegrad.training.what_must_agree import refuse_drift, what_must_agree
 
+ENDLESS = 2**63
 BOUND_EXAMPLES = 256  # of a batch, at most, for an estimate of B_D
 
 
@@ -50,6 +54,8 @@ def train(
     evaluation: Evaluation | None = None,
     bound_every: Every | None = None,
     start: int | Position = 0,
+    readers: int = 0,
+    collate_fn: Collate | None = None,
     skipped: int | None = None,
 ) -> Iterator[Update]:
     """Train by mini-batch SGD, equation (2): w ← Π_W(w − γ·Σ_{ℓ=1..B} m(∇f_{s_ℓ}(w))), one record per update.
@@ -61,7 +67,7 @@ def train(
     Args:
         model: at its starting weights, on `world.device`; not wrapped in DistributedDataParallel.
         losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
-        dataset: a map-style training set of n examples, the same on every worker.
+        dataset: a map-style training set of n examples, the same on every worker; with `Stream()`, data without end.
         config: B, γ, passes, m, sampling, projection, seed; or `Phases`, in which they change along the run.
         world: the workers, from `vg.workers()`; None for the process group that exists, or this process alone.
         evaluation: an accuracy to follow, and a target to stop at.
@@ -69,13 +75,16 @@ def train(
         start: where the run stands, to resume from weights that were kept: the `position` of its last update, or the
             number of samples seen alone (then updates are counted from 0). The run is the same as if it had not
             stopped, also with another B from here on.
+        readers: processes of each worker that read examples ahead; 0 to read when they are needed. What is read does
+            not depend on it, also of data that augments itself.
+        collate_fn: makes a batch of a list of examples; torch's `default_collate` by default.
         skipped: deprecated: updates left out before; a `Position` holds it.
 
     Yields:
         An `Update` after each update.
 
     Raises:
-        TypeError: if the model is wrapped, or the data set has no length.
+        TypeError: if the model is wrapped, or the data set has no length and the sampling is not `Stream`.
         ValueError: if workers differ, B < P, B > n without replacement, the data is empty, batch statistics would
             differ between workers, or a loss or gradient is not finite.
         RuntimeError: if a worker fails or does not answer: on all workers, at the same update.
@@ -89,7 +98,9 @@ def train(
     if not isinstance(start, Position):
         start = Position(examples=start, left_out=skipped or 0)
     world = present() if world is None else world
-    model, count = unwrap(model), size(dataset)
+    model, count = unwrap(model), _count(dataset, config)
+    if readers < 0:
+        raise ValueError(f"readers must be a number of processes, not negative; got {readers}.")
     if world.size > 1:
         agree(world, dict(what_must_agree(model, losses, dataset, config, start)))
         _refuse_statistics_of_a_share(model)
@@ -106,7 +117,16 @@ def train(
                 "batch_size must be at most the number of examples, each of which Epochs() draws once per pass; "
                 f"got {each.batch_size} for {count:,} examples. Take at most {count:,}, or sampling=WithReplacement()."
             )
-    return _updates(model, losses, dataset, config, world, evaluation, bound_every, start)
+    return _updates(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn)
+
+
+def _count(dataset: Dataset[Any], config: TrainConfig | Phases) -> int:
+    """The examples of a pass: n; of a stream what it says, or more than there can ever be."""
+    if not isinstance(config.sampling, Stream):
+        return size(dataset)
+    if config.sampling.per_pass is None and math.isfinite(config.passes):
+        raise ValueError(f"a stream has no passes: take passes=inf, or Stream(per_pass=n); got {config.passes} passes.")
+    return config.sampling.per_pass or ENDLESS
 
 
 def _updates(
@@ -118,35 +138,81 @@ def _updates(
     evaluation: Evaluation | None,
     bound_every: Every | None,
     start: Position,
+    readers: int,
+    collate_fn: Collate | None,
 ) -> Iterator[Update]:
-    count, sampling, seed = size(dataset), config.sampling, config.seed
-    read = reader(dataset, seed)
-    shared = SharedUpdate(model, losses, world, read, sampling, count)
+    count, seed = _count(dataset, config), config.seed
     end = config.passes * count * (1 - 1e-12)  # 0.1 passes of 60 examples are 6, not 6.000000000000001
-    population = count if isinstance(sampling, Epochs) else None
-    position, number, left_out = start.examples, start.updates, start.left_out
+    plan = partial(_planned, config, count, end, bound_every, start)
+    parts = _parts(plan(), config, count, world)
+    device = next(model.parameters()).device
+    with reader_processes(dataset, seed, parts, readers, collate_fn, pin_memory=device.type == "cuda") as read:
+        shared = SharedUpdate(model, losses, world, read, config.sampling, count)
+        left_out = start.left_out
+        for number, position, total, bound_is_due in plan():
+            bound = None
+            if bound_is_due:
+                with failing_together(world), torch_draws(seed, "bound", position):
+                    few = config.sampling.samples(seed, range(position, position + min(total, BOUND_EXAMPLES)), count)
+                    bound = _bound(model, losses, to_device(read(few, position), device), config, count)
+            made = shared.make(config.at(position), position, total, number - 1, left_out)
+            seen = position + total
+            before, after = position / count, seen / count
+            left_out += made.left_out
+            accuracy = None
+            if number == start.updates + 1:
+                refuse_drift(world, model, "after the first update")
+            if evaluation is not None and (seen >= end or evaluation.every.due(number, before, after)):
+                refuse_drift(world, model, f"after update {number:,}")
+                with torch_draws(seed, "evaluation", seen):
+                    accuracy = mean_of(
+                        evaluation.accuracy, model, evaluation.data, world, readers=readers, collate_fn=collate_fn
+                    )
+            if made.stop:
+                world.stop_requested = False  # it is obeyed: a later run is another matter
+            yield Update(
+                updates=number, examples=seen, batch_size=total, passes=after, accuracy=accuracy, bound=bound,
+                left_out=left_out, mean_loss=float("nan") if made.left_out else made.loss_sum / total,
+                seconds=made.seconds,
+            )  # fmt: skip
+            target = None if evaluation is None else evaluation.target
+            if made.stop or (accuracy is not None and target is not None and accuracy >= target):
+                return
+
+
+def _planned(
+    config: TrainConfig | Phases, count: int, end: float, bound_every: Every | None, start: Position
+) -> Iterator[tuple[int, int, int, bool]]:
+    """The updates of a run: number, position, examples, and whether B_D is estimated before it."""
+    position, number = start.examples, start.updates
     while position < end:
-        settings = config.at(position)
-        total = sampling.length(position, settings.batch_size, count)
-        before, after = position / count, (position + total) / count
-        bound = None
-        if bound_every is not None and bound_every.due(number + 1, before, after):
-            with torch_draws(seed, "bound", position):
-                few = sampling.samples(seed, range(position, position + min(total, BOUND_EXAMPLES)), count)
-                bound = estimate(model, losses, to_device(read(few, position), shared.device), population=population)
-        made = shared.make(settings, position, total, number, left_out)
-        position, number, left_out = position + total, number + 1, left_out + made.left_out
-        accuracy = None
-        if evaluation is not None and (position >= end or evaluation.every.due(number, before, after)):
-            with torch_draws(seed, "evaluation", position):
-                accuracy = mean_of(evaluation.accuracy, model, evaluation.data, world)
-        yield Update(
-            updates=number, examples=position, batch_size=total, passes=after, accuracy=accuracy, bound=bound,
-            left_out=left_out, mean_loss=float("nan") if made.left_out else made.loss_sum / total, seconds=made.seconds,
-        )  # fmt: skip
-        target = None if evaluation is None else evaluation.target
-        if made.stop or (accuracy is not None and target is not None and accuracy >= target):
-            return
+        total = config.sampling.length(position, config.at(position).batch_size, count)
+        number += 1
+        due = bound_every is not None and bound_every.due(number, position / count, (position + total) / count)
+        yield number, position, total, due
+        position += total
+
+
+def _parts(
+    plan: Iterator[tuple[int, int, int, bool]], config: TrainConfig | Phases, count: int, world: World
+) -> Iterator[Part]:
+    """What this worker will ask its readers for, in that order."""
+    for _, position, total, bound_is_due in plan:
+        share = world.share(total)
+        wanted = [range(position, position + min(total, BOUND_EXAMPLES))] if bound_is_due else []
+        wanted += [range(position + share.start, position + share.stop)] if share else []
+        for places in wanted:
+            yield config.sampling.samples(config.seed, places, count), places.start
+
+
+def _bound(
+    model: nn.Module, losses: Losses, batch: Batch, config: TrainConfig | Phases, count: int
+) -> BatchSizeEstimate | None:
+    """B_D from examples of the batch; None if one is not finite, which the update itself deals with."""
+    try:
+        return estimate(model, losses, batch, population=count if isinstance(config.sampling, Epochs) else None)
+    except NotFinite:
+        return None
 
 
 def _refuse_statistics_of_a_share(model: nn.Module) -> None:

@@ -82,7 +82,8 @@ class Tuned:
     def __str__(self) -> str:
         best = next(arm for arm in self.arms if arm.step_size == self.step_size)
         repeats = len(best.losses)
-        text = f"step size {self.step_size:.4g} (mean loss {best.mean_loss:.4g} over {repeats} runs, optimistic: chosen as the least)"
+        # Chosen because it is the least, it is lower than that of new runs would be.
+        text = f"step size {self.step_size:.4g} (mean loss {best.mean_loss:.4g}, optimistic, over {repeats} runs)"
         if not self.interior:
             text += ", at the edge of what was tried: the best may lie beyond"
         if repeats < 2:

@@ -18,6 +18,7 @@ from variegrad.exact import digest
 from variegrad.keys import generator, torch_draws
 from variegrad.per_example.evaluate import Losses
 from variegrad.training.config import Phases, TrainConfig
+from variegrad.training.sampling import Stream
 from variegrad.training.update import Position
 
 PROBED = 8  # examples whose content is compared
@@ -52,8 +53,9 @@ def what_must_agree(
         yield f"parameter {name}", f"{_shape(parameter)}{frozen}, numbers {digest(parameter)}"
     for name, buffer in model.named_buffers():
         yield f"buffer {name}", f"{_shape(buffer)}, numbers {digest(buffer)}"
-    count = len(dataset)  # type: ignore[arg-type]
-    yield "number of examples", f"{count:,}"
+    stream = isinstance(config.sampling, Stream)
+    count = PROBED if stream else len(dataset)  # type: ignore[arg-type]
+    yield "number of examples", "∞" if stream else f"{count:,}"
     for index in sorted(set(generator(0, "probe").integers(0, count, size=PROBED).tolist())) if count else ():
         yield f"example {index}", _example(dataset, index)
 
