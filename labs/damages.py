@@ -89,20 +89,20 @@ def half_written(checkpoints):
     (begun / "tensors.safetensors").write_bytes(content[: len(content) // 2])
 
 
-PASSED_OVER = {
-    "a flipped bit in the weights": (corrupt, f"passed over: {LAST}: tensors.safetensors does not fit its SHA-256"),
-    "truncated weights": (truncated, f"checkpoint passed over: {LAST}: tensors.safetensors has"),
-    "missing weights": (without_tensors, f"checkpoint passed over: {LAST}: tensors.safetensors cannot be read"),
-    "missing checkpoint": (missing, f"checkpoint passed over: LATEST: it names {LAST}"),
-    "stale weights": (stale, f"checkpoint passed over: {LAST}: tensors.safetensors does not fit its SHA-256"),
-    "stale checkpoint": (renamed, f"checkpoint passed over: {LAST}: its manifest is of step {BEFORE}"),
-    "half-written checkpoint": (half_written, f"goes on from update {UPDATES} "),
+SKIPPED = {
+    "a flipped bit in the weights": (corrupt, f"{LAST}: tensors.safetensors does not fit its SHA-256"),
+    "truncated weights": (truncated, f"skipped checkpoint {LAST}: tensors.safetensors has"),
+    "missing weights": (without_tensors, f"skipped checkpoint {LAST}: tensors.safetensors cannot be read"),
+    "missing checkpoint": (missing, f"skipped checkpoint LATEST: it names {LAST}"),
+    "stale weights": (stale, f"skipped checkpoint {LAST}: tensors.safetensors does not fit its SHA-256"),
+    "stale checkpoint": (renamed, f"skipped checkpoint {LAST}: its manifest is of step {BEFORE}"),
+    "half-written checkpoint": (half_written, f"resuming from update {UPDATES} "),
 }  # fmt: skip
 
 
-def passed_over(what, undisturbed, folder):
-    """The run goes on from the checkpoint before, says so, and comes to the same weights."""
-    damage, expected = PASSED_OVER[what]
+def skipped(what, undisturbed, folder):
+    """The run resumes from the checkpoint before, says so, and comes to the same weights."""
+    damage, expected = SKIPPED[what]
     out = undisturbed.copy(folder / "run")
     damage(out / "checkpoints")
     (out / "weights.safetensors").unlink()
@@ -133,7 +133,11 @@ def later_version(checkpoints):
 
 REFUSED = {
     "every checkpoint damaged": (all_damaged, (), "a checkpoint that verifies is needed to resume"),
-    "checkpoints of a later version": (later_version, (), "it is of schema 2, this version reads schema 1"),
+    "checkpoints of a later version": (
+        later_version,
+        (),
+        f"it is of schema {manifest.SCHEMA + 1}, this",
+    ),
     "another step size": (lambda _: None, ("--step-size", 0.5), "step_size was 0.01 and is 0.5 now"),
     "another mechanism": (lambda _: None, ("--mechanism", "quantize"), "mechanism was None and is"),
     "another number of examples": (lambda _: None, ("--max-examples", 100), "examples was 120 and is 100 now"),
@@ -169,6 +173,6 @@ def _short(line, folder):
 
 def cases(count, *, short=False):
     found = [("flipped bits", lambda undisturbed, folder: flips(count, undisturbed, folder))]
-    for table, function in ((PASSED_OVER, passed_over), (REFUSED, refused)):
+    for table, function in ((SKIPPED, skipped), (REFUSED, refused)):
         found += [(what, partial(function, what)) for what in list(table)[: 2 if short else None]]
     return found

@@ -8,6 +8,7 @@ What to do stands in the variable VARIEGRAD_LAB_PLAN, as JSON:
 A signal is sent on the first attempt only (torchrun counts them), so that a restarted run may pass the point.
 """
 
+import io
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ def before(owner, name, act):
 
 
 def prepare(plan):
-    def next_update(shared, _indices, _position, update, _skipped):
+    def next_update(shared, _config, _position, _total, update, _left_out):
         plan.update, plan.calls = update + 1, 0
         if "pace" in plan.said:
             plan.trace("update")
@@ -79,41 +80,43 @@ def prepare(plan):
     before(Draws, "keyed", lambda *_, **__: plan.second_call("mid-backward"))
     before(SharedUpdate, "_move", lambda *_: plan.here("between collective and step"))
 
-    def half_written(path, content):
-        if path.name == "tensors.safetensors" and plan.said.get("point") == "mid-checkpoint":
-            path.write_bytes(content[: len(content) // 2])
-            plan.here("mid-checkpoint")
-
     save = import_module("variegrad.training.checkpoint.save")
-    before(save, "_write_durably", half_written)
-    before(save, "_point", lambda *_: plan.here("after rename"))  # the folder has its name, LATEST is the former one
-    if plan.rank:  # it writes nothing: it is ended while it waits for worker 0, which is writing or has written
-        train = import_module("variegrad.cli.train")
-        before(train, "saved", lambda *_: plan.here("mid-checkpoint"))
-        after(train, "failing_together", lambda: plan.here("after rename"))
+    write = save.tensors.write
+
+    def half_written(file, arrays):
+        if plan.said.get("point") == "mid-checkpoint" and f"step-{plan.said['update']:09d}" in file.name:
+            whole = io.BytesIO()
+            write(whole, arrays)
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            plan.update = plan.said["update"]  # the run may be further: it does not wait for the disk
+            plan.here("mid-checkpoint")
+        return write(file, arrays)
+
+    def named(_folder, content):  # the folder has its name, LATEST is the former one
+        if f"step-{plan.said.get('update', 0):09d}" in content:
+            plan.update = plan.said["update"]
+            plan.here("after rename")
+
+    save.tensors.write = half_written
+    before(save, "_point", named)
+    if plan.rank:  # it writes nothing: it is ended while worker 0 writes, and while it waits for worker 0 the next time
+        run = import_module("variegrad.training.checkpoint.run").Run
+        after(run, "_keep_together", lambda: plan.here("mid-checkpoint"))
+        after(run, "_keep_together", lambda: plan.here("after rename"))
     if "version" in plan.said and plan.mine:
-        facts = import_module("variegrad.training.facts")
+        facts = import_module("variegrad.training.what_must_agree")
         facts.version = lambda _: plan.said["version"]
 
 
 def after(owner, name, act):
-    """Call `act` once the block of a context manager was left."""
+    """Call `act` after a method."""
     original = getattr(owner, name)
 
-    def wrapped(*arguments):
-        manager = original(*arguments)
-        leave = type(manager).__exit__
-
-        class Acting:
-            def __enter__(self):
-                return manager.__enter__()
-
-            def __exit__(self, *error):
-                done = leave(manager, *error)
-                act()
-                return done
-
-        return Acting()
+    def wrapped(*arguments, **named):
+        done = original(*arguments, **named)
+        act()
+        return done
 
     setattr(owner, name, wrapped)
 

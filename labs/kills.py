@@ -28,7 +28,7 @@ def kill(point, number, undisturbed, folder, *, spawned=False):
         code = run.wait(SECONDS)
         said = run.said()
     killed = [line["what"] for line in traced(plan["trace"])] == ["SIGKILL"]
-    resumed = [line for line in said.splitlines() if "goes on from update" in line or "begins at update 0" in line]
+    resumed = [line for line in said.splitlines() if "resuming from update" in line or "begins at update 0" in line]
     equal = undisturbed.equals(out, variant)
     where = resumed[-1].split(": ", 1)[-1] if len(resumed) == 2 else f"{len(resumed)} starts"
     return {

@@ -28,8 +28,8 @@ def nan(policy, undisturbed, folder):
         passed = bool(code) and named and finite and kept == 20
         came = f"exit {code}; both workers {'name worker 1 and update 23' if named else 'DO NOT SAY WHO'}"
     else:
-        passed = code == 0 and record["skipped"] == 1 and finite and kept == 40
-        came = f"exit {code}; {record['skipped']} of {record['updates']} updates left out"
+        passed = code == 0 and record["left_out"] == 1 and finite and kept == 40
+        came = f"exit {code}; {record['left_out']} of {record['updates']} skipped updates"
     return {
         "fault": f"NaN on one worker, {policy}",
         "injected": "worker 1, update 23",
@@ -103,7 +103,7 @@ def two_runs(undisturbed, folder):
         until_traced(plan["trace"], 8, SECONDS)
         code, said = finished(out, log=folder / "second.txt")
         others = first.wait(SECONDS)
-    named = said.count("one run a folder; process") >= 2
+    named = said.count("one run per folder; process") >= 2
     equal = undisturbed.equals(out)
     return {
         "fault": "two runs on one folder",

@@ -85,7 +85,7 @@ def test_updates_left_out_before_are_counted_on(variegrad, tmp_path, monkeypatch
     whole, half = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("whole", "parts"))
     assert 0 < half["left_out"] < whole["left_out"] == 4
     said = variegrad(*command, "--passes", 99, "--out", tmp_path / "parts", "--resume")
-    assert f"{half['skipped']} skipped updates" in said.err
+    assert f"{half['left_out']} skipped updates" in said.err
     assert said.code == 2
     parts = json.loads((tmp_path / "parts" / "train.json").read_text())
     assert (parts["updates"], parts["left_out"]) == (whole["updates"], 4)

@@ -1,6 +1,7 @@
-"""A run without end, to which something happens: `python endless.py TIMEOUT [leave]`."""
+"""A run without end, to which something happens: `python endless.py TIMEOUT [leave | pause | counted]`."""
 
 import sys
+import time
 
 import torch
 from torch import nn
@@ -21,3 +22,9 @@ with vg.workers(timeout=float(sys.argv[1])) as world:
             print("under way", flush=True)
         if "leave" in sys.argv and step.updates == 9 and world.rank == 1:
             raise SystemError("left")
+        if "pause" in sys.argv and step.updates == 9 and world.rank == 1:
+            time.sleep(2.6 * float(sys.argv[1]))  # a slow disk, a debugger, a long evaluation
+        if "pause" in sys.argv and step.updates == 12:
+            break
+    if "pause" in sys.argv and world.is_first:
+        time.sleep(1.6 * float(sys.argv[1]))  # and before the end of the block

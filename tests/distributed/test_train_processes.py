@@ -127,6 +127,14 @@ def test_a_silent_worker_is_named_after_the_time_limit(running):
         assert "worker 1 did not answer: stopped, ended or cut off" in errors
 
 
+def test_a_worker_that_pauses_is_named_and_waited_for(running):
+    both = workers(running, 2, HERE / "endless.py", 4, "pause")
+    said = [process.communicate(timeout=LIMIT)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0].count("worker 1 kept the others waiting for 4 s and is alive: waiting goes on") == 1
+    assert said[1].count("worker 0 kept the others waiting") == 1  # at the end of the block
+
+
 @pytest.mark.slow
 def test_an_error_in_the_caller_s_loop_ends_the_others(running):
     first, second = workers(running, 2, HERE / "endless.py", 200, "leave")
