@@ -210,6 +210,7 @@ def test_geometry_of_an_optimizer_by_its_kind_and_groups() -> None:
         geometry_of(closed, parameters)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_preconditioned_squared_norms_of_sparse_and_complex_gradients() -> None:
     root = Preconditioned({"t": torch.rand(6, 2).double()})
     gradient = torch.sparse_coo_tensor(torch.tensor([[1, 4, 1]]), torch.randn(3, 2), (6, 2), check_invariants=True)
