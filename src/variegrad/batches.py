@@ -76,7 +76,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def shared_length(batch: Batch) -> int | None:
-    """The common first dimension b of all tensors of the batch; None where they have none in common.
+    """The common first dimension b of all tensors of the batch; None if they have none, or one cannot be cut (sparse).
 
     Args:
         batch: any nesting of tensors.
@@ -84,7 +84,7 @@ def shared_length(batch: Batch) -> int | None:
     Returns:
         b, or None.
     """
-    lengths = {len(t) if t.dim() else None for t in tensors(batch)}
+    lengths = {len(t) if t.dim() and t.layout == torch.strided else None for t in tensors(batch)}
     count = lengths.pop() if len(lengths) == 1 else None
     return None if any(_is_column(leaf, count) for leaf in _other_leaves(batch)) else count
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
-import torch
-from jaxtyping import Float
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 
+from variegrad.accumulation import Accumulation
 from variegrad.batches import Batch, passes_over, shared_length, split, to_device
+from variegrad.in_batch import check_cut
 from variegrad.mechanisms import Mechanism
-from variegrad.moments import Diversity, GradientMoments
+from variegrad.moments import Diversity
 from variegrad.per_example.differential import differential_norms
 from variegrad.per_example.engine import Norms
-from variegrad.per_example.evaluate import Losses, NotFinite, left_as_found, trained_parameters, unwrap
+from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import batch_norms
 
 # A data set (not a loader) is read in batches of this many examples where the user names no other number.
@@ -36,7 +36,11 @@ def measure(
     """Measure Δ_D(w) = Σ‖∇f_i‖²/‖Σ∇f_i‖² and B_D(w) = n·Δ_D(w) over all of the data, exactly.
 
     The model is measured in the mode it is in. Its mode, buffers, `.grad` fields and the global random state are left
-    as they were found. Sums are accumulated in float64.
+    as they were found. Sums are accumulated in float64, from float32 sums of at most eight batches.
+
+    The gradient of an example is that of its loss within its batch. If a loss depends on the rest of the batch
+    (normalised advantages, in-batch weights), so does the result: `chunk_size` is then refused, and a data set that is
+    cut into batches of `batch_size` here is measured with a warning. Both are found by one comparison at the start.
 
     Args:
         model: the model at the weights w.
@@ -45,8 +49,8 @@ def measure(
             whose first dimension is the example; the last may be short.
         mechanism: mechanisms whose closed forms will be asked for (`Diversity.bound_with`); those that need it have
             Σ‖∇f_i‖₁‖∇f_i‖₂ collected as well.
-        batch_size: examples a batch where `data` is a data set.
-        chunk_size: examples differentiated at once, at most; None for whole batches.
+        batch_size: examples per batch if `data` is a data set.
+        chunk_size: examples differentiated at once, at most, to save memory; None for whole batches.
         progress: whether a bar is shown on standard error.
 
     Returns:
@@ -55,7 +59,7 @@ def measure(
     Raises:
         TypeError: if `losses` returns no floating-point tensor, or the data cannot be iterated.
         ValueError: if there are no examples, a loss or gradient is not finite, `losses` does not return one loss per
-            example, or the examples are coupled (batch statistics).
+            example, the examples are coupled (batch statistics), or `chunk_size` would change the losses.
 
     Example:
         >>> import torch, variegrad as vg
@@ -75,7 +79,10 @@ def measure(
         return batch_norms(model, losses, batch, l1=l1)
 
     with left_as_found(model):
-        return _sum(visit, parameters, data, batch_size=batch_size, chunk_size=chunk_size, l1=l1, progress=progress)
+        return _sum(
+            visit, model, losses, parameters, data,
+            batch_size=batch_size, chunk_size=chunk_size, l1=l1, progress=progress,
+        )  # fmt: skip
 
 
 def measure_differential(
@@ -97,7 +104,7 @@ def measure_differential(
         other: the same model at w′.
         losses: `losses(model, batch) → (b,)`.
         data: as for `measure`.
-        batch_size: examples a batch where `data` is a data set.
+        batch_size: examples per batch if `data` is a data set.
         chunk_size: examples differentiated at once, at most.
         progress: whether a bar is shown on standard error.
 
@@ -123,11 +130,16 @@ def measure_differential(
         return differential_norms(model, other, losses, batch)
 
     with left_as_found(model), left_as_found(other):
-        return _sum(visit, parameters, data, batch_size=batch_size, chunk_size=chunk_size, l1=False, progress=progress)
+        return _sum(
+            visit, model, losses, parameters, data,
+            batch_size=batch_size, chunk_size=chunk_size, l1=False, progress=progress,
+        )  # fmt: skip
 
 
 def _sum(
     visit: Callable[[Batch], Norms],
+    model: nn.Module,
+    losses: Losses,
     parameters: dict[str, nn.Parameter],
     data: Any,
     *,
@@ -139,56 +151,26 @@ def _sum(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 example; got {chunk_size}.")
     device = next(iter(parameters.values())).device
-    sums = _Sums(parameters, l1)
-    first = 0
-    for whole in _shown(passes_over(data, batch_size), progress):
-        for batch in split(to_device(whole, device), chunk_size):
+    sums = Accumulation(parameters, l1=l1)
+    batches = passes_over(data, batch_size)
+    for whole in _shown(batches, progress):
+        whole = to_device(whole, device)  # noqa: PLW2901
+        if not sums.count:
+            check_cut(model, losses, whole, chunk_size=chunk_size, batch_size=None if batches is data else batch_size)
+        for batch in split(whole, chunk_size):
             if shared_length(batch) == 0:
                 continue
             try:
-                norms = visit(batch)
+                sums.add(visit(batch))
             except ValueError as error:
-                if first:
-                    raise ValueError(
-                        f"in the batch that begins with example {first}, counted from 0: {error}"
-                    ) from error
-                raise
-            sums.add(norms, first)
-            first = sums.count
+                if not sums.count:
+                    raise
+                raise type(error)(
+                    f"in the batch that begins with example {sums.count}, counted from 0: {error}"
+                ) from error
     if not sums.count:
         raise ValueError("the data holds no examples: there is nothing to measure. Is the data set or loader empty?")
     return sums.moments().diversity
-
-
-class _Sums:
-    """Σ‖g‖², Σg and Σ‖g‖₁‖g‖₂ so far, in float64, added in place: d numbers once, not once a batch."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter], l1: bool) -> None:
-        self.count = 0
-        self.sq = dict.fromkeys(parameters, 0.0)
-        self.total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
-        self.l1_l2 = 0.0 if l1 else None
-
-    def add(self, norms: Norms, first: int) -> None:
-        each: Float[Tensor, " b"] = torch.stack([n.double() for n in norms.sq_norms.values()]).sum(0)
-        finite = torch.isfinite(each)
-        if not bool(finite.all()):
-            at = int((~finite).nonzero()[0])
-            raise NotFinite(
-                f"the gradient of example {first + at} (counted from 0) is not finite although its loss is. "
-                "Look for a square root or logarithm at zero, or an overflow in low precision."
-            )
-        self.count += len(each)
-        for name, part in norms.sq_norms.items():
-            self.sq[name] += float(part.sum())
-            self.total[name] += norms.total[name]
-        if self.l1_l2 is not None and norms.l1_norms is not None:
-            self.l1_l2 += float((norms.l1_norms * each.sqrt()).sum())
-
-    def moments(self) -> GradientMoments:
-        return GradientMoments(
-            count=self.count, sum_sq_norms=self.sq, gradient_sum=self.total, sum_l1_l2_norms=self.l1_l2
-        )
 
 
 def _shown(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,7 +52,8 @@ class GradientMoments:
     Attributes:
         count: n, the number of examples.
         sum_sq_norms: Σ_i ‖g_i‖² of each parameter.
-        gradient_sum: Σ_i g_i of each parameter, in float64 and in the parameter's shape.
+        gradient_sum: Σ_i g_i of each parameter, in float64 (complex128) and in the parameter's shape; sparse if the
+            gradients are.
         sum_l1_l2_norms: Σ_i ‖g_i‖₁‖g_i‖₂ over all parameters together; None where nobody asked for it.
     """
 
@@ -106,12 +108,13 @@ class GradientMoments:
     @property
     def diversity(self) -> Diversity:
         """These sums with Σg_i reduced to its norm: Δ_D, B_D and what follows from them."""
+        squares = _sq_norms(self.gradient_sum)
         parts = {
             name: Diversity(
                 count=self.count,
-                dimension=total.numel(),
+                dimension=total.numel() * (2 if total.is_complex() else 1),
                 sum_sq_norms=self.sum_sq_norms[name],
-                sq_norm_of_sum=float(total.square().sum()),
+                sq_norm_of_sum=squares[name],
             )
             for name, total in self.gradient_sum.items()
         }
@@ -131,7 +134,7 @@ class Diversity:
 
     Attributes:
         count: n, the number of examples.
-        dimension: d, the number of trained coordinates.
+        dimension: d, the number of trained coordinates; two per complex one.
         sum_sq_norms: A = Σ_i ‖g_i‖².
         sq_norm_of_sum: S = ‖Σ_i g_i‖².
         sum_l1_l2_norms: Q = Σ_i ‖g_i‖₁‖g_i‖₂, where it was asked for.
@@ -292,6 +295,16 @@ class Diversity:
             f"Diversity(n={self.count}, d={self.dimension}, diversity={self.diversity:.6g}, "
             f"batch_size_bound={self.batch_size_bound:.6g})\n{self.in_words()}"
         )
+
+
+def _sq_norms(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """‖Σg‖² of each parameter, with one host read; complex sums are pairs of reals."""
+    found = []
+    for total in sums.values():
+        values = total.coalesce().values() if total.is_sparse else total
+        real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+        found.append(real.square().sum().double())
+    return dict(zip(sums, torch.stack([f.to(found[0].device) for f in found]).tolist(), strict=True)) if found else {}
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -108,7 +108,7 @@ class Capture:
                 self.receive(*self._waiting.pop())
             for name, gradient in zip(left, received[len(self.bottom) :], strict=True):
                 if gradient is not None:
-                    self.totals[name] = gradient.to_dense() if gradient.is_sparse else gradient
+                    self.totals[name] = gradient
             for k, node in enumerate(self.bottom):
                 gradient, received[k] = received[k], None  # freed as soon as it was used
                 if gradient is not None:
@@ -345,6 +345,7 @@ def _sum_down(
 
 
 def _l1(rows: Tensor) -> Float[Tensor, " t"]:
+    rows = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
     return rows.flatten(1).abs().sum(1, dtype=torch.float64) if rows.dim() > 1 else rows.abs().double()
 
 
@@ -353,6 +354,7 @@ def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batche
     names = {node.name() for node in use.chain}
     if not names:
         return gradient.to(parameter.dtype)
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
     if names == {"TBackward0"}:
         return gradient.transpose(-1, -2) if len(use.chain) % 2 else gradient
     gradient = gradient.to(use.dtype)

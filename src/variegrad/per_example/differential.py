@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -27,19 +30,34 @@ def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch
     """
     norms: dict[str, list[torch.Tensor]] = {}
     total: dict[str, torch.Tensor] = {}
-    state = torch.get_rng_state()
-    # Each generator evaluates its losses when first asked; the second must start from the same random state.
     step = fallback.chunk_size(trained_parameters(model))
+    # Each generator evaluates its losses when first asked; the second must start from the same random state.
+    state = _random_states(model, other)
     here = example_gradients(model, losses, batch, chunk_size=step)
     first = next(here, None)
-    torch.set_rng_state(state)
+    for set_state, value in state:
+        set_state(value)
     there = example_gradients(other, losses, batch, chunk_size=step)
     while first is not None:
         second = next(there)
         for name, rows in first.items():
             assert rows.shape == second[name].shape
-            difference = rows.double() - second[name].double()
+            wide = torch.complex128 if rows.is_complex() else torch.float64
+            difference = rows.to(wide) - second[name].to(rows.device, wide)
             norms.setdefault(name, []).append(sq_norms(difference))
             total[name] = total.get(name, 0) + difference.sum(0)
         first = next(here, None)
     return Norms(sq_norms={name: torch.cat(parts) for name, parts in norms.items()}, total=total)
+
+
+def _random_states(*models: nn.Module) -> list[tuple[Callable[[torch.Tensor], None], torch.Tensor]]:
+    """The generators of the CPU and of every device that the models are on, each with what restores it."""
+    found: list[tuple[Callable[[torch.Tensor], None], torch.Tensor]] = [(torch.set_rng_state, torch.get_rng_state())]
+    tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
+    for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
+        module = torch.get_device_module(device)
+        if module.device_count() > 1:
+            found.append((partial(module.set_rng_state, device=device), module.get_rng_state(device)))
+        else:  # not every kind of device takes an index
+            found.append((module.set_rng_state, module.get_rng_state()))
+    return found

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
+from variegrad.per_example.capture import _l1 as l1_norms
 from variegrad.per_example.coupling import refuse_if_coupled, refuse_training_batch_norm
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.first_use import by_the_loop, check_rows, learn_from_a_few, learn_from_all
@@ -406,10 +407,10 @@ def _looped(
             if i in chosen:
                 norms[name].append(sq_norms(g.detach().unsqueeze(0)))
         if l1 and i in chosen:
-            absolute.append(sum(g.abs().sum(dtype=torch.float64) for g in gradient.values()))
+            absolute.append(torch.stack([l1_norms(g.unsqueeze(0))[0] for g in gradient.values()]).sum())
     order = torch.tensor([sorted(chosen).index(i) for i in wanted])
     return Norms(
         sq_norms={name: torch.cat(rows)[order] for name, rows in norms.items()},
         total=total,
-        l1_norms=torch.stack(absolute)[order] if l1 else None,  # type: ignore[arg-type]
+        l1_norms=torch.stack(absolute)[order] if l1 else None,
     )

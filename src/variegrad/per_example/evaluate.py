@@ -83,6 +83,9 @@ def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " 
     """
     with torch.enable_grad(), _eager():
         per_example = losses(model, batch)
+        # What the function really returns is not known before `check_losses`.
+        if getattr(per_example, "is_leaf", False) and per_example.requires_grad:
+            per_example = per_example.clone()  # losses that are a parameter: a graph of one node
     check_losses(per_example)
     lengths = {len(t) for t in tensors(batch) if t.dim()}
     if lengths and len(per_example) not in lengths:

@@ -218,7 +218,8 @@ def _agrees(
         return False
     for i in range(min(2, len(per_example))):
         for name, g in one_gradient(per_example, i, parameters).items():
-            tolerance = 1e-9 if g.dtype == torch.float64 else 1e-4
-            if float((found[name][i] - g).detach().double().norm()) > tolerance * float(g.double().norm()) + 1e-30:
+            tolerance = 1e-9 if g.dtype in (torch.float64, torch.complex128) else 1e-4
+            wide = torch.complex128 if g.is_complex() else torch.float64
+            if float((found[name][i] - g).detach().to(wide).norm()) > tolerance * float(g.to(wide).norm()) + 1e-30:
                 return False
     return True

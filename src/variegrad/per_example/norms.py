@@ -57,6 +57,10 @@ def batch_norms(
     parameters = trained_parameters(model)
     refuse_training_batch_norm(model)
     per_example = evaluate(model, losses, batch)
+    if not len(per_example):
+        none = torch.zeros(0, dtype=torch.float64, device=per_example.device)
+        totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        return Norms(dict.fromkeys(parameters, none), totals, none if l1 else None)
     engine = engine_of(model) if engine is None else engine
     return engine.norms(model, losses, batch, per_example, parameters, l1=l1, examples=examples)
 
@@ -82,9 +86,13 @@ def example_sq_norms(
     """
     norms = batch_norms(model, losses, batch, examples=examples)
     for name, parameter in trained_parameters(unwrap(model)).items():
-        total = norms.total[name].to(parameter.dtype)
-        parameter.grad = total.contiguous() if parameter.grad is None else parameter.grad + total
-    return torch.stack(list(norms.sq_norms.values())).sum(0)
+        total, before = norms.total[name].to(parameter.dtype), parameter.grad
+        if before is None:
+            parameter.grad = total if total.is_sparse else total.contiguous()
+        else:  # a dense tensor takes a sparse one, not the other way round
+            parameter.grad = total + before if before.is_sparse else before + total
+    parts = list(norms.sq_norms.values())
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
 
 
 def example_gradients(

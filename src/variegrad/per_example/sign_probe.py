@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from variegrad.batches import Batch
 from variegrad.keys import generator
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.per_example.rules.contribution import sq_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,4 +137,5 @@ def _gradient(per_example: Tensor, weights: Tensor, parameters: Mapping[str, nn.
 
 
 def _sq_norm(gradient: list[Tensor]) -> float:
-    return sum(float(g.double().square().sum()) for g in gradient)
+    parts = [sq_norms((g.to_dense() if g.is_sparse else g).unsqueeze(0))[0] for g in gradient]
+    return float(torch.stack([part.to(parts[0].device) for part in parts]).sum()) if parts else 0.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from variegrad.per_example.plan import Disagreement
 
 # Relative error of ‖∇f_i‖² against the loop above which the engine refuses its own result.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.complex128: 1e-8, torch.complex64: 1e-3}
 LOW_PRECISION_TOLERANCE = 0.1
 BLOCK = 1 << 16
 
@@ -44,6 +44,8 @@ def fingerprint(gradient: Tensor | None) -> Fingerprint:
     square = projection = 0.0
     if gradient.is_sparse:  # an embedding's, on request
         gradient = gradient.to_dense()
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.detach().resolve_conj())
     start = 0
     # A whole of another layout is never copied: rows first, then blocks of them.
     pieces = gradient.detach().reshape(-1) if gradient.is_contiguous() else gradient.detach()

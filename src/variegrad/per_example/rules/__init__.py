@@ -11,6 +11,7 @@ from variegrad.per_example.rules.elementwise import add, div, expand, mul, prelu
 from variegrad.per_example.rules.embedding import embedding, embedding_bag
 from variegrad.per_example.rules.matmul import addmm, bmm, mm
 from variegrad.per_example.rules.normalization import batch_norm, group_norm, layer_norm, rms_norm
+from variegrad.per_example.rules.sparse import sparse_addmm
 from variegrad.per_example.rules.tied import combine
 from variegrad.per_example.rules.visit import Visit
 
@@ -25,6 +26,7 @@ RULES = {
     "MmBackward0": mm,
     "AddmmBackward0": addmm,
     "BmmBackward0": bmm,
+    "SparseAddmmBackward0": sparse_addmm,
     "ConvolutionBackward0": convolution,
     "EmbeddingBackward0": embedding,
     "EmbeddingBagBackward0": embedding_bag,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 # Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
@@ -203,8 +203,8 @@ def combine(parts: Sequence[Contribution]) -> Contribution:
     return merged[0] if len(merged) == 1 else Together(tuple(merged))
 
 
-def sq_norms(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
-    """‖row‖² in float64, at the speed of a float32 norm.
+def sq_norms(rows: Inexact[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """‖row‖² in float64, at the speed of a float32 norm; complex rows are pairs of reals.
 
     Args:
         rows: one gradient a row.
@@ -212,6 +212,8 @@ def sq_norms(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     Returns:
         Squared norms.
     """
+    if rows.is_complex():
+        rows = torch.view_as_real(rows.resolve_conj())
     if rows.dim() > 1 and rows.dtype == torch.float32 and rows.numel() <= SHORT:
         return torch.linalg.vector_norm(rows, dim=_OTHERS[rows.dim()], dtype=torch.float64).square_()
     flat = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)

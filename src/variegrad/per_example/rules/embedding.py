@@ -27,11 +27,13 @@ class Lookup(Contribution):
         tokens: the rows that were read, −1 where none was (padding).
         gradients: the gradients at what was read.
         vocabulary: V, the number of rows of the table.
+        sparse: whether autograd would give the table a sparse gradient: then Σg_i is one, of the rows that were read.
     """
 
     tokens: Int[Tensor, "b t"]
     gradients: Float[Tensor, "b t d"]
     vocabulary: int
+    sparse: bool = False
 
     @property
     def way(self) -> str:
@@ -60,7 +62,10 @@ class Lookup(Contribution):
         if not isinstance(other, Lookup) or other.shape != self.shape:
             return None
         return Lookup(
-            torch.cat((self.tokens, other.tokens), 1), torch.cat((self.gradients, other.gradients), 1), self.vocabulary
+            torch.cat((self.tokens, other.tokens), 1),
+            torch.cat((self.gradients, other.gradients), 1),
+            self.vocabulary,
+            self.sparse and other.sparse,
         )
 
     def summed(self, *, total: bool = True) -> Summed:
@@ -73,6 +78,13 @@ class Lookup(Contribution):
         norms.index_add_(0, keys // self.vocabulary, rows.double().square().sum(1))
         if not total:
             return Summed(norms, None)
+        if self.sparse:
+            read, place = torch.unique(keys % self.vocabulary, return_inverse=True)
+            values = rows.new_zeros(len(read), rows.shape[1]).index_add_(0, place, rows)
+            table = torch.sparse_coo_tensor(
+                read.unsqueeze(0), values, self.shape, is_coalesced=True, check_invariants=False
+            )
+            return Summed(norms, table)
         return Summed(norms, rows.new_zeros(self.shape).index_add_(0, keys % self.vocabulary, rows))
 
 
@@ -97,7 +109,7 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
         raise NotCovered("a table whose columns belong to examples")
     tokens = visit.rows(saved(node, "indices")).flatten(1)
     tokens = tokens.masked_fill(tokens == _signed(saved(node, "padding_idx")), -1)
-    return Lookup(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0])
+    return Lookup(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0], bool(saved(node, "sparse")))
 
 
 def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -134,7 +146,10 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
     values = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
     factor = gradient.new_zeros(bags, longest)
     factor[at] = values / sizes[bag] if mode == MEAN else values
-    return Lookup(visit.rows(padded)[:, 0], visit.rows(gradient) * visit.rows(factor).transpose(1, 2), shape[0])
+    return Lookup(
+        visit.rows(padded)[:, 0], visit.rows(gradient) * visit.rows(factor).transpose(1, 2), shape[0],
+        bool(saved(node, "sparse")),
+    )  # fmt: skip
 
 
 def _signed(index: int) -> int:

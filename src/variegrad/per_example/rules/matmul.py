@@ -26,6 +26,7 @@ from variegrad.per_example.rules.contribution import (
     by_tiles,
     sq_norms,
 )
+from variegrad.per_example.rules.sparse import sparse_rows
 from variegrad.per_example.rules.visit import Visit
 
 # A Gram's sum below this fraction of ‖X‖²‖D‖² has lost too many digits to cancellation.
@@ -185,7 +186,7 @@ class Stacked(Contribution):
         return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if total else None)
 
 
-def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
+def mm(visit: Visit, slot: int, shape: Size) -> Contribution:
     """Y = A·W: rows of A and of ∂Y (slot 1); or Y = W·A: columns (slot 0).
 
     Args:
@@ -197,7 +198,7 @@ def mm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
         The contribution.
     """
     node = visit.node
-    return _outer(visit, saved(node, "mat2") if slot == 0 else saved(node, "self"), visit.gradient, slot, 1.0)
+    return _product(visit, saved(node, "mat2") if slot == 0 else saved(node, "self"), slot, shape, 1.0)
 
 
 def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -217,7 +218,7 @@ def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
         bias = visit.reduced(visit.rows(visit.gradient), shape)
         return Dense(bias if beta == 1 else bias * beta)
     factor: Tensor = saved(node, "mat2") if slot == 1 else saved(node, "mat1")
-    return _outer(visit, factor, visit.gradient, slot - 1, float(saved(node, "alpha")))
+    return _product(visit, factor, slot - 1, shape, float(saved(node, "alpha")))
 
 
 def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
@@ -239,6 +240,14 @@ def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
     factor: Tensor = saved(visit.node, "mat2") if slot == 0 else saved(visit.node, "self")
     inner = replace(visit, layout=replace(visit.layout, dim=visit.layout.dim - 1))
     return Stacked(tuple(_outer(inner, factor[k], visit.gradient[k], slot, 1.0) for k in range(len(factor))))
+
+
+def _product(visit: Visit, factor: Tensor, slot: int, shape: Size, scale: float) -> Contribution:
+    if factor.layout == torch.strided:
+        return _outer(visit, factor, visit.gradient, slot, scale)
+    if slot == 0:
+        raise NotCovered("a weight on the left of a sparse factor")
+    return sparse_rows(visit, factor, shape, scale)
 
 
 def _outer(visit: Visit, factor: Tensor, gradient: Tensor, slot: int, scale: float) -> Outer:
