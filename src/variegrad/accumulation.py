@@ -73,21 +73,14 @@ class Accumulation:
 
     def _take(self, name: str, total: Tensor) -> None:
         recent, batches = self._recent.get(name, (None, 0))
-        if recent is not None:
-            total = recent + total if recent.is_sparse or total.is_sparse else recent.add_(total)
-        self._recent[name] = total, batches + 1
+        self._recent[name] = total if recent is None else _added(recent, total), batches + 1
         if batches + 1 == BATCHES or total.dtype.itemsize < 4:
             self._fold(name)
 
     def _fold(self, name: str) -> None:
         total, _ = self._recent.pop(name)
-        wide = torch.complex128 if total.is_complex() else torch.float64
-        if name not in self._sums:
-            self._sums[name] = total.to(wide)
-        elif total.is_sparse:
-            self._sums[name] = (self._sums[name] + total.to(wide)).coalesce()
-        else:
-            self._sums[name] += total
+        total = total if name in self._sums and not total.is_sparse else total.to(_wide(total))
+        self._sums[name] = _added(self._sums[name], total) if name in self._sums else total
 
     def _refuse(self, each: Tensor) -> None:
         finite = torch.isfinite(each)
@@ -102,5 +95,16 @@ class Accumulation:
         )
 
 
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """The sum, in place if it can be; a dense tensor takes a sparse one, not the other way round."""
+    if total.is_sparse and part.is_sparse:
+        return (total + part).coalesce()
+    return total.add_(part) if not total.is_sparse else part.to(total.dtype) + total
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64
+
+
 def _zero(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter, dtype=torch.complex128 if parameter.is_complex() else torch.float64)
+    return torch.zeros_like(parameter, dtype=_wide(parameter))
