@@ -29,7 +29,7 @@ from torch.utils.data import TensorDataset
 
 from variegrad import Monitor, measure
 from variegrad.keys import generator
-from variegrad.monitor.pool import Window
+from variegrad.monitor.window import Window
 from variegrad.problems.registry import load
 from variegrad.training import WithReplacement
 

@@ -31,7 +31,7 @@ def losses(model, batch):
 
 def data(scenario, step, worker):
     g = torch.Generator().manual_seed(100 * step + worker)
-    count = SIZES[step] + 2 * worker * (step == STEPS - 1 and scenario == "losses")  # unequal last batches
+    count = SIZES[step % 100] + 2 * worker * (step % 100 == STEPS - 1 and scenario == "losses")  # unequal last batches
     x = torch.randn(count, 6, generator=g)
     if scenario == "nan" and step == 1 and worker == 1:
         x[0, 0] = torch.nan
@@ -42,7 +42,8 @@ def by_hand(whole_model, scenario, step):
     """(Û, M̂²) by the definition, from each worker's mean or sum of gradients."""
     cells, rows = [], []
     for worker in range(workers):
-        x, y = data(scenario, step, worker)
+        parts = [data(scenario, step + 100 * micro, worker) for micro in range(1 + (scenario == "accumulate"))]
+        x, y = map(torch.cat, zip(*parts, strict=True))
         whole_model.zero_grad()
         losses(whole_model, (x, y)).mean().backward()
         cells.append(torch.cat([p.grad.flatten().double() for p in whole_model.parameters()]))
@@ -74,7 +75,9 @@ def train(scenario, watched):
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    monitor = Monitor(model, every=2 if scenario == "every" else 1, warm_up=0) if watched else None
+    accumulate = 1 + (scenario == "accumulate")
+    every = 2 if scenario == "every" else 1
+    monitor = Monitor(model, every=every, warm_up=0, accumulate=accumulate) if watched else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     expected, gradients = [], []
     for step in range(STEPS):
@@ -82,15 +85,19 @@ def train(scenario, watched):
             mine.data.copy_(theirs.full_tensor())
         if not (scenario == "nan" and step == 1) and not (scenario == "every" and step % 2):
             expected.append(by_hand(copy.deepcopy(twin), scenario, step))
-        x, y = data(scenario, step, rank)
-        logits = model(x)
-        per_example = F.cross_entropy(logits, y, reduction="none")
-        loss = per_example.mean()
-        if watched and scenario == "scalar":
-            monitor.watch(loss, output=logits)
-        elif watched:
-            monitor.watch(per_example)
-        loss.backward()
+        for micro in range(accumulate):
+            x, y = data(scenario, step + 100 * micro, rank)
+            logits = model(x)
+            per_example = F.cross_entropy(logits, y, reduction="none")
+            loss = per_example.mean()
+            if not watched or (scenario == "one" and rank == 1):
+                pass
+            elif scenario == "scalar":
+                monitor.watch(loss, output=logits)
+            else:
+                monitor.watch(per_example)
+            model.set_requires_gradient_sync(micro == accumulate - 1)
+            (loss / accumulate).backward()
         gradients.append([p.grad.to_local().clone() for p in model.parameters()])
         if not (scenario == "nan" and step == 1):
             optimizer.step()
@@ -99,7 +106,7 @@ def train(scenario, watched):
 
 
 found = {}
-for scenario in ("losses", "scalar", "nan", "every"):
+for scenario in ("losses", "scalar", "nan", "every", "accumulate"):
     counted["calls"] = 0
     _, without, _ = train(scenario, False)
     before = counted["calls"]
@@ -116,7 +123,6 @@ for scenario in ("losses", "scalar", "nan", "every"):
 refusals = {}
 for name, attach in {
     "another": lambda m: Monitor(make()).attach(m),
-    "accumulate": lambda m: Monitor(m, accumulate=2),
     "plain": lambda _: (plain := make(), Monitor(plain).attach(plain)),
     "inner": lambda m: Monitor(m).attach(m, inner=print),
 }.items():
@@ -125,6 +131,13 @@ for name, attach in {
         attach(model)
     except ValueError as error:
         refusals[name] = str(error)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    monitor, one, _ = train("one", True)
+_, without, _ = train("one", False)
+assert all(torch.equal(a, b) for x, y in zip(one, without, strict=True) for a, b in zip(x, y, strict=True))
+assert not monitor.history
+refusals["one"] = " ".join(str(w.message) for w in said)
 part = make()
 fully_shard(part[0], mesh=init_device_mesh("cpu", (workers,)))
 fully_shard(part, mesh=init_device_mesh("cpu", (workers,)), ignored_params={part[4].bias})

@@ -24,6 +24,7 @@ def a_reading(step=16, *, batch_size=64, skipped=0, **of_estimate):
     return Reading.from_estimate(
         an_estimate(**of_estimate),
         step=step,
+        first_step=1,
         examples=16,
         batch_size=batch_size,
         source="subset of 16 examples",

@@ -74,7 +74,7 @@ def test_a_history_is_a_sequence():
     assert history[-1] in history
     with pytest.raises(IndexError):
         history[10]
-    assert "10 readings, latest: step 10" in repr(history)
+    assert "10 readings, latest: steps 1–10" in repr(history)
 
 
 def test_a_million_readings_stay_within_a_few_megabytes():

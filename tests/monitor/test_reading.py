@@ -10,11 +10,11 @@ import torch
 from monitor.readings import ODD, a_reading, an_estimate
 from variegrad.estimators import Regime, StepSizeRule, advise
 from variegrad.monitor import Reading
-from variegrad.monitor.record import KINDS
+from variegrad.monitor.reading import FIELDS
 
 
 def test_the_record_has_an_entry_for_each_attribute_in_its_order():
-    assert list(KINDS) == [field.name for field in dataclasses.fields(Reading)]
+    assert list(FIELDS) == list(a_reading().to_record()) == [field.name for field in dataclasses.fields(Reading)]
 
 
 def test_a_reading_takes_over_the_estimate():
@@ -54,7 +54,7 @@ def test_a_record_is_strict_json_and_brings_the_reading_back(case):
         ({"low": "inf"}, "low must be finite"),
         ({"low": None}, "low must be finite"),
         ({"high": 59.0}, 'high must be "inf" or at least low'),
-        ({"high": "inf"}, "unbounded_above must be true where"),
+        ({"high": "inf"}, "unbounded_above must be true if"),
         ({"lower_confidence_bound": "inf"}, "lower_confidence_bound must be finite"),
         ({"cannot_tell": 0}, "cannot_tell must be true or false; got 0"),
         ({"confidence": 1.0}, "confidence must be between 0 and 1"),
@@ -88,12 +88,12 @@ def test_a_reading_prints_itself_in_one_line(case):
 
 def test_what_a_line_says():
     assert str(a_reading(480)) == (
-        "step 480 · B_D = 100 [60, 200] (95%), at least 50 · "
+        "steps 1–480 · B_D = 100 [60, 200] (95%), at least 50 · "
         "batch 64: probably near the limit, efficiency 61% [44%, 76%] · subset of 16 examples, 30 steps"
     )
-    assert "B_D ≥ 50 (about 95%)" in str(a_reading(**ODD["unbounded above"]))
+    assert "B_D is at least 50 (95% confidence)" in str(a_reading(**ODD["unbounded above"]))
     assert "cannot tell yet" in str(a_reading(**ODD["cannot tell"]))
-    assert "cannot tell yet, at most 200 (95%)" in str(a_reading(**ODD["cannot tell, bounded above"]))
+    assert "cannot tell yet, at most 200 (95% confidence)" in str(a_reading(**ODD["cannot tell, bounded above"]))
     assert "undefined: all gradients are zero" in str(a_reading(**ODD["undefined"]))
     assert str(a_reading(16, skipped=2)).endswith("subset of 16 examples, 1 step, 2 skipped")
 

@@ -8,6 +8,7 @@ from torch import nn
 from cases import CASES
 from one_step import gram, last, moments
 from variegrad import Monitor
+from variegrad.keys import generator
 
 # Where the graph alone cannot tell that examples are independent, or no rule covers a parameter.
 BY_SIGN_PROBE = {
@@ -67,17 +68,19 @@ def test_a_model_without_rules_is_served_by_a_sign_probe(case):
 def test_the_sign_probe_is_right_on_average_over_all_signs_for_even_and_odd_batches():
     from itertools import combinations
 
-    from variegrad.monitor.probe import sum_sq_norms
+    from variegrad.monitor.exchange.sums import StepSums, cell_sums
 
     torch.manual_seed(0)
     for count in (4, 5):
         g = torch.randn(count, 3, dtype=torch.float64)
-        half, probes = count // 2, []
+        half, found = count // 2, []
         for plus in combinations(range(count), half):
             rest = [i for i in range(count) if i not in plus]
-            probes += [g[list(plus)].sum(0) - g[list(minus)].sum(0) for minus in combinations(rest, half)]
-        mean = sum(float(p.square().sum()) for p in probes) / len(probes)
-        assert sum_sq_norms(mean, float(g.sum(0).square().sum()), count) == pytest.approx(float(g.square().sum()))
+            for minus in combinations(rest, half):
+                probe = (g[list(plus)].sum(0) - g[list(minus)].sum(0)).square().sum()
+                sums = StepSums(*cell_sums(torch.ones(count), g.sum(0).square().sum(), probe=probe).tolist())
+                found.append(sums.sum_sq_norms)
+        assert sum(found) / len(found) == pytest.approx(float(g.square().sum()))
 
 
 def net():
@@ -102,7 +105,8 @@ def test_a_subset_is_unbiased_and_whatever_the_reduction_moments_are_those_of_si
     per_example = classify(model, batch)
     monitor.watch(per_example)
     reduce(per_example).backward()
-    mean_sq = float(k.diagonal()[:5].mean())
+    rows = generator(0, "rows", 0, 0, 0).choice(12, 5, replace=False)  # drawn by step, micro-batch and worker
+    mean_sq = float(k.diagonal()[rows].mean())
     assert last(monitor) == pytest.approx(((float(k.sum()) - 12 * mean_sq) / (12 * 11), mean_sq), rel=1e-9)
     assert monitor.latest.source == "5 of 12 examples"
     assert monitor.latest.batch_size == 12

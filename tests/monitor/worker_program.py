@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from one_step import gram, moments
 from variegrad import Monitor
-from variegrad.monitor.step_sums import StepSums
+from variegrad.monitor.exchange.sums import StepSums, cell_sums, of_worker
 
 rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 out = Path(os.environ["OUT"])
@@ -123,13 +123,13 @@ def truth(model, step):
     model = pickle.loads(pickle.dumps(model))
     parts = [data(step, micro, worker) for worker in range(workers) for micro in range(MICRO)]
     if scenario == "batch_norm":  # no norms of examples there: from the sums of the cells
-        sums, total = StepSums(), 0
+        cells, total = [], 0
         for x, y in parts:
             model.zero_grad()
             losses(model, (x, y)).sum().backward()
             flat = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
-            sums, total = sums + StepSums.of_cell(len(x), 1.0, float(flat.square().sum()), None, used=1), total + flat
-        return [sums.moments(float(total.square().sum()), len(parts))]
+            cells, total = [*cells, cell_sums(torch.ones(len(x)), flat.square().sum())], total + flat
+        return [StepSums(*of_worker(cells).tolist()).moments(float(total.square().sum()))]
     if scenario != "unequal":
         found = moments(gram(model, losses, tuple(map(torch.cat, zip(*parts, strict=True)))))
         scale = 1 / 6**2 if scenario.startswith("scalar") else 1

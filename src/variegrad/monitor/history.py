@@ -1,27 +1,42 @@
 """The readings of a run: bounded in memory, streamed to a file that a crash cannot corrupt, continued after a resume.
 
-In memory a million readings are thinned to a few thousand, each worked out when it is first looked at; the file has
-them all. Of several ranks one writes. What a
+In memory a million readings are thinned to a few thousand; the file has them all. Of several ranks one writes. What a
 crash left in the file beyond the checkpoint that is resumed from is superseded: taken off when the run goes on.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import uuid
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from filelock import FileLock, Timeout
 from torch import distributed
 
 from variegrad.monitor.log_file import check_is_log, header, lines_of, reading_line, repair
-from variegrad.monitor.pending import Entry, Pending
 from variegrad.monitor.reading import Reading
 from variegrad.monitor.thinned import Thinned
+
+_NUMBERS_AND_NAMES = re.compile(r"'[^']*'|\[[^\]]*\]|\(\d[^)]*\)|[-+]?\d[\d.,e+-]*")
+
+
+class Reason(NamedTuple):
+    """Why steps gave no reading.
+
+    Attributes:
+        text: the latest text of this kind.
+        steps: how many steps it kept without a reading.
+        last_step: the last of them.
+    """
+
+    text: str
+    steps: int
+    last_step: int
 
 
 class History(Sequence[Reading]):
@@ -39,7 +54,7 @@ class History(Sequence[Reading]):
     def __init__(self, path: str | os.PathLike[str] | None = None, *, max_readings: int = 4096) -> None:
         self.path = None if path is None else Path(path)
         self._max_readings = max_readings
-        self._kept: Thinned[Entry] = Thinned(max_readings)
+        self._kept: Thinned[Reading] = Thinned(max_readings)
         self._before_resume = 0  # readings of this run that are not counted in memory
         self._run = uuid.uuid4().hex
         self._begun = False  # the file's last run is this one
@@ -47,6 +62,8 @@ class History(Sequence[Reading]):
         self._keep_until: int | None = None  # the last step that a resumed run keeps in the file
         self._file: _OpenLog | None = None
         self._warned = False
+        self.reasons: dict[str, Reason] = {}
+        """Why steps that were due gave no reading."""
         if self.path is None:
             return
         if self.path.exists():
@@ -60,8 +77,8 @@ class History(Sequence[Reading]):
         """Readings of this run, also those that are no longer in memory."""
         return self._before_resume + self._kept.appended
 
-    def append(self, reading: Reading | Pending) -> None:
-        """Add a reading, in memory and in the file; without a file a pending one stays so until it is looked at.
+    def append(self, reading: Reading) -> None:
+        """Add a reading, in memory and in the file.
 
         A file that cannot be written is warned of once, and training goes on.
 
@@ -71,17 +88,14 @@ class History(Sequence[Reading]):
         Raises:
             ValueError: if another process is writing to the file.
         """
-        entry = Entry(reading)
-        aged = self._kept.append(entry)
-        if aged is not None:
-            aged.reading  # noqa: B018 - windows far apart share no steps: worked out, it takes less room
+        self._kept.append(reading)
         if self.path is None or _rank() != 0:
             return
         try:
             file = self._claim()
             if self._resumes and file.goes_on_with(self._run, self._keep_until):
                 self._begun = True
-            line = reading_line(entry.reading)
+            line = reading_line(reading)
             file.write(line if self._begun else header(self._run) + line)
             self._begun, self._resumes, self._keep_until = True, False, None
         except OSError as problem:
@@ -94,6 +108,21 @@ class History(Sequence[Reading]):
                     stacklevel=2,
                 )
 
+    def leave_out(self, step: int, reason: str) -> bool:
+        """Note why a step gave no reading.
+
+        Args:
+            step: the optimizer step, counted from 1.
+            reason: in words; numbers and names in it do not make another kind.
+
+        Returns:
+            Whether a reason of this kind is new.
+        """
+        kind = _NUMBERS_AND_NAMES.sub("…", reason)
+        known = self.reasons.get(kind)
+        self.reasons[kind] = Reason(reason, 1 if known is None else known.steps + 1, step)
+        return known is None
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text that survive a checkpoint, whatever the number of readings.
 
@@ -101,7 +130,12 @@ class History(Sequence[Reading]):
             What `load_state_dict` takes.
         """
         latest = self[-1] if len(self) else None
-        return {"run": self._run, "appended": self.appended, "latest": None if latest is None else latest.to_record()}
+        return {
+            "run": self._run,
+            "appended": self.appended,
+            "latest": None if latest is None else latest.to_record(),
+            "reasons": [list(r) for r in self.reasons.values()],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: with the file's readings up to it, or with the latest one where there is no file.
@@ -112,19 +146,20 @@ class History(Sequence[Reading]):
         Raises:
             ValueError: if the state is not one of `state_dict`, or the file is damaged.
         """
-        if state.keys() != {"run", "appended", "latest"}:
+        if state.keys() - {"reasons"} != {"run", "appended", "latest"}:
             raise ValueError(f"state must be what History.state_dict() returned; got the keys {sorted(state)}.")
         latest = None if state["latest"] is None else Reading.from_record(state["latest"])
         last_step = -1 if latest is None else latest.step
-        kept: Thinned[Entry] = Thinned(self._max_readings)
+        kept: Thinned[Reading] = Thinned(self._max_readings)
         ours = False
         for line in lines_of(self.path) if self.path is not None and _has_content(self.path) else ():
             if line.values is None:
                 kept, ours = Thinned(self._max_readings), line.run == state["run"]
             elif ours and line.values["step"] <= last_step:
-                kept.append(Entry(Reading(**line.values)))
+                kept.append(Reading(**line.values))
         if latest is not None and (not len(kept) or kept[-1].step < last_step):
-            kept.append(Entry(latest))
+            kept.append(latest)
+        self.reasons = {_NUMBERS_AND_NAMES.sub("…", r[0]): Reason(*r) for r in state.get("reasons", ())}
         self._run, self._keep_until = str(state["run"]), last_step
         self._begun, self._resumes = False, True
         self._kept, self._before_resume = kept, max(0, int(state["appended"]) - kept.appended)
@@ -140,7 +175,7 @@ class History(Sequence[Reading]):
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Reading]:
-        return (entry.reading for entry in self._kept)
+        return iter(self._kept)
 
     @overload
     def __getitem__(self, index: int) -> Reading: ...
@@ -149,9 +184,7 @@ class History(Sequence[Reading]):
     def __getitem__(self, index: slice) -> list[Reading]: ...
 
     def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
-        if isinstance(index, int):
-            return self._kept[index].reading
-        return [entry.reading for entry in self._kept[index]]
+        return self._kept[index]
 
     def __repr__(self) -> str:
         kept = "" if len(self) == self.appended else f" ({len(self):,} kept)"

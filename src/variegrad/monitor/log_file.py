@@ -15,8 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from variegrad.monitor.reading import Reading
-from variegrad.monitor.record import checked
+from variegrad.monitor.reading import Reading, checked
 from variegrad.monitor.thinned import Thinned
 
 SCHEMA = "variegrad.monitor/1"

@@ -1,8 +1,10 @@
 """`Monitor`: B_D inside anybody's training loop, from the loop's own backward passes, by one line between the two.
 
-On one step in sixteen (more often at first) a subset of the batch's examples gives M̂² and the gradients that arrive
-give ‖Σg‖²; where examples cannot be told apart, micro-batches or workers do, and at last a sign probe. The pairs
+On one step in sixteen (more often at first) a random subset of the batch's examples gives M̂² and the gradients that
+arrive give ‖Σg‖²; if examples cannot be told apart, micro-batches or workers do, and at last a sign probe. The pairs
 (Û, M̂²) are pooled over a window of such steps as a ratio of sums, with a jackknife interval.
+
+A monitor is a guest: after its first step it raises nothing, and every worker does the same whatever one of them lacks.
 """
 
 from __future__ import annotations
@@ -12,31 +14,31 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from variegrad.monitor.examples import Examples, Refused
+from variegrad.monitor.backward_pass import BackwardPass, Unusable
+from variegrad.monitor.exchange.lockstep import Lockstep
+from variegrad.monitor.exchange.sums import NUMBERS, StepSums, failed, of_worker
 from variegrad.monitor.history import History
-from variegrad.monitor.listening import Check, Listening, Unusable
-from variegrad.monitor.pending import Pending
-from variegrad.monitor.pool import Window
-from variegrad.monitor.probe import probed_sq_norm, sq_norm
+from variegrad.monitor.loss import Watched, watched
+from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.reading import Reading
+from variegrad.monitor.row_independence import RowIndependence
 from variegrad.monitor.schedule import Schedule
-from variegrad.monitor.separation import Separation
-from variegrad.monitor.step_sums import StepSums
-from variegrad.monitor.watched import Watched, watched
+from variegrad.monitor.sources.examples import Examples, Refused
+from variegrad.monitor.sources.self_check import CheckSchedule, SelfCheck
+from variegrad.monitor.sources.sign_probe import probed_sq_norm
+from variegrad.monitor.window import Window
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.per_example.graph import awaits_first_pass
 
-if TYPE_CHECKING:
-    from variegrad.monitor.fsdp import ShardedNorms, ShardedPass
-    from variegrad.monitor.worker_norms import WorkerNorms
-
 Hook = Callable[[Any, Any], Any]
+# After so many complaints in a row about one structure, the next source serves it, or it is left alone for a while.
+PATIENCE = 3
 
 
 class Monitor:
@@ -54,13 +56,18 @@ class Monitor:
     Args:
         model: the model that is trained; a DistributedDataParallel or a fully sharded model is attached to, as by
             `attach`.
-        every: one optimiser step in so many is looked at.
-        population: size n of the data set, where a step's examples are distinct members of it; None for fresh or
-            augmented data.
-        examples: how many examples of a batch to look at; None for 16, and no more than half of the batch.
+        every: one optimizer step in so many is looked at.
+        population: size n of the data set (in groups, if there are groups) if a step's examples are distinct members of
+            it; None for fresh or augmented data.
+        examples: how many examples of a batch to look at, drawn at random; None for 16 and no more than half of the
+            batch, and more if their norms differ much.
         warm_up: so many first steps are looked at eight times as often.
-        window: how many of the latest readings are pooled, at least 8.
-        accumulate: micro-batches of one optimiser step; `watch` is called for each.
+        window: how many of the latest readings are pooled, at least 8; None for 16.
+        accumulate: micro-batches of one optimizer step; `watch` is called for each.
+        groups: k, if k consecutive examples of a batch belong together (copies of an image, completions of a prompt,
+            chunks of a document) and groups are what is drawn independently; B_D is then in groups.
+        unit: what to call the unit that is counted; by default "examples", or "groups".
+        on_reading: called with each reading, after the backward pass of its step.
         log: file to stream readings to, as lines of JSON.
         confidence: nominal level of the interval.
 
@@ -77,12 +84,15 @@ class Monitor:
         population: int | None = None,
         examples: int | None = None,
         warm_up: int = 32,
-        window: int = 64,
+        window: int | None = None,
         accumulate: int = 1,
+        groups: int | None = None,
+        unit: str | None = None,
+        on_reading: Callable[[Reading], object] | None = None,
         log: str | os.PathLike[str] | None = None,
         confidence: float = 0.95,
     ) -> None:
-        for name, value, least in (("examples", examples, 2), ("accumulate", accumulate, 1)):
+        for name, value, least in (("examples", examples, 2), ("accumulate", accumulate, 1), ("groups", groups, 1)):
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}.")
         if population is not None and population < 2:
@@ -91,26 +101,25 @@ class Monitor:
             raise ValueError(f"confidence must lie strictly between 0 and 1; got {confidence}. Use 0.95, for example.")
         self.history = History(log)
         self._model = unwrap(model)
-        self._parameters = trained_parameters(self._model)
+        self._norm = Euclidean()
         self._schedule = Schedule(every=every, warm_up=warm_up)
-        self._population, self._confidence = population, confidence
-        self._accumulate = accumulate
+        self._population, self._confidence, self._unit = population, confidence, unit
+        self._accumulate, self._most, self._groups, self._on_reading = accumulate, examples, groups, on_reading
         self._window = Window(window)
-        self._examples = Examples(self._model, self._parameters, examples)
-        self._separation = Separation()
-        self._workers: WorkerNorms | None = None
-        self._sharded: ShardedNorms | None = None
+        self._exchange: Lockstep | None = None
+        self._sharded = False
         self._skipped = 0
-        self._calls = 0
-        self._due_call = 0
-        self._cells: list[StepSums] = []
+        self._calls = 0  # of watch
+        self._asleep = 0  # so many calls need no look
+        self._resumed_at = 0  # steps before this process, under an exchange
         self._step = -1
-        self._listening: Listening | None = None
-        self._pass: ShardedPass | None = None
-        self._kind = ""
-        self._reached: dict[int, frozenset[str]] = {}
-        self._said: set[str] = set()
+        self._passes: list[BackwardPass] = []  # of this step's micro-batches
+        self._waiting: BackwardPass | None = None
+        self._started = False
         self._out_of_step = 0
+        self._looks = 0
+        self._trouble: dict[int, tuple[int, int]] = {}  # structure → complaints in a row, and the look to wait for
+        self._trained(trained_parameters(self._model))
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
 
@@ -119,31 +128,53 @@ class Monitor:
         """The last reading; None before the first."""
         return self.history[-1] if len(self.history) else None
 
-    def watch(self, loss: Tensor, *, output: Tensor | Sequence[Tensor] | None = None) -> None:
+    @property
+    def due(self) -> bool:
+        """Whether the next call of `watch` looks; what is only needed then need not be made at other steps."""
+        if self._exchange is not None:
+            return self._exchange.watched and not self._exchange.disagreement
+        return self._calls >= self._asleep
+
+    def watch(
+        self,
+        loss: Tensor,
+        *,
+        output: Tensor | Sequence[Tensor] | None = None,
+        groups: Sequence[int] | Tensor | None = None,
+    ) -> None:
         """Tells the monitor of a step's losses, between forward and backward; most calls only count.
 
         Args:
             loss: one loss per example, shape (b,), which the loop then averages or sums; or, with `output`, the scalar.
             output: if there is only a scalar loss: what it was computed from, first dimension the examples; several
                 outputs, such as policy and value or the heads of a detector, as a tuple.
+            groups: the group that each example belongs to, shape (b,), if groups are uneven or not consecutive.
 
         Returns:
             Nothing; see `latest` after the backward pass.
 
         Raises:
-            TypeError: if an argument is no floating-point tensor.
-            ValueError: if shapes do not fit, there is no graph, or examples cannot be told apart; naming the way on.
+            TypeError: in the first call that is looked at, if an argument is no floating-point tensor.
+            ValueError: in the first call that is looked at, if shapes do not fit, there is no graph, or examples cannot
+                be told apart. Later calls warn once per kind of problem, and training goes on.
         """
-        if self._calls < self._due_call:
-            self._calls += 1
+        self._calls += 1
+        if self._calls <= self._asleep:
             return
-        self._look(loss, output)
+        try:
+            self._look(loss, output, self._groups if groups is None else groups)
+        except Exception as error:
+            first, self._started = not self._started, True
+            if first and isinstance(error, ValueError | TypeError):
+                raise
+            self._drop()
+            self._leave_out(_text(error))
 
     def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
-        """Makes readings those of all workers, equal on each.
+        """Makes readings those of all workers, equal on each; to be called on every worker.
 
-        Under DistributedDataParallel by numbers that ride on the all-reduce of the gradients; of a fully sharded model
-        by one small all-reduce on watched steps.
+        On watched steps the workers add up a hundred bytes in one more all-reduce, decided by a count of reductions
+        that is equal on all of them.
 
         Args:
             model: the DistributedDataParallel around the monitor's model, without a communication hook of its own; or
@@ -155,31 +186,31 @@ class Monitor:
             Nothing.
 
         Raises:
-            ValueError: if the wrapper has a hook already, wraps another model, or the inner hook is not known to treat
-                the entries of a bucket one by one; if a sharded model cannot be listened to.
+            ValueError: if the wrapper has a hook already, wraps another model, or the inner hook is not known to
+                average; if a sharded model cannot be listened to.
         """
         if unwrap(model) is not self._model:
             raise ValueError("attach: the model must be the one that the Monitor was made with, or wrap it.")
         if isinstance(model, DistributedDataParallel):
-            from variegrad.monitor.worker_norms import WorkerNorms, register  # noqa: PLC0415 - torch may be built without it
+            from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
 
-            norms = WorkerNorms(inner)
-            register(norms, model, state)
-            self._workers = norms
+            ddp.check_averages(inner)
+            lockstep = Lockstep(self._schedule, self._accumulate, model.process_group)
+            ddp.register(lockstep, inner, model, state)
+            self._exchange = lockstep
             return
         if not _is_sharded(model):
             raise ValueError(
                 f"attach takes a DistributedDataParallel or a model after fully_shard; got {type(model).__name__}. "
                 "The older FullyShardedDataParallel does not show local gradients."
             )
-        if inner is not None or self._accumulate > 1:
+        if inner is not None:
             raise ValueError(
-                "attach: fully sharded models have no communication hook to compose with, and are read at one "
-                "micro-batch a step only. Leave inner and accumulate out; watch the last micro-batch of a step."
+                "attach: fully sharded models have no communication hook to compose with. Leave inner out."
             )
-        from variegrad.monitor.fsdp import ShardedNorms  # noqa: PLC0415 - as above
+        from variegrad.monitor.exchange.fsdp import ShardedLockstep  # noqa: PLC0415 - as above
 
-        self._sharded = ShardedNorms(model)
+        self._exchange, self._sharded = ShardedLockstep(self._schedule, self._accumulate, model), True
 
     def compose(self, inner: Hook | None = None) -> Hook:
         """The hook of `attach`, for a framework that registers hooks itself.
@@ -193,19 +224,25 @@ class Monitor:
         Raises:
             ValueError: as `attach`.
         """
-        from variegrad.monitor.worker_norms import WorkerNorms, communication_hook  # noqa: PLC0415 - torch may be built without it
+        from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
 
-        self._workers = WorkerNorms(inner)
-        return communication_hook(self._workers)
+        ddp.check_averages(inner)
+        world = torch.distributed.group.WORLD
+        assert world is not None
+        self._exchange = Lockstep(self._schedule, self._accumulate, world)
+        return ddp.communication_hook(self._exchange, inner)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and text that survive a checkpoint, about two for each pooled reading.
+        """Plain numbers and text that survive a checkpoint, five for each pooled reading.
 
         Returns:
             What `load_state_dict` takes.
         """
+        calls = self._calls
+        if self._exchange is not None:
+            calls = (self._exchange.step + self._resumed_at) * self._accumulate
         return {
-            "calls": self._calls,
+            "calls": calls,
             "skipped": self._skipped,
             "window": self._window.state(),
             "history": self.history.state_dict(),
@@ -228,7 +265,9 @@ class Monitor:
         self._drop()
         self._window.load(state["window"])
         self.history.load_state_dict(state["history"])
-        self._calls, self._skipped, self._due_call = int(state["calls"]), int(state["skipped"]), 0
+        self._calls, self._skipped, self._asleep = int(state["calls"]), int(state["skipped"]), 0
+        if self._exchange is not None:  # workers stay in lockstep: their count of reductions is not touched
+            self._resumed_at = self._calls // self._accumulate - self._exchange.step
 
     def close(self) -> None:
         """Takes away what may still wait for a backward pass, and lets go of the log."""
@@ -243,170 +282,302 @@ class Monitor:
     ) -> None:
         self.close()
 
-    def _look(self, loss: Tensor, output: Tensor | Sequence[Tensor] | None) -> None:
-        call = self._calls
-        self._calls += 1
-        if self._listening is not None or self._pass is not None:  # its backward pass never came
+    # ---- the place of a call in its step
+
+    def _look(self, loss: Tensor, output: object, groups: object) -> None:
+        if self._waiting is not None:  # its backward pass never came
             self._drop()
-        step, micro = divmod(call, self._accumulate)
+        if not (self._due_alone() if self._exchange is None else self._due_together()):
+            return
+        self._looks += 1
+        if not self._sharded and not self._same_parameters():
+            return
+        found = watched(loss, output, groups, {} if self._sharded else self._parameters, self._independence)
+        if awaits_first_pass(found.graph):
+            return
+        self._listen(found)
+        self._started = True
+
+    def _due_alone(self) -> bool:
+        step, micro = divmod(self._calls - 1, self._accumulate)
         if micro == 0:
-            self._cells = []
+            self._passes = []
             if (due := self._schedule.due(step)) > step:
-                self._due_call = due * self._accumulate
-                return
+                self._asleep = due * self._accumulate
+                return False
             self._step = step
-        elif step != self._step or len(self._cells) != micro:  # an earlier micro-batch was lost
-            self._due_call = self._schedule.due(step + 1) * self._accumulate
-            return
-        self._refuse_workers_without_exchange()
-        if self._sharded is not None:
-            self._pass = self._sharded.listen(loss, output, self._separation, self._sharded_ended)
-            return
-        found = watched(loss, output, self._parameters, self._separation)
-        if found is not None and awaits_first_pass(found.graph):
-            self._due_call = self._schedule.due(step + 1) * self._accumulate
-        elif found is not None:
-            self._listen(found, step, micro)
-
-    def _listen(self, found: Watched, step: int, micro: int) -> None:
-        capture, probe = None, None
-        try:
-            if found.count > 1:
-                capture = self._examples.capture(found, self._examples.known(found))
-        except Refused as reason:
-            if found.graph.hides_parameters:
-                raise ValueError(
-                    "a re-entrant activation checkpoint hides parameters from the graph, so that nothing can be read "
-                    "from it. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-                ) from reason
-            if self._accumulate * self._count_workers() == 1:
-                probe = probed_sq_norm(found, self._model, self._parameters, step, micro)
-        to_compare = self._examples.to_check(found)
-        check = None if to_compare is None else Check(
-            model=self._model, per_example=found.per_example(), to_compare=to_compare, alone=capture is not None
-        )  # fmt: skip
-        self._listening = Listening(
-            found, self._parameters, capture=capture, probe=probe, check=check,
-            reached=self._reached.get(found.graph.signature), begin=lambda: self._begin(micro), end=self._ended,
-        )  # fmt: skip
-
-    def _begin(self, micro: int) -> None:
-        """The backward pass begins: are we where we think we are in the step?"""
-        if self._accumulate > 1 or self._workers is not None:
-            dirty = any(p.grad is not None and _any(p.grad) for p in self._parameters.values())
-            if micro == 0 and dirty:
-                self._calls -= 1
-                self._out_of_step += 1
-                raise Unusable(
-                    "gradients of earlier backward passes were still in .grad when a step began. Are they accumulated "
-                    "over more micro-batches than Monitor(accumulate=…) says, or not zeroed between steps?"
-                    if self._out_of_step > 2 * self._accumulate
-                    else ""
-                )
-            if micro > 0 and not dirty and sum(cell.sq_norms_of_sums for cell in self._cells) > 0:
-                # The loop stepped early, as at the end of an epoch: this is the first micro-batch of a new step.
-                self._calls, self._cells = self._step * self._accumulate + 1, []
-            self._out_of_step = 0
-        if self._workers is not None and len(self._cells) == self._accumulate - 1:
-            self._workers.send = self._local_sums
-
-    def _local_sums(self) -> StepSums:
-        assert self._listening is not None
-        return sum(self._cells, start=self._listening.cell())
-
-    def _ended(self, error: Exception | None) -> None:
-        listening, self._listening = self._listening, None
-        assert listening is not None
-        if isinstance(error, Unusable) and (not str(error) or listening.never_began):
-            self._say(str(error))
-            self._drop()
-            return
-        if error is not None:
-            self._say(f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}")
-        if error is not None or not listening.checked:
-            self._examples.not_checked(listening.watched)
-        else:
-            self._reached.setdefault(listening.watched.graph.signature, listening.reached_now)
-        self._cells.append(listening.cell())
-        if len(self._cells) == self._accumulate:
-            self._due_call = self._schedule.due(self._step + 1) * self._accumulate
-            self._complete(probed=listening.probe is not None)
-
-    def _complete(self, *, probed: bool) -> None:
-        workers, alone = self._count_workers(), self._workers is None and self._accumulate == 1
-        sums: StepSums | None = self._cells[0] if len(self._cells) == 1 else sum(self._cells, start=StepSums())
-        if self._workers is not None:
-            sums = self._workers.take()
-            if sums is None:
-                self._say("no gradients were averaged over the workers in the last backward pass of the step")
-                return
-        assert sums is not None
-        total = sums.sq_norms_of_sums if alone else workers**2 * self._sq_norm_of_gradients()
-        self._pool(sums, total, workers, probed=probed)
-
-    def _sharded_ended(self, sums: StepSums, total: float, error: Exception | None) -> None:
-        assert self._sharded is not None
-        self._pass = None
-        self._due_call = self._schedule.due(self._step + 1)
-        if error is not None:
-            self._say(f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}")
-        self._pool(sums, total, self._sharded.workers, probed=False)
-
-    def _pool(self, sums: StepSums, total: float, workers: int, *, probed: bool) -> None:
-        cells = self._accumulate * workers
-        moments = sums.moments(total, cells) if sums.finite else ""
-        if isinstance(moments, str) or not all(map(math.isfinite, moments)):
-            self._skipped += 1
-            self._say(moments if isinstance(moments, str) else "")
-            return
-        if sums.unscaled and self._window.outweighs(sums.pairs):
-            return  # a short last batch of a loss that may be a mean: how much it says cannot be known
-        self._window.add(moments, sums.pairs)
-        self.history.append(
-            Pending(
-                moments=self._window.snapshot(),
-                step=self._step + 1,
-                examples=round(sums.used),
-                batch_size=round(sums.examples),
-                source=_source(sums, workers, self._accumulate, probed=probed),
-                skipped=self._skipped,
-                population=self._population,
-                confidence=self._confidence,
-            )
-        )
-
-    def _sq_norm_of_gradients(self) -> float:
-        """Of what the step will use, before clipping; in the order of the parameters, so that all workers agree."""
-        with torch.no_grad():
-            found = [sq_norm(p.grad) for p in self._parameters.values() if p.grad is not None]
-            return float(torch.stack(found).sum()) if found else 0.0
-
-    def _count_workers(self) -> int:
-        return 1 if self._workers is None else self._workers.workers
-
-    def _refuse_workers_without_exchange(self) -> None:
+        elif step != self._step or len(self._passes) != micro:  # an earlier micro-batch was lost
+            self._asleep = self._schedule.due(step + 1) * self._accumulate
+            return False
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        attached = self._workers is not None or self._sharded is not None
-        if not attached and distributed and torch.distributed.get_world_size() > 1:
+        if distributed and torch.distributed.get_world_size() > 1:
             raise ValueError(
                 "several workers train this model, and the monitor sees only one of them. Call "
                 "monitor.attach(ddp) with the DistributedDataParallel (or the model after fully_shard) once, on every "
                 "worker, before training."
             )
+        return True
+
+    def _due_together(self) -> bool:
+        assert self._exchange is not None
+        if self._exchange.disagreement:
+            self._leave_out(self._exchange.disagreement)
+            self._asleep = 1 << 62
+            return False
+        if not self._exchange.watched:
+            return False
+        if self._exchange.step != self._step:
+            self._passes, self._step = [], self._exchange.step
+        return True
+
+    # ---- from losses to a pass
+
+    def _listen(self, found: Watched) -> None:
+        structure = found.graph.signature
+        if self._looks < self._trouble.get(structure, (0, 0))[1]:
+            return
+        if found.graph.hides_parameters:
+            raise ValueError(
+                "a re-entrant activation checkpoint hides parameters from the graph, so that nothing can be read "
+                "from it. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        micro = len(self._passes)
+        rows: list[int] = []
+        capture = probe = check = None
+        hooked = any(self._parameters[name]._backward_hooks for name in found.graph.leaves)
+        if found.count > 1 and not self._sharded:
+            try:
+                if found.coupled or not self._norm.exact_for_examples:
+                    raise Refused(found.coupled)
+                capture, rows = self._examples.capture(found, self._step, micro, self._rank())
+            except Refused as reason:
+                if self._accumulate * self._workers() == 1:
+                    if found.coupled or hooked:
+                        raise ValueError(str(reason)) from reason
+                    probe = probed_sq_norm(found, self._model, self._parameters, self._norm, self._step, micro)
+        # An extra backward pass would run the user's hooks on parameters once more.
+        if found.count and not (hooked or found.coupled or self._sharded):
+            to_compare = self._checks.due(found, self._parameters)
+            if to_compare:
+                check = SelfCheck(found, self._model, to_compare, rows)
+        self._waiting = BackwardPass(
+            found, self._parameters, self._norm, capture=capture, rows=rows, probe=probe, check=check,
+            reached=self._reached.get(structure), sharded=self._sharded, ended=self._ended,
+        )  # fmt: skip
+        if self._exchange is not None:
+            self._exchange.offer = self._offer
+
+    def _offer(self) -> Tensor:
+        """This worker's sums at a reduction; NaN if they would be wrong."""
+        assert self._exchange is not None
+        passes = [*self._passes] if self._waiting is None else [*self._passes, self._waiting]
+        device = next(iter(self._parameters.values())).device
+        try:
+            if not all(one.begun for one in passes):
+                return failed(device)
+            if self._sharded:
+                known = all(one.watched.scale_known for one in passes)
+                weights = [one.weights for one in passes]
+                sums = of_worker([self._exchange.cell(weights, passes=len(passes), scale_known=known)])  # type: ignore[attr-defined]
+            else:
+                sums = of_worker([one.cell() for one in passes])
+            return torch.where(torch.as_tensor(passes[0].dirty, device=device), math.nan, sums)
+        except Exception as error:  # noqa: BLE001 - within the user's backward pass
+            passes[-1].problem = error
+            return failed(device)
+
+    # ---- from a pass to a reading
+
+    def _ended(self, done: BackwardPass) -> None:
+        if self._exchange is not None and self._exchange.open:
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._ended(done))
+            return
+        try:
+            self._waiting = None
+            if done.problem is not None and not str(done.problem):  # torch.autograd.grad: not a step's pass
+                self._drop()
+                return
+            if done.problem is not None:
+                self._complain(done, _text(done.problem))
+            self._passes.append(done)
+            if self._exchange is not None:
+                message = self._exchange.take()
+                if message is not None:
+                    self._complete(message)
+            elif len(self._passes) == self._accumulate:
+                self._asleep = self._schedule.due(self._step + 1) * self._accumulate
+                self._complete(of_worker([one.cell() for one in self._passes]))
+        except Exception as error:  # noqa: BLE001 - within the user's backward pass
+            self._drop()
+            self._leave_out(_text(error))
+
+    def _complete(self, sums: Tensor) -> None:
+        """Everything that the step said is read here, at once: each read waits for the device."""
+        passes = self._passes
+        total = sums[-1] if self._sharded else self._sq_norm_of_total(sums)
+        dirty = [torch.as_tensor(one.dirty, device=sums.device).double().view(1) for one in passes]
+        errors = [one.errors for one in passes if one.errors is not None]
+        numbers = torch.cat([sums, total.view(1), *dirty, *errors]).tolist()
+        step_sums, sq_norm_of_total = StepSums(*numbers[:NUMBERS]), numbers[NUMBERS]
+        rest = numbers[NUMBERS + 1 :]
+        if self._exchange is not None and step_sums.passes < self._accumulate * step_sums.watchers:
+            if self._sharded:
+                self._leave_out(
+                    f"a step of fewer than {self._accumulate} micro-batches was reduced. Call "
+                    "model.set_requires_gradient_sync(False) for all micro-batches of a step but the last"
+                )
+            return  # each micro-batch is reduced, and this was not the last; or the loop stepped early
+        if self._is_out_of_step([bool(flag) for flag in rest[: len(passes)]]):
+            return
+        self._compare(passes, rest[len(passes) :])
+        self._passes = []
+        self._pool(step_sums, sq_norm_of_total, passes[-1])
+
+    def _sq_norm_of_total(self, sums: Tensor) -> Tensor:
+        """V: of what the step will use, before clipping; in the order of the parameters, equal on all workers."""
+        if self._exchange is None and self._accumulate == 1:
+            return sums[StepSums._fields.index("sq_norms_of_sums")]
+        with torch.no_grad():
+            for name in frozenset().union(*(one.reached for one in self._passes)):
+                if self._parameters[name].grad is None:
+                    raise Unusable(f"the gradient of parameter {name!r} was gone when the backward pass ended")
+            found = [self._norm.sq_norm(name, p.grad) for name, p in self._parameters.items() if p.grad is not None]
+            return self._workers() ** 2 * torch.stack([*found, sums.new_zeros(())]).sum()
+
+    def _is_out_of_step(self, dirty: list[bool]) -> bool:
+        """Whether the passes are not the micro-batches of one step, by what `.grad` held when each began."""
+        if self._accumulate == 1 and self._exchange is None:
+            return False
+        clean = [k for k, held in enumerate(dirty) if k and not held]
+        if clean and self._exchange is None:
+            # The loop stepped early, as at the end of an epoch, or began before: a step begins where .grad was empty.
+            self._passes = self._passes[clean[-1] :]
+            self._calls, self._asleep = self._step * self._accumulate + len(self._passes), 0
+            return True
+        self._out_of_step = self._out_of_step + 1 if dirty[0] else 0
+        if self._out_of_step > 1:
+            self._leave_out(
+                "gradients of earlier backward passes were still in .grad when a step began. Are they accumulated over "
+                "more micro-batches than Monitor(accumulate=…) says, or not zeroed between steps?"
+            )
+        if dirty[0]:
+            self._passes = []
+        return dirty[0]
+
+    def _compare(self, passes: Sequence[BackwardPass], errors: list[float]) -> None:
+        for one in passes:
+            structure = one.watched.graph.signature
+            if one.errors is None:
+                if one.problem is None and one.check is None:
+                    self._reached.setdefault(structure, one.reached)
+                continue
+            mine, errors = errors[: len(one.errors)], errors[len(one.errors) :]
+            assert one.check is not None
+            if not all(map(math.isfinite, mine)):
+                self._checks.not_made(one.watched)
+            elif (said := one.check.complaint(mine)) is not None:
+                self._complain(one, said)
+            else:
+                self._reached.setdefault(structure, one.reached)
+                self._trouble.pop(structure, None)
+
+    def _complain(self, one: BackwardPass, said: str) -> None:
+        """One more complaint about a structure: ever longer waits, so that nothing is tried again for ever."""
+        structure = one.watched.graph.signature
+        self._leave_out(said)
+        self._checks.not_made(one.watched)
+        times = self._trouble.get(structure, (0, 0))[0] + 1
+        if times == PATIENCE and one.capturing:
+            self._examples.refuse(one.watched, said)
+        wait = 0 if times < PATIENCE else 2 ** min(times, 20)
+        self._trouble[structure] = times, self._looks + 1 + wait
+
+    def _pool(self, sums: StepSums, sq_norm_of_total: float, last: BackwardPass) -> None:
+        if sums.unwatched > 0:
+            missing = self._workers() - round(sums.watchers)
+            self._leave_out(f"{missing} of {self._workers()} workers did not call watch at this step")
+            return
+        moments = sums.moments(sq_norm_of_total) if sums.finite else ""
+        if isinstance(moments, str) or not all(map(math.isfinite, moments)):
+            self._skipped += 1
+            self._leave_out(
+                moments if isinstance(moments, str) else "",
+                quiet="gradients were not finite, or a worker had nothing to send",
+            )
+            return
+        if sums.cells_of_unknown_scale and self._window.outweighs(sums.pairs):
+            self._leave_out("", quiet="short batches of a loss that may be a mean: how much they say is not known")
+            return
+        step = self._step + 1 + self._resumed_at
+        self._window.add(step, round(sums.examples), moments, sums.pairs)
+        share = self._window.share_of_sampling(sums.cv2, sums.used, sums.examples)
+        self._examples.adapt(share, round(sums.examples))
+        reading = Reading.from_estimate(
+            self._window.estimate(population=self._population, confidence=self._confidence),
+            step=step,
+            first_step=self._window.first_step,
+            examples=round(sums.used),
+            batch_size=round(sums.examples),
+            usual_batch_size=self._window.usual_batch_size,
+            source=_source(sums, self._workers(), 1 if self._sharded else self._accumulate, last),
+            pooled_steps=len(self._window),
+            skipped=self._skipped,
+            unit=self._unit or ("examples" if last.watched.groups is None else "groups"),
+            group_size=last.watched.examples / last.watched.count if last.watched.count else 1.0,
+            missing=self._workers() - round(sums.workers),
+        )
+        self.history.append(reading)
+        if self._on_reading is not None:
+            try:
+                self._on_reading(reading)
+            except Exception as error:  # noqa: BLE001 - within the user's backward pass
+                self._leave_out(f"on_reading failed: {type(error).__name__}: {error}")
+
+    # ---- state
+
+    def _trained(self, parameters: dict[str, nn.Parameter]) -> None:
+        """What is learnt of a model's graphs belongs to one set of parameters."""
+        self._parameters = parameters
+        self._identities = [id(p) for p in parameters.values()]
+        self._examples = Examples(self._model, parameters, self._most)
+        self._independence, self._checks = RowIndependence(), CheckSchedule()
+        self._reached: dict[int, frozenset[str]] = {}
+
+    def _same_parameters(self) -> bool:
+        """Follow layers that are frozen, unfrozen or replaced: B_D of other parameters is another quantity."""
+        if [id(p) for p in self._model.parameters() if p.requires_grad] == self._identities:
+            return True
+        known = set(self._identities)
+        parameters = trained_parameters(self._model)
+        if self._exchange is not None and not {id(p) for p in parameters.values()} <= known:
+            self._leave_out(
+                "parameters are trained that DistributedDataParallel does not average, since they were frozen or "
+                "another module when it was made. Wrap the model again, and make another Monitor"
+            )
+            return False
+        self._trained(parameters)
+        self._window.clear()
+        self.history.leave_out(self._step + 1, "other parameters are trained than before: the window begins again")
+        return True
+
+    def _workers(self) -> int:
+        return 1 if self._exchange is None else self._exchange.workers
+
+    def _rank(self) -> int:
+        return 0 if self._exchange is None else torch.distributed.get_rank()
 
     def _drop(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-        if self._pass is not None:
-            self._pass.cancel()
-        self._listening, self._pass, self._cells, self._step = None, None, [], -1
-        self._due_call = 0
-        if self._workers is not None:
-            self._workers.send = None
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting, self._passes, self._step, self._asleep = None, [], -1, 0
+        if self._exchange is not None:
+            self._exchange.offer = None
 
-    def _say(self, reason: str) -> None:
-        if reason and reason not in self._said:
-            self._said.add(reason)
+    def _leave_out(self, reason: str, quiet: str = "") -> None:
+        """No reading at this step: a reason in the history, and one warning per kind."""
+        reason = reason.rstrip(".")
+        new = self.history.leave_out(self._step + 1, reason or quiet)
+        if new and reason:
             warnings.warn(f"Monitor: no reading at step {self._step + 1}: {reason}.", RuntimeWarning, stacklevel=2)
 
 
@@ -415,14 +586,17 @@ def _is_sharded(model: nn.Module) -> bool:
     return any(kind.__name__ == "FSDPModule" for kind in type(model).__mro__)
 
 
-def _any(gradient: Tensor) -> bool:
-    return gradient._nnz() > 0 if gradient.is_sparse else bool(gradient.any())
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, Unusable | ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _source(sums: StepSums, workers: int, micro_batches: int, *, probed: bool) -> str:
-    if probed:
+def _source(sums: StepSums, workers: int, micro_batches: int, last: BackwardPass) -> str:
+    if last.probed:
         return "sign probe"
-    parts = [f"{workers} workers"] * (workers > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
-    if sums.without_norms:
+    present = round(sums.workers)
+    of_workers = f"{workers} workers" if present == workers else f"{present} of {workers} workers"
+    parts = [of_workers] * (workers > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
+    if sums.cells_without_norms:
         return " × ".join(parts)
-    return f"{round(sums.used)} of {round(sums.examples)} examples" + "".join(f", {part}" for part in parts)
+    unit = "examples" if last.watched.groups is None else "groups"
+    return f"{round(sums.used)} of {round(sums.examples)} {unit}" + "".join(f", {part}" for part in parts)

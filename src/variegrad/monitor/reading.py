@@ -1,99 +1,94 @@
-"""A reading: B_D with its interval at one step of somebody else's training loop, and what it means for their batch.
+"""A reading: B_D with its interval over the latest steps of a training loop, and what it means for a batch.
 
-It is the estimate pooled over the latest steps that were looked at, together with where it was taken and from what.
+It is the estimate pooled over the latest steps that were looked at, with where it was taken and from what. As a record
+of plain JSON, which has neither infinity nor NaN: +inf is the string "inf", an undefined number null.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim import Optimizer
 
 from variegrad.estimators import Advice, BatchSizeEstimate, StepSizeRule, advise
-from variegrad.monitor.record import KINDS, checked, to_json
+
+REQUIRED = object()
+
+
+def _entry(kind: type | tuple[type, ...], rule: str, holds: Callable[[Any], bool], missing: Any = REQUIRED) -> Any:
+    """A field: its type and rule in a record, and its value if a record of an earlier version lacks it."""
+    about = {"kind": kind, "rule": rule, "holds": holds, "missing": missing}
+    return field(metadata=about) if missing is REQUIRED else field(default=missing, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """B̂_D at a step, in examples, with its interval.
+    """B̂_D over the steps `first_step` to `step`, in units (examples, unless groups are measured), with its interval.
 
     Attributes:
-        step: the optimiser step that was looked at, counted from 1.
-        examples: examples that this step's measurement rests on, over all workers and micro-batches.
-        batch_size: B, examples of the whole step, over all workers and micro-batches.
-        source: what the gradients were, in words: "subset of 16 examples", "4 micro-batches", "2 workers", …
-        batch_size_bound: B̂_D ≥ 1; +inf where nothing bounds it from above, NaN where all gradients were zero.
+        step: the last optimizer step that was looked at, counted from 1.
+        first_step: the first step that the estimate rests on.
+        examples: units that the last step's measurement rests on, over all workers and micro-batches.
+        batch_size: B, units of the last step, over all workers and micro-batches.
+        usual_batch_size: the median of B over the steps that the estimate rests on.
+        source: what the gradients were, in words: "16 of 128 examples", "4 micro-batches", "2 workers", …
+        batch_size_bound: B̂_D ≥ 1; +inf if nothing bounds it from above, NaN if all gradients were zero.
         low: lower end of the two-sided interval, finite.
-        high: its upper end; +inf where `unbounded_above`.
-        lower_confidence_bound: what a batch-size controller should use: finite, ≥ 1, and 1 where `cannot_tell`.
+        high: its upper end; +inf if `unbounded_above`.
+        lower_confidence_bound: what a batch-size controller should use: finite, ≥ 1, and 1 if `cannot_tell`.
         unbounded_above: the data does not exclude B_D = ∞.
         cannot_tell: more steps are needed before anything can be said.
-        confidence: nominal level of the interval and of the bound.
-        pooled_steps: steps that the estimate rests on, this one included.
+        confidence: nominal level of the interval and of the bound, for this reading alone.
+        pooled_steps: steps that the estimate rests on, the last one included.
         skipped: steps left out so far because their gradients were not finite, or could not be told apart.
         population: n, the size of the data set behind the batches; None for fresh or augmented data.
+        unit: what is counted: "examples", "sequences", "groups", ….
+        group_size: examples per unit.
+        missing: workers that had nothing at the last step.
+        geometry: the norm of gradients: "euclidean" for SGD.
     """
 
-    step: int
-    examples: int
-    batch_size: int
-    source: str
-    batch_size_bound: float
-    low: float
-    high: float
-    lower_confidence_bound: float
-    unbounded_above: bool
-    cannot_tell: bool
-    confidence: float
-    pooled_steps: int
-    skipped: int
-    population: int | None
+    step: int = _entry(int, "at least 0", lambda v: v >= 0)
+    first_step: int = _entry(int, "at least 0", lambda v: v >= 0, 0)
+    examples: int = _entry(int, "at least 1", lambda v: v >= 1)
+    batch_size: int = _entry(int, "at least 1", lambda v: v >= 1)
+    usual_batch_size: int = _entry(int, "at least 0", lambda v: v >= 0, 0)
+    source: str = _entry(str, "text", lambda _: True)
+    batch_size_bound: float = _entry(float, 'at least 1, "inf", or null for undefined', lambda v: not v < 1)
+    low: float = _entry(float, "finite and at least 1", lambda v: 1 <= v < math.inf)
+    high: float = _entry(float, '"inf" or at least low', lambda v: v >= 1)
+    lower_confidence_bound: float = _entry(float, "finite and at least 1", lambda v: 1 <= v < math.inf)
+    unbounded_above: bool = _entry(bool, "true or false", lambda _: True)
+    cannot_tell: bool = _entry(bool, "true or false", lambda _: True)
+    confidence: float = _entry(float, "between 0 and 1", lambda v: 0 < v < 1)
+    pooled_steps: int = _entry(int, "at least 1", lambda v: v >= 1)
+    skipped: int = _entry(int, "at least 0", lambda v: v >= 0)
+    population: int | None = _entry((int, type(None)), "at least 1, or null", lambda v: v is None or v >= 1)
+    unit: str = _entry(str, "text", lambda _: True, "examples")
+    group_size: float = _entry(float, "at least 1", lambda v: 1 <= v < math.inf, 1.0)
+    missing: int = _entry(int, "at least 0", lambda v: v >= 0, 0)
+    geometry: str = _entry(str, "text", lambda _: True, "euclidean")
 
     @classmethod
-    def from_estimate(
-        cls,
-        estimate: BatchSizeEstimate,
-        *,
-        step: int,
-        examples: int,
-        batch_size: int,
-        source: str,
-        pooled_steps: int,
-        skipped: int,
-    ) -> Reading:
+    def from_estimate(cls, estimate: BatchSizeEstimate, **taken: Any) -> Reading:
         """The reading that belongs to an estimate.
 
         Args:
             estimate: of B_D, pooled over steps.
-            step: the optimiser step, counted from 1.
-            examples: what this step's measurement rests on.
-            batch_size: B of the whole step.
-            source: what the gradients were, in words.
-            pooled_steps: steps behind the estimate.
-            skipped: steps left out so far.
+            **taken: the attributes that say where it was taken: step, batch_size, source, ….
 
         Returns:
             The reading.
         """
-        return cls(
-            step=step,
-            examples=examples,
-            batch_size=batch_size,
-            source=source,
-            batch_size_bound=estimate.batch_size_bound,
-            low=estimate.low,
-            high=estimate.high,
-            lower_confidence_bound=estimate.lower_confidence_bound,
-            unbounded_above=estimate.unbounded_above,
-            cannot_tell=estimate.cannot_tell,
-            confidence=estimate.confidence,
-            pooled_steps=pooled_steps,
-            skipped=skipped,
-            population=estimate.population,
-        )
+        same = (
+            "batch_size_bound", "low", "high", "lower_confidence_bound", "unbounded_above", "cannot_tell", "confidence",
+            "population",
+        )  # fmt: skip
+        return cls(**{name: getattr(estimate, name) for name in same}, **taken)
 
     @property
     def undefined(self) -> bool:
@@ -109,7 +104,7 @@ class Reading:
         """What the reading means for a batch: its regime, its efficiency 1/(1+(B−1)/B_D), the step after a change.
 
         Args:
-            batch_size: B, in examples; the step's own by default.
+            batch_size: B, in units; the usual one of these steps by default.
             new_batch_size: B′, where the batch is to change; the same as B by default.
             optimizer: whose rule the step size follows, by its kind: linear, capped, for SGD, √(B′/B) for Adam's
                 family; or the rule itself. None leaves the rule open: both factors are methods of the advice.
@@ -123,10 +118,28 @@ class Reading:
         """
         return advise(
             self,
-            self.batch_size if batch_size is None else batch_size,
+            (self.usual_batch_size or self.batch_size) if batch_size is None else batch_size,
             new_batch_size=new_batch_size,
             rule=None if optimizer is None else StepSizeRule.of(optimizer),
         )
+
+    def in_examples(self) -> Reading:
+        """The same bound in examples instead of groups.
+
+        Returns:
+            A reading whose unit is the example; this one if it is already.
+        """
+        if self.group_size == 1:
+            return self
+        k = self.group_size
+        scaled = {
+            name: getattr(self, name) * k for name in ("batch_size_bound", "low", "high", "lower_confidence_bound")
+        }
+        if self.cannot_tell:
+            scaled |= {"low": 1.0, "lower_confidence_bound": 1.0}
+        counts = {name: round(getattr(self, name) * k) for name in ("examples", "batch_size", "usual_batch_size")}
+        population = None if self.population is None else round(self.population * k)
+        return dataclasses.replace(self, **scaled, **counts, population=population, unit="examples", group_size=1.0)
 
     def to_record(self) -> dict[str, Any]:
         """The reading as plain JSON: +inf is the string "inf", an undefined number null.
@@ -134,14 +147,14 @@ class Reading:
         Returns:
             One entry for each attribute.
         """
-        return {name: to_json(getattr(self, name)) for name in KINDS}
+        return {name: _to_json(getattr(self, name)) for name in FIELDS}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Reading:
         """The reading that `to_record` wrote.
 
         Args:
-            record: one entry for each attribute.
+            record: one entry for each attribute; those that came later may be missing.
 
         Returns:
             The reading.
@@ -152,39 +165,102 @@ class Reading:
         return cls(**checked(record))
 
     def __str__(self) -> str:
-        return f"step {self.step:,} · {self._in_words()} · {self.advice()} · {self._origin()}"
+        return f"{self.steps()} · {self.in_words()} · {self.advice()} · {self._origin()}"
 
-    def _in_words(self) -> str:
+    def steps(self) -> str:
+        """Which steps the estimate is an average over.
+
+        Returns:
+            "steps 568–689", or "step 1" for a single one.
+        """
+        if not 0 < self.first_step < self.step:
+            return f"step {self.step:,}" if self.first_step else f"up to step {self.step:,}"
+        return f"steps {self.first_step:,}–{self.step:,}"
+
+    def in_words(self) -> str:
+        """B_D with what is known of it.
+
+        Returns:
+            A phrase such as "B_D = 120 [60, 220] (95%), at least 51".
+        """
         level = f"{self.confidence:.0%}"
+        unit = "" if self.unit == "examples" else f" {self.unit}"
         if self.undefined:
             return "B_D undefined: all gradients are zero"
         if self.cannot_tell and self.unbounded_above:
             return "B_D: cannot tell yet"
         if self.cannot_tell:
-            return f"B_D: cannot tell yet, at most {in_examples(self.high)} ({level})"
+            return f"B_D: cannot tell yet, at most {in_examples(self.high)}{unit} ({level} confidence)"
         if self.unbounded_above:
-            return f"B_D ≥ {in_examples(self.lower_confidence_bound)} (about {level})"
+            return f"B_D is at least {in_examples(self.lower_confidence_bound)}{unit} ({level} confidence)"
         return (
-            f"B_D = {in_examples(self.batch_size_bound)} [{in_examples(self.low)}, {in_examples(self.high)}] "
+            f"B_D = {in_examples(self.batch_size_bound)}{unit} [{in_examples(self.low)}, {in_examples(self.high)}] "
             f"({level}), at least {in_examples(self.lower_confidence_bound)}"
         )
 
     def _origin(self) -> str:
         steps = f"{self.pooled_steps:,} step" + "s" * (self.pooled_steps != 1)
-        return f"{self.source}, {steps}" + (f", {self.skipped:,} skipped" if self.skipped else "")
+        norm = "" if self.geometry == "euclidean" else f", {self.geometry} norm"
+        return f"{self.source}, {steps}{norm}" + (f", {self.skipped:,} skipped" if self.skipped else "")
+
+
+FIELDS = {entry.name: entry.metadata for entry in dataclasses.fields(Reading)}
+"""The entries of a record, in its order: type, rule, and value if missing."""
 
 
 def in_examples(value: float) -> str:
-    """A bound as people read it: three digits, no exponent.
-
-    Args:
-        value: in examples.
-
-    Returns:
-        Its text; ∞, and a dash where undefined.
-    """
+    """A bound as people read it: two significant digits, no exponent; ∞, and a dash if undefined."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    digits = max(0, math.floor(math.log10(value)) - 1) if value >= 1 else 0
+    return f"{round(value, -digits):,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def checked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record; ValueError if an entry is missing, unknown, of another type, or out of its range."""
+    required = {name for name, about in FIELDS.items() if about["missing"] is REQUIRED}
+    if odd := (record.keys() - FIELDS.keys()) | (required - record.keys()):
+        raise ValueError(
+            f"a reading has the entries {', '.join(FIELDS)}; missing or unknown here: {', '.join(sorted(odd))}."
+        )
+    values = {
+        name: _value(name, record[name], about["kind"]) if name in record else about["missing"]
+        for name, about in FIELDS.items()
+    }
+    for name, about in FIELDS.items():
+        if not about["holds"](values[name]):
+            raise ValueError(f"a reading's {name} must be {about['rule']}; got {record[name]!r}.")
+    if not values["high"] >= values["low"]:
+        raise ValueError(f'a reading\'s high must be "inf" or at least low; got {record["high"]!r}.')
+    if values["unbounded_above"] is not math.isinf(values["high"]):
+        raise ValueError(
+            f'a reading\'s unbounded_above must be true if high is "inf", and only then; got {record["high"]!r}.'
+        )
+    return values
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf"
+    return value
+
+
+def _value(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    if kind is float:
+        if type(value) is float and math.isfinite(value):
+            return value
+        if value is None:
+            return math.nan
+        if value == "inf":
+            return math.inf
+        if isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        raise ValueError(f'a reading\'s {name} must be a finite number, "inf" for +inf or null; got {value!r}.')
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wanted = {"int": "a whole number", "str": "text", "bool": "true or false"}.get(
+            getattr(kind, "__name__", ""), "a whole number or null"
+        )
+        raise ValueError(f"a reading's {name} must be {wanted}; got {value!r}.")
+    return value

@@ -1,4 +1,8 @@
-"""The first source: norms of some examples of the batch, by the engine's rules, inside the user's own backward pass."""
+"""The first source: norms of some examples of the batch, by the engine's rules, inside the user's own backward pass.
+
+The examples are drawn at random by a key: in a batch that is sorted (by length, by label) the first would not stand
+for all.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from variegrad.monitor.watched import Watched
+from variegrad.keys import generator
+from variegrad.monitor.loss import Watched
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine
@@ -18,10 +23,8 @@ from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.trust import structure
 
 USUAL = 16
-# A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often:
-# first at all parameters, then through the whole depth, later near the loss, where it takes no memory worth mentioning.
-CHECK_AT_LEAST_EVERY = 32
-DEEP_CHECKS = 2
+# The sampling of examples may add this share to the variance of Û: above, more are looked at; far below, fewer.
+SHARE = 0.25
 
 
 class Refused(Exception):  # noqa: N818
@@ -34,28 +37,35 @@ class Examples:
     Args:
         model: the unwrapped model.
         parameters: its trained parameters.
-        most: m, how many examples to look at; None for 16, and no more than half of a batch.
+        most: m, how many examples to look at; None for what the spread of their norms asks for.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], most: int | None) -> None:
         self._model, self._parameters, self._most = model, parameters, most
+        self._wanted = USUAL
         self._engine = Engine()
         self._refused: dict[int, str] = {}
         self._known: dict[int, Knowledge] = {}
-        self._readings: dict[int, int] = {}
 
-    def known(self, watched: Watched) -> Knowledge:
-        """What is known of the graph of what is watched; learnt where its structure is new.
+    def capture(self, watched: Watched, *key: int) -> tuple[Capture, list[int]]:
+        """A listener for the norms of m examples, and which these are; Refused if this graph has none."""
+        known = self._knowledge(watched)
+        count = watched.count
+        rows = list(range(count))
+        # ‖Σg‖² is of all examples, and usually varies more than M̂²: half of a small batch loses little.
+        most = min(self._wanted, max(2, count // 2)) if self._most is None else self._most
+        if most < count:
+            rows = sorted(generator(0, "rows", *key).choice(count, most, replace=False).tolist())
+        return self._listener(watched, known, rows), rows
 
-        Args:
-            watched: this step's losses.
+    def adapt(self, share: float, count: int) -> None:
+        """Choose m from the share of Û's variance that comes from looking at some examples only."""
+        if share > SHARE:
+            self._wanted = min(2 * self._wanted, max(USUAL, count))
+        elif share < SHARE / 8:
+            self._wanted = max(USUAL, self._wanted // 2)
 
-        Returns:
-            The knowledge.
-
-        Raises:
-            Refused: if norms of examples cannot be had from this graph.
-        """
+    def _knowledge(self, watched: Watched) -> Knowledge:
         graph = watched.graph
         key = structure(graph)
         if key in self._refused:
@@ -64,6 +74,9 @@ class Examples:
             refuse_training_batch_norm(self._model)
         except ValueError as error:  # not remembered: a call of eval() ends it
             raise Refused(str(error)) from error
+        hooked = next((name for name in graph.leaves if self._parameters[name]._backward_hooks), None)
+        if hooked is not None:  # nor this: a hook may be removed
+            raise Refused(f"a hook changes the gradient of parameter {hooked!r} after the rules have seen it")
         known = self._known.get(key)
         if known is not None and known.certain and known.fits(graph, watched.count):
             return known
@@ -81,6 +94,10 @@ class Examples:
         self._known[key] = known
         return known
 
+    def refuse(self, watched: Watched, reason: str) -> None:
+        """Do not serve this structure any more."""
+        self._refused[structure(watched.graph)] = reason
+
     def _learnt(self, watched: Watched) -> Knowledge:
         if watched.graph.hides_parameters:
             raise ValueError("a re-entrant activation checkpoint hides parameters")
@@ -91,7 +108,7 @@ class Examples:
 
     def _rehearsed(self, watched: Watched, known: Knowledge) -> str | None:
         """Why rules cannot work inside a whole backward pass, as the user's will be."""
-        capture = self.capture(watched, known)
+        capture = self._listener(watched, known, list(range(watched.count)))
         for name, uses in capture.uses.items():
             alone = len(uses) == 1 and uses[0].keeps_norms
             if not alone and any(_saves_tensors(node) for use in uses for node in use.chain):
@@ -108,49 +125,9 @@ class Examples:
                 handle.remove()
         return None
 
-    def capture(self, watched: Watched, known: Knowledge) -> Capture:
-        """A listener for the norms of the first m examples, which leaves all sums to the user's backward pass.
-
-        Args:
-            watched: this step's losses.
-            known: of `known`.
-
-        Returns:
-            The listener.
-        """
-        # ‖Σg‖² is of all examples and varies more than M̂²: half of a small batch loses little, and costs half.
-        most = min(USUAL, max(2, watched.count // 2)) if self._most is None else self._most
-        some = range(most) if most < watched.count else None
+    def _listener(self, watched: Watched, known: Knowledge, rows: list[int]) -> Capture:
+        some = rows if len(rows) < watched.count else None
         return Capture(watched.graph, known, watched.count, self._engine.plan, examples=some, totals=False)
-
-    def to_check(self, watched: Watched) -> dict[str, nn.Parameter] | None:
-        """The parameters whose sums are to be compared with the loop at this reading; counts a structure's readings.
-
-        Args:
-            watched: this step's losses.
-
-        Returns:
-            All at first; later, now and then, a weight and a bias; otherwise None.
-        """
-        number = self._readings[watched.graph.signature] = self._readings.get(watched.graph.signature, 0) + 1
-        if number == 1:
-            return dict(self._parameters)
-        if number & (number - 1) and number % CHECK_AT_LEAST_EVERY:
-            return None
-        if number <= DEEP_CHECKS:
-            names = sorted(watched.graph.leaves, key=lambda name: self._parameters[name].numel())
-        else:  # a further pass down to the first layers would keep all activations until its end
-            names = watched.graph.last_used
-        flat = [name for name in names if self._parameters[name].dim() < 2][:1]
-        return {name: self._parameters[name] for name in [n for n in names if n not in flat][:1] + flat}
-
-    def not_checked(self, watched: Watched) -> None:
-        """Let the next reading of this structure be compared as if it were the first.
-
-        Args:
-            watched: this step's losses.
-        """
-        self._readings.pop(watched.graph.signature, None)
 
 
 def _unserved(known: Knowledge) -> str | None:

@@ -34,7 +34,11 @@ _SELECTING = frozenset(
 )
 
 
-class Separation:
+class Coupled(ValueError):  # noqa: N818
+    """The loss has no parts that belong to one row each; micro-batches and workers can still be compared."""
+
+
+class RowIndependence:
     """What was found of the structures between output and loss that were met."""
 
     def __init__(self) -> None:
@@ -88,7 +92,7 @@ def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.
             "loss function was given (for a Hugging Face model: outputs.logits of the same call)."
         )
     if bypassed:
-        raise ValueError(
+        raise Coupled(
             f"the loss also depends on parameter {bypassed!r} directly, not only through `output` (a weight penalty, "
             "an auxiliary loss, or another output of the model): what belongs to one example cannot be told. Name all "
             "outputs, watch(loss, output=(policy, value)), or watch the losses of the examples, "
@@ -140,7 +144,7 @@ def _refuse_selection(above: list[Node], count: int) -> None:
         # Unsigned in some versions: a negative dimension comes as 2^64 − 1.
         wrapped = [None if d is None else (d - (1 << 64) if d >= 1 << 63 else d) for d in dims]
         if len(shape) and (not wrapped or any(d is None or d % len(shape) == 0 for d in wrapped)):
-            raise ValueError(_coupled(f"{node.name()} selects among the {count} rows"))
+            raise Coupled(_coupled(f"{node.name()} selects among the {count} rows"))
 
 
 def _refuse_kinks(above: list[Node], outputs: Sequence[Tensor]) -> None:
@@ -152,7 +156,7 @@ def _refuse_kinks(above: list[Node], outputs: Sequence[Tensor]) -> None:
             if child is None or (child, nr) in ends:
                 continue
             if any(rows > 1 for rows in _rows_behind(child, nr, outputs)):
-                raise ValueError(_coupled(f"{node.name()} is applied to values that mix rows"))
+                raise Coupled(_coupled(f"{node.name()} is applied to values that mix rows"))
 
 
 def _rows_behind(node: Node, nr: int, outputs: Sequence[Tensor]) -> Iterator[int]:
@@ -175,7 +179,7 @@ def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
         with torch.enable_grad():
             first = [g for g in torch.autograd.grad(loss, outputs, create_graph=True) if g.requires_grad]
     except RuntimeError as error:
-        raise ValueError(_unknown(error)) from error
+        raise Coupled(_unknown(error)) from error
     if not first:
         return True
     count, seen = len(outputs[0]), False
@@ -191,10 +195,10 @@ def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
                 weighted.sum(), outputs, retain_graph=True, allow_unused=True
             )
         except RuntimeError as error:
-            raise ValueError(_unknown(error)) from error
+            raise Coupled(_unknown(error)) from error
         for sizes in (g.detach().reshape(count, -1).abs().amax(1) for g in found if g is not None):
             if bool((sizes[~half] > ROUNDING * sizes.max()).any()):
-                raise ValueError(_coupled("the derivative at one row of output changes with the other rows"))
+                raise Coupled(_coupled("the derivative at one row of output changes with the other rows"))
             seen = seen or bool((sizes > 0).any())
     return seen
 
@@ -202,8 +206,8 @@ def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
 def _coupled(why: str) -> str:
     return (
         f"this loss compares examples with each other: {why}. There is no loss of one example alone (contrastive, "
-        "ranking and mined losses are of this kind), and no reading. Watch losses of shape (b,) that are sums over "
-        "examples, or do not watch this loss."
+        "ranking and mined losses are of this kind), and no reading. Pass one loss per example (shape (b,)), or leave "
+        "this loss unmonitored."
     )
 
 

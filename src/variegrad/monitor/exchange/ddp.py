@@ -1,0 +1,74 @@
+"""Readings that are the same on all workers of DistributedDataParallel: its communication hook, counted.
+
+Gradients are averaged as without a monitor, to the last bit. At a due reduction the sums of a step follow in a small
+all-reduce of their own, after the last bucket. The norm of the averaged gradient is then taken locally, from
+gradients that are equal on all workers.
+"""
+
+# No postponed annotations here: DistributedDataParallel looks at those of a hook.
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from variegrad.monitor.exchange.lockstep import Lockstep
+
+Hook = Callable[[Any, Any], Any]
+
+
+def communication_hook(lockstep: Lockstep, inner: Hook | None) -> Hook:
+    """The hook that counts, sends what is due, and averages as `inner` does, or as without a hook."""
+
+    def with_monitor(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        lockstep.meet()
+        due, last = lockstep.due, bucket.is_last()
+        if due:
+            lockstep.note(bucket.buffer())
+        future: torch.futures.Future[Tensor] = (
+            _average(lockstep.group, bucket.buffer()) if inner is None else inner(state, bucket)
+        )
+        if last:
+            if due:
+                lockstep.send(bucket.buffer().device)
+            lockstep.advance()
+        return future
+
+    return with_monitor
+
+
+def _average(group: dist.ProcessGroup, tensor: Tensor) -> torch.futures.Future[Tensor]:
+    # As DistributedDataParallel itself does: a product with 1/P before the sum.
+    if tensor.is_sparse:
+        tensor.div_(group.size())
+    else:
+        tensor.mul_(1 / group.size())
+    work = dist.all_reduce(tensor, group=group, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])  # type: ignore[no-any-return]
+
+
+def register(lockstep: Lockstep, inner: Hook | None, ddp: DistributedDataParallel, state: Any) -> None:
+    """Register the hook, once; ValueError if the wrapper has another."""
+    try:
+        ddp.register_comm_hook(state, communication_hook(lockstep, inner))
+    except RuntimeError as error:
+        raise ValueError(
+            "this DistributedDataParallel has a communication hook already, and it takes only one. Do not register "
+            "yours, but compose it: monitor.attach(ddp, inner=your_hook)."
+        ) from error
+
+
+def check_averages(inner: Hook | None) -> None:
+    """Refuse an inner hook after which the gradient is not known to be the workers' average."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: PLC0415 - slow to import
+
+    known = (None, default_hooks.allreduce_hook, default_hooks.fp16_compress_hook, default_hooks.bf16_compress_hook)
+    if inner not in known:
+        raise ValueError(
+            f"inner must average the workers' gradients: "
+            f"{', '.join(sorted(h.__name__ for h in known if h is not None))} of torch do; got "
+            f"{getattr(inner, '__name__', inner)}, after which the norm of the average is not known. Use one of these, "
+            "or no monitor on these workers."
+        )

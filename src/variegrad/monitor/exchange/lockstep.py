@@ -1,0 +1,137 @@
+"""Workers in lockstep: which reductions carry a message is decided by a count that is equal on all of them.
+
+Every reduction of gradients is counted where all workers take part in it: in the communication hook, also in the
+shadow passes of `Join`. The schedule is a function of that count alone. At a due reduction each worker sends one
+vector: its sums, or zeros if it has nothing to say. No collective depends on what one worker watched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from variegrad.monitor.exchange.sums import StepSums, of_a_worker_that_did_not_watch
+from variegrad.monitor.norms import sq_norm
+from variegrad.monitor.schedule import Schedule
+
+# How long the first reduction waits for workers that have not attached a monitor.
+PATIENCE = timedelta(seconds=60)
+_attached = itertools.count()
+
+
+class Lockstep:
+    """The count of reductions, and one all-reduce of the sums of a step at each that is due.
+
+    Args:
+        schedule: which steps are due.
+        accumulate: micro-batches of a step.
+        group: the workers.
+    """
+
+    def __init__(self, schedule: Schedule, accumulate: int, group: dist.ProcessGroup) -> None:
+        self.group, self.workers = group, dist.get_world_size(group)
+        self.offer: Callable[[], Tensor] | None = None
+        """This worker's sums at the next reduction; None if it does not watch."""
+        self.disagreement = ""
+        """Why no message is sent at all."""
+        self.open = False
+        """Whether a message of the pass that has just ended is still to come."""
+        self._schedule, self._accumulate = schedule, accumulate
+        self._count = 0
+        # Reductions of a step: one under no_sync, `accumulate` without; the first message tells which.
+        self._period = 1
+        self._period_known = accumulate == 1
+        self._sent: tuple[Tensor, dist.Work] | None = None
+        self._unwatched: list[Tensor] = []
+        self._key = f"variegrad/monitor/{next(_attached)}"
+        self._met = False
+        settings = f"every={schedule.every}, warm_up={schedule.warm_up}, accumulate={accumulate}"
+        self._store = _store()
+        if self._store is not None:
+            self._store.set(f"{self._key}/{dist.get_rank()}", settings)
+
+    @property
+    def step(self) -> int:
+        """The optimizer step that the next reduction belongs to, from 0."""
+        if self._count and not self._period_known:
+            self._learn_period()
+        return self._count // self._period
+
+    @property
+    def watched(self) -> bool:
+        """Whether that step is looked at."""
+        return not self.disagreement and self._schedule.due(self.step) == self.step
+
+    @property
+    def due(self) -> bool:
+        """Whether the next reduction carries a message."""
+        return self.watched and self._count % self._period == self._period - 1
+
+    def note(self, local: Tensor) -> None:
+        """Part of the local gradient of a due reduction."""
+        if self.offer is None:
+            self._unwatched.append(sq_norm(local))
+
+    def send(self, device: torch.device) -> None:
+        """Start the all-reduce of this worker's sums, or of zeros."""
+        offer, self.offer = self.offer, None
+        local = of_a_worker_that_did_not_watch(self._unwatched, device) if offer is None else offer()
+        self._unwatched = []
+        self._sent = local, dist.all_reduce(local, group=self.group, async_op=True)
+
+    def advance(self) -> None:
+        """One reduction more."""
+        self._count += 1
+        self._unwatched = []
+
+    def take(self) -> Tensor | None:
+        """The sums over all workers; None if no message was sent since the last call."""
+        if self._sent is None:
+            return None
+        message, work = self._sent
+        work.wait()
+        if self._period_known or self._count > 1:
+            self._sent = None
+        return message
+
+    def meet(self) -> None:
+        """Before the first reduction: have all workers attached a monitor, with the same settings?"""
+        if self._met:
+            return
+        self._met = True
+        if self._store is None:
+            return
+        keys = [f"{self._key}/{rank}" for rank in dist.get_process_group_ranks(self.group)]
+        off = f"{self._key}/off"
+        try:
+            self._store.wait(keys, PATIENCE)
+            if self._store.check([off]):
+                raise RuntimeError
+        except RuntimeError:  # DistStoreError, its subclass, after the wait
+            self._store.set(off, "1")
+            self.disagreement = (
+                "not all workers have attached a Monitor. Make one on every worker, and call attach on each"
+            )
+            return
+        found = {self._store.get(key).decode() for key in keys}
+        if len(found) > 1:
+            self.disagreement = f"the workers' monitors have different settings: {'; '.join(sorted(found))}"
+
+    def _learn_period(self) -> None:
+        self._period_known = True
+        if (message := self.take()) is None:
+            return
+        sums = StepSums(*message.tolist())
+        if sums.watchers and sums.passes == sums.watchers:  # one micro-batch each: every one of them is reduced
+            self._period = self._accumulate
+
+
+def _store() -> Any:
+    find = getattr(dist.distributed_c10d, "_get_default_store", None)
+    return None if find is None else find()

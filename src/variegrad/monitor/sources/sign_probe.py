@@ -1,0 +1,33 @@
+"""The last source: a balanced sign probe, one more backward pass over the graph, on any model.
+
+With signs on m of the b examples (m = b, or b−1 for odd b), half of them +1,
+E‖Σε_i g_i‖² = m(bΣ‖g_i‖² − ‖Σg_i‖²)/(b(b−1)); `exchange.sums` solves it for Σ‖g_i‖².
+With batch statistics (BatchNorm in training mode) the g_i are those of the coupled losses within this batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from variegrad.monitor.loss import Watched
+from variegrad.monitor.norms import Euclidean
+from variegrad.per_example.evaluate import left_as_found
+from variegrad.per_example.sign_probe import balanced_signs
+
+
+def probed_sq_norm(
+    watched: Watched, model: nn.Module, parameters: Mapping[str, nn.Parameter], norm: Euclidean, *key: int
+) -> Float[Tensor, ""]:
+    """‖Σε_i∇f_i‖² of unweighted losses; signs are a function of the key, the graph is kept, the model left as found."""
+    signs = balanced_signs(watched.count, 0, *key)
+    below = {name: p for name, p in parameters.items() if name in watched.graph.leaves}
+    with left_as_found(model):
+        losses = watched.per_example()
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            [losses], list(below.values()), [signs.to(losses)], retain_graph=True, allow_unused=True
+        )
+    return torch.stack([norm.sq_norm(name, g) for name, g in zip(below, found, strict=True) if g is not None]).sum()

@@ -1,0 +1,103 @@
+"""The latest readings' moments, pooled: a ratio of sums over a sliding window of steps, Σw_kÛ_k / Σw_kM̂²_k.
+
+w_k is the number of pairs of examples that Û_k is a mean over: a short last batch says little, and the noise of Û goes
+with one over the pairs. Any weights that do not depend on the gradients leave the ratio consistent.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from variegrad.estimators import BatchSizeEstimate, StepMoments
+from variegrad.estimators.pooled import pooled_estimate
+
+USUAL = 16
+
+
+class Step(NamedTuple):
+    """What a window keeps of a step.
+
+    Attributes:
+        step: its number, from 1.
+        batch_size: units of the step.
+        pairs: w, the pairs of units that Û is a mean over.
+        mean_product: Û.
+        mean_sq_norm: M̂².
+    """
+
+    step: int
+    batch_size: int
+    pairs: float
+    mean_product: float
+    mean_sq_norm: float
+
+
+class Window:
+    """The last K steps that were looked at; ValueError if K < 8, which an interval needs."""
+
+    def __init__(self, steps: int | None) -> None:
+        if steps is not None and steps < 8:
+            raise ValueError(f"window must be at least 8 readings, below which there is no interval; got {steps}.")
+        self._steps: deque[Step] = deque(maxlen=USUAL if steps is None else steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def first_step(self) -> int:
+        """The first step in the window."""
+        return self._steps[0].step
+
+    @property
+    def usual_batch_size(self) -> int:
+        """The median batch of the window: a short last batch of an epoch is not the usual one."""
+        return int(statistics.median_high(step.batch_size for step in self._steps))
+
+    def add(self, step: int, batch_size: int, moments: StepMoments, pairs: float) -> None:
+        """One step more; the oldest leaves if the window is full."""
+        self._steps.append(Step(step, batch_size, pairs, *moments))
+
+    def outweighs(self, pairs: float) -> bool:
+        """Whether a step is of less than half the size of one in the window."""
+        return any(4 * pairs < step.pairs for step in self._steps)
+
+    def clear(self) -> None:
+        """Begin again: what is measured has changed."""
+        self._steps.clear()
+
+    def estimate(self, *, population: int | None, confidence: float) -> BatchSizeEstimate:
+        """B̂_D over the window; no interval below 8 steps."""
+        return pooled_estimate(
+            [(s.pairs, s.pairs * s.mean_product, s.pairs * s.mean_sq_norm) for s in self._steps],
+            population=population,
+            confidence=confidence,
+        )
+
+    def share_of_sampling(self, cv2: float, used: float, examples: float) -> float:
+        """How much of the variance of Û over the window comes from looking at some examples only; NaN if unknown.
+
+        M̂² from m of b norms has the relative variance cv²(1/m − 1/b), and enters Û divided by b − 1.
+        """
+        if len(self._steps) < 8 or not used < examples or math.isnan(cv2):
+            return math.nan
+        total = statistics.variance(s.mean_product for s in self._steps)
+        mean = statistics.fmean(s.mean_sq_norm for s in self._steps)
+        return cv2 * (1 / used - 1 / examples) * (mean / (examples - 1)) ** 2 / total if total else math.nan
+
+    def state(self) -> list[list[float]]:
+        """The steps as plain numbers."""
+        return [list(step) for step in self._steps]
+
+    def load(self, state: Sequence[Sequence[float]]) -> None:
+        """Replace what is in the window; ValueError if it is not one of `state`."""
+        try:
+            whole = [[0, 0, *row] if len(row) == 3 else row for row in state]  # three numbers: of version 0.1
+            steps = [Step(int(n), int(b), float(w), float(u), float(m)) for n, b, w, u, m in whole]
+        except (TypeError, ValueError) as error:
+            raise ValueError("state: the window must be what Monitor.state_dict() returned.") from error
+        self._steps.clear()
+        self._steps.extend(steps)
