@@ -62,7 +62,8 @@ class Monitor:
         examples: how many examples of a batch to look at, drawn at random; None for 16 and no more than half of the
             batch, and more if their norms differ much.
         warm_up: so many first steps are looked at eight times as often.
-        window: how many of the latest readings are pooled, at least 8; None for 16.
+        window: how many of the latest readings are pooled, at least 8, which is the default: while training moves, a
+            longer window gives an interval of an average over the past.
         accumulate: micro-batches of one optimizer step; `watch` is called for each.
         groups: k, if k consecutive examples of a batch belong together (copies of an image, completions of a prompt,
             chunks of a document) and groups are what is drawn independently; B_D is then in groups.

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from variegrad.estimators import BatchSizeEstimate, StepMoments
 from variegrad.estimators.pooled import pooled_estimate
 
-USUAL = 16
+# Longer windows give an interval of an average over the past: while training moves, it misses B_D at the last step.
+USUAL = 8
 
 
 class Step(NamedTuple):
