@@ -102,4 +102,4 @@ def test_a_killed_training_goes_on_without_lost_or_double_readings(name, package
     # The readings up to the checkpoint are those of the first run, and those after it rest on them.
     kept = [reading for reading in before if reading.step <= 20]
     assert found.readings[: len(kept)] == kept
-    assert [reading.pooled_steps for reading in found.readings] == list(range(1, len(after) + 1))
+    assert [reading.pooled_steps for reading in found.readings] == [min(k, 8) for k in range(1, len(after) + 1)]
