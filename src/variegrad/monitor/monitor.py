@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.monitor.backward_pass import BackwardPass, Unusable
 from variegrad.monitor.exchange.lockstep import Lockstep
-from variegrad.monitor.exchange.sums import NUMBERS, StepSums, failed, of_worker
+from variegrad.monitor.exchange.sums import NUMBERS, SQ_NORMS_OF_SUMS, StepSums, failed, of_worker
 from variegrad.monitor.history import History
 from variegrad.monitor.loss import Watched, watched
 from variegrad.monitor.norms import Euclidean
@@ -168,8 +168,8 @@ class Monitor:
             first, self._started = not self._started, True
             if first and isinstance(error, ValueError | TypeError):
                 raise
-            self._drop()
             self._leave_out(_text(error))
+            self._drop()
 
     def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
         """Makes readings those of all workers, equal on each; to be called on every worker.
@@ -409,16 +409,17 @@ class Monitor:
                 self._asleep = self._schedule.due(self._step + 1) * self._accumulate
                 self._complete(of_worker([one.cell() for one in self._passes]))
         except Exception as error:  # noqa: BLE001 - within the user's backward pass
-            self._drop()
             self._leave_out(_text(error))
+            self._drop()
 
     def _complete(self, sums: Tensor) -> None:
         """Everything that the step said is read here, at once: each read waits for the device."""
         passes = self._passes
         total = sums[-1] if self._sharded else self._sq_norm_of_total(sums)
         dirty = [torch.as_tensor(one.dirty, device=sums.device).double().view(1) for one in passes]
+        arrived = [one.cell()[SQ_NORMS_OF_SUMS].view(1) for one in passes if self._exchange is None]
         errors = [one.errors for one in passes if one.errors is not None]
-        numbers = torch.cat([sums, total.view(1), *dirty, *errors]).tolist()
+        numbers = torch.cat([sums, total.view(1), *dirty, *arrived, *errors]).tolist()
         step_sums, sq_norm_of_total = StepSums(*numbers[:NUMBERS]), numbers[NUMBERS]
         rest = numbers[NUMBERS + 1 :]
         if self._exchange is not None and step_sums.passes < self._accumulate * step_sums.watchers:
@@ -428,16 +429,17 @@ class Monitor:
                     "model.set_requires_gradient_sync(False) for all micro-batches of a step but the last"
                 )
             return  # each micro-batch is reduced, and this was not the last; or the loop stepped early
-        if self._is_out_of_step([bool(flag) for flag in rest[: len(passes)]]):
+        held, norms = rest[: len(dirty)], rest[len(dirty) : len(dirty) + len(arrived)]
+        if self._is_out_of_step(held, norms):
             return
-        self._compare(passes, rest[len(passes) :])
+        self._compare(passes, rest[len(dirty) + len(arrived) :])
         self._passes = []
         self._pool(step_sums, sq_norm_of_total, passes[-1])
 
     def _sq_norm_of_total(self, sums: Tensor) -> Tensor:
         """V: of what the step will use, before clipping; in the order of the parameters, equal on all workers."""
         if self._exchange is None and self._accumulate == 1:
-            return sums[StepSums._fields.index("sq_norms_of_sums")]
+            return sums[SQ_NORMS_OF_SUMS]
         with torch.no_grad():
             for name in frozenset().union(*(one.reached for one in self._passes)):
                 if self._parameters[name].grad is None:
@@ -445,12 +447,12 @@ class Monitor:
             found = [self._norm.sq_norm(name, p.grad) for name, p in self._parameters.items() if p.grad is not None]
             return self._workers() ** 2 * torch.stack([*found, sums.new_zeros(())]).sum()
 
-    def _is_out_of_step(self, dirty: list[bool]) -> bool:
+    def _is_out_of_step(self, dirty: list[float], norms: list[float]) -> bool:
         """Whether the passes are not the micro-batches of one step, by what `.grad` held when each began."""
         if self._accumulate == 1 and self._exchange is None:
             return False
-        clean = [k for k, held in enumerate(dirty) if k and not held]
-        if clean and self._exchange is None:
+        clean = [k for k, held in enumerate(dirty) if not held and any(norms[:k])]
+        if clean:
             # The loop stepped early, as at the end of an epoch, or began before: a step begins where .grad was empty.
             self._passes = self._passes[clean[-1] :]
             self._calls, self._asleep = self._step * self._accumulate + len(self._passes), 0
@@ -463,7 +465,7 @@ class Monitor:
             )
         if dirty[0]:
             self._passes = []
-        return dirty[0]
+        return bool(dirty[0])
 
     def _compare(self, passes: Sequence[BackwardPass], errors: list[float]) -> None:
         for one in passes:

@@ -169,6 +169,7 @@ def of_a_worker_that_did_not_watch(sq_norms: Sequence[Tensor], device: torch.dev
     return total
 
 
+SQ_NORMS_OF_SUMS = StepSums._fields.index("sq_norms_of_sums")
 _WORKERS, _WATCHERS = StepSums._fields.index("workers"), StepSums._fields.index("watchers")
 _UNWATCHED = StepSums._fields.index("unwatched")
 
