@@ -60,9 +60,11 @@ def groups_of(groups: object, examples: int) -> Groups | None:
         TypeError: if it is neither a number nor one whole number per example.
         ValueError: if it does not fit the batch.
     """
-    if groups is None or groups == 1:
+    if groups is None:
         return None
     if isinstance(groups, int):
+        if groups == 1:
+            return None
         if examples % groups:
             raise ValueError(
                 f"groups={groups}: a batch must hold whole groups of {groups} consecutive examples; got {examples} "

@@ -53,7 +53,8 @@ class Examples:
         count = watched.count
         rows = list(range(count))
         # ‖Σg‖² is of all examples, and usually varies more than M̂²: half of a small batch loses little.
-        most = min(self._wanted, max(2, count // 2)) if self._most is None else self._most
+        usual = min(USUAL, max(2, count // 2)) if self._wanted == USUAL else self._wanted
+        most = usual if self._most is None else self._most
         if most < count:
             rows = sorted(generator(0, "rows", *key).choice(count, most, replace=False).tolist())
         return self._listener(watched, known, rows), rows
