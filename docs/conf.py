@@ -30,3 +30,27 @@ doctest_test_doctest_blocks = "default"
 html_theme = "furo"
 html_title = "variegrad"
 html_extra_path = ["start"]  # index.html at the root leads to the first page
+
+default_role = "code"
+
+
+def as_restructured_text(_app, _what, _name, _object, _options, lines):
+    """Docstrings are written as Markdown: fences become code blocks, | and * are escaped outside code."""
+    fenced = False
+    for k, line in enumerate(lines):
+        if line.lstrip().startswith("```"):
+            indent = line[: len(line) - len(line.lstrip())]
+            lines[k] = "" if fenced else f"{indent}.. code-block:: python\n"
+            fenced = not fenced
+        elif fenced:
+            lines[k] = f"    {line}"
+        elif not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("`")
+            parts[::2] = [part.replace("|", r"\|").replace("*", r"\*") for part in parts[::2]]
+            lines[k] = "`".join(parts)
+    lines[:] = "\n".join(lines).split("\n")
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", as_restructured_text, priority=400)  # before napoleon
