@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "docs/notebooks"
-SLOW = {"check-the-prediction"}
+SLOW = {"check-the-prediction", "monitor-a-training"}
 
 
 def shape(text):

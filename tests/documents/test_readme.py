@@ -56,10 +56,6 @@ def test_the_loop_with_the_added_lines_prints_what_is_shown(tmp_path):
     assert found == pytest.approx(shown, rel=0.1)
 
 
-def test_the_loop_without_the_added_lines_is_a_training_loop(tmp_path):
-    said_by(tmp_path, "\n".join(line[2:] for line in DIFF[0].splitlines() if not line.startswith("+")))
-
-
 def test_each_python_block_runs_alone_and_prints_what_is_shown(tmp_path):
     assert [said_by(tmp_path, block) for block in PYTHON] == TEXT[1:]
 
