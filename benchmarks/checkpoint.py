@@ -3,12 +3,13 @@
     python benchmarks/checkpoint.py                            # everything, and a dated report
     python benchmarks/checkpoint.py --workers 2 --repeats 2 --no-report
 
-Whole runs are commands as a user starts them, `variegrad train mnist --out …` with `--checkpoint-every 50` and without,
-in turn, in an order that changes from round to round; their time includes start-up, which is the same in both, and the
-final accuracy. The steps alone are blocks of 50 updates of one run, with a save at the end as the command makes it and
-without, again in turn. Ratios are of medians; the quartiles are those of each round's own ratio. Files are written
-where temporary files are (TMPDIR): the report says on which file system, since most of a save is waiting for the disk.
-What was measured is kept in the JSON file and not repeated: run it again after an interruption, or for more rounds.
+Whole runs are commands as a user starts them, `variegrad train mnist --out …` with `--checkpoint-every 50` and
+without, in turn, in an order that changes from round to round; their time includes start-up, which is the same in
+both, and the final accuracy. The steps alone are blocks of 50 updates of one run, one of each pair while a checkpoint
+is written in the thread beside, again in turn. Memory is that of a process with a model of 200 MB. Ratios are of
+medians; the quartiles are those of each round's own ratio. Files are written where temporary files are (TMPDIR): the
+report says on which file system, since most of a save is waiting for the disk. What was measured is kept in the JSON
+file and not repeated: run it again after an interruption, or for more rounds.
 """
 
 import argparse
@@ -22,14 +23,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+import torch
 from overhead import machine
 
 from variegrad import TrainConfig, train, workers
 from variegrad.cli.train import default_step_size
-from variegrad.cli.training_record import saved
-from variegrad.distributed.agreement import failing_together
+from variegrad.files import write_whole
 from variegrad.problems import load
-from variegrad.training.checkpoint import lock
+from variegrad.training.checkpoint import Progress, Run, save
+from variegrad.training.checkpoint.tensors import snapshot
 
 HERE = Path(__file__).parent
 EVERY = 50  # updates
@@ -67,9 +69,9 @@ def whole_run(count, kind, folder):
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     made = json.loads((out / "train.json").read_text())
-    last = sorted(path.name for path in (out / "checkpoints").glob("step-*"))[-1:]
+    kept = len(list((out / "checkpoints").glob("step-*")))
     assert made["updates"] == UPDATES
-    assert last == ([f"step-{UPDATES:09d}"] if kind == KEPT else [])
+    assert kept == (3 if kind == KEPT else 1)  # a run always keeps its last
     return {"whole": seconds, "training": made["seconds"]}
 
 
@@ -83,11 +85,14 @@ def whole_pair(count, number):
 
 
 def blocks(repeats, out):
-    """In workers: seconds of neighbouring blocks of updates, one of each pair with a save at its end."""
-    with workers() as world, tempfile.TemporaryDirectory() as folder, lock(folder):
-        problem = load("mnist", seed=0, max_examples=EXAMPLES)
-        config = TrainConfig(batch_size=BATCH, passes=float("inf"), step_size=default_step_size(problem, BATCH))
-        run = train(problem.model, problem.losses, problem.train, config, world)
+    """In workers: seconds of neighbouring blocks of updates, one of each pair beside the save that began with it.
+
+    `wait` is how long training waited for the copy, `save` how long until the checkpoint was on the disk.
+    """
+    problem = load("mnist", seed=0, max_examples=EXAMPLES)
+    config = TrainConfig(batch_size=BATCH, passes=float("inf"), step_size=default_step_size(problem, BATCH))
+    with workers() as world, tempfile.TemporaryDirectory() as folder, Run(folder, problem.model, config, world) as kept:
+        run = kept.of(train(problem.model, problem.losses, problem.train, config, world))
         for _ in range(10):  # threads and buckets are set up
             next(run)
         pairs = []
@@ -96,17 +101,37 @@ def blocks(repeats, out):
             for kind in (PLAIN, KEPT) if number % 2 else (KEPT, PLAIN):
                 world.barrier()
                 began = time.perf_counter()
-                for _ in range(EVERY):
-                    step = next(run)
-                made = time.perf_counter()
                 if kind == KEPT:
-                    with failing_together(world):
-                        saved(Path(folder), step, problem, config, world)
-                    pair["save"] = time.perf_counter() - made
+                    kept.keep_now()
+                    pair["wait"] = time.perf_counter() - began
+                for _ in range(EVERY):
+                    next(run)
                 pair[kind] = time.perf_counter() - began
+                if kind == KEPT:
+                    world.barrier()
+                    kept.finish()
+                    pair["save"] = kept.took
             pairs.append(pair)
         if world.is_first:
             Path(out).write_text(json.dumps(pairs))
+
+
+def memory(megabytes=200):
+    """In a process of its own: how far memory rises above the model's while a checkpoint of it is kept, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--memory-of", str(megabytes), folder]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def memory_of(megabytes, folder):
+    """Peak resident memory (VmHWM, reset just before) over what the process held."""
+    model = torch.nn.ParameterList([torch.ones(10**6 * megabytes // 40) for _ in range(10)])
+    held = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")
+    snapshot_of_it = snapshot(dict(model.state_dict()))
+    save(folder, 1, snapshot_of_it, Progress(samples_seen=1, workers=1, batch_size=1, seed=0))
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps({"model": megabytes, "rise": round((int(peak.split()[1]) * 1024 - held) / 1e6, 1)}))
 
 
 def block_pairs(count, repeats):
@@ -149,20 +174,25 @@ def markdown(document):
             f"**{row['ratio']:.3f}** ({row['low']:.3f}–{row['high']:.3f}) | {row['rounds']} |"
             for said, row in rows
         ]
-    lines += ["", "| workers | a save takes, ms: median (least–most) | of 50 updates |", "|---:|---:|---:|"]
+    lines += [
+        "",
+        "| workers | training waits, ms: median (least–most) | on the disk after, ms | waiting, of 50 updates |",
+        "|---:|---:|---:|---:|",
+    ]
     for count, found in document["cases"].items():
         if found["blocks"]:
-            took = [1e3 * pair["save"] for pair in found["blocks"]]
+            took = [1e3 * pair["wait"] for pair in found["blocks"]]
+            disk = statistics.median(1e3 * pair["save"] for pair in found["blocks"])
             share = statistics.median(took) / 1e3 / ratio(found["blocks"])[PLAIN]
-            lines.append(f"| {count} | {statistics.median(took):.1f} ({min(took):.1f}–{max(took):.1f}) | {share:.2%} |")
+            middle = f"{statistics.median(took):.1f} ({min(took):.1f}–{max(took):.1f})"
+            lines.append(f"| {count} | {middle} | {disk:.0f} | {share:.2%} |")
+    if "memory" in document:
+        kept = document["memory"]
+        lines += [
+            "",
+            f"A checkpoint of a model of {kept['model']} MB raises the process's memory by {kept['rise']} MB.",
+        ]
     return "\n".join(lines) + "\n"
-
-
-def write(path, text):
-    """To a temporary name, then renamed."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def main():
@@ -172,7 +202,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=6, help="rounds of whole runs; three times as many of blocks")
     parser.add_argument("--no-report", action="store_true", help="print only, and measure everything")
     parser.add_argument("--blocks", nargs=2, metavar=("REPEATS", "FILE"), help="measure blocks in this process")
+    parser.add_argument("--memory-of", nargs=2, metavar=("MB", "FOLDER"), help="measure memory in this process")
     arguments = parser.parse_args()
+    if arguments.memory_of:
+        memory_of(int(arguments.memory_of[0]), arguments.memory_of[1])
+        return
     if arguments.blocks:
         blocks(int(arguments.blocks[0]), arguments.blocks[1])
         return
@@ -184,10 +218,12 @@ def main():
         "command": " ".join(["python benchmarks/checkpoint.py", *sys.argv[1:]]),
     }  # fmt: skip
 
+    document["memory"] = memory()
+
     def keep():
         if not arguments.no_report:
-            write(out, json.dumps(document, indent=1) + "\n")
-            write(out.with_suffix(".md"), markdown(document))
+            write_whole(out, json.dumps(document, indent=1) + "\n")
+            write_whole(out.with_suffix(".md"), markdown(document))
 
     for count in arguments.workers:
         found = cases.setdefault(str(count), {"blocks": [], "runs": []})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from variegrad.reports.writing import write_whole
+from variegrad.files import write_whole
 
 REPORTS = Path(__file__).parent / "reports"
 

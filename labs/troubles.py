@@ -25,7 +25,7 @@ def nan(policy, undisturbed, folder):
     kept = checkpoint.load(out / "checkpoints").step
     if policy == "stop":
         named = said.count("update 23, worker 1 of 2") >= 2 and record["updates"] == 22
-        passed = bool(code) and named and finite and kept == 20
+        passed = bool(code) and named and finite and kept == 22
         came = f"exit {code}; both workers {'name worker 1 and update 23' if named else 'DO NOT SAY WHO'}"
     else:
         passed = code == 0 and record["left_out"] == 1 and finite and kept == 40

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from variegrad.files import write_whole
 
 SCHEMA = "variegrad.experiment/1"
 FOLDER, PACKED = "records", "records.jsonl"
@@ -145,25 +146,6 @@ def pack(folder: Path) -> Path:
     if (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
         (folder / FOLDER).rmdir()
     return target
-
-
-def write_whole(path: Path, text: str | bytes) -> None:
-    """Write a file under a temporary name in its folder, flush it to the disk and rename it.
-
-    Args:
-        path: the file; its folder is made where it does not exist.
-        text: what it is to hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _line(record: Record) -> str:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments.experiment import Experiment, Settings
 from variegrad.experiments.intervals import Finding
-from variegrad.experiments.records import Record, read_records, write_whole
+from variegrad.experiments.records import Record, read_records
 from variegrad.experiments.registry import experiment
+from variegrad.files import write_whole
 
 SCHEMA = "variegrad.experiment-run/1"
 FILE = "experiment.json"

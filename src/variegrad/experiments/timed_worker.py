@@ -14,8 +14,8 @@ from typing import Any
 
 from variegrad.distributed.workers import World, workers
 from variegrad.experiments import data
-from variegrad.experiments.records import write_whole
 from variegrad.experiments.training_run import fresh
+from variegrad.files import write_whole
 from variegrad.mechanisms import DropConnect
 from variegrad.per_example.evaluate import NotFinite
 from variegrad.training import Evaluation, Every, TrainConfig, train

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from variegrad.files import write_whole
 from variegrad.reports.history_document import evenly, history_points
 from variegrad.reports.history_figure import bound_and_efficiency
 from variegrad.reports.style import render
-from variegrad.reports.writing import template, write_whole
+from variegrad.reports.writing import template
 
 
 def write_history(document: Mapping[str, Any], folder: Path) -> Path:

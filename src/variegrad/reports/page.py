@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from variegrad.files import write_whole
 from variegrad.reports.document import Point, batch_size, landmarks, points
 from variegrad.reports.figures import PICTURES
 from variegrad.reports.style import render
-from variegrad.reports.writing import template, write_whole
+from variegrad.reports.writing import template
 
 FLAGS: Mapping[str, str] = {
     "undefined": "Every gradient is zero, so B_D is 0/0: nothing is left to learn from these data here, and any batch "

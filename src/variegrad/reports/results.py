@@ -13,8 +13,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from variegrad.files import write_whole
 from variegrad.reports.style import render
-from variegrad.reports.writing import template, write_whole
+from variegrad.reports.writing import template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,8 @@
-"""How every page is made and written: one way to render, and files that are whole or not there."""
+"""How every page is made: one way to render."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import jinja2
 
@@ -30,18 +29,3 @@ def template(name: str) -> jinja2.Template:
     environment.filters["short"] = lambda value: f"{value:.3g}"
     environment.tests["known"] = lambda value: not math.isnan(value)
     return environment.get_template(name)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: readers see the former file or the whole new one.
-
-    Args:
-        path: where.
-        content: what.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -72,6 +72,7 @@ class Run:
         notes: what happened on entering, a sentence each.
         starts: when the run was started, resumed and changed: time, update, samples seen, versions, settings.
         seconds: that training has waited for checkpoints.
+        took: seconds that the last one took until it was on the disk.
 
     Raises:
         ValueError: if the folder holds a run that is not to be resumed, no checkpoint in it verifies, or it is of other
@@ -98,7 +99,7 @@ class Run:
         self.state: dict[str, Any] = {}
         self.notes: list[str] = []
         self.starts: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds = self.took = 0.0
         self.last: Update | None = None
         self._kept: Update | None = None
         self._held = ExitStack()
@@ -147,21 +148,42 @@ class Run:
                 self.seconds += time.perf_counter() - began
             before = update.passes
 
+    def keep_now(self) -> None:
+        """Keep a checkpoint of the last update; all workers call it at the same place.
+
+        Raises:
+            NotSaved: if the one before could not be written; on the other workers a RuntimeError that says so.
+        """
+        if self.last is not None and self.last is not self._kept:
+            self._keep_together(self.last)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk; nothing to wait for on workers other than 0.
+
+        Raises:
+            NotSaved: if it could not be written.
+        """
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self._held:
             if error is None:
-                if self.last is not self._kept and self.last is not None:
-                    self._keep_together(self.last)
+                self.keep_now()
                 with failing_together(self.world):
-                    self._finish()
+                    self.finish()
                 return
             # The others may be gone: worker 0 keeps what it has, alone.
             if isinstance(error, Exception) and self.world.is_first:
                 try:
-                    self._finish()
+                    self.finish()
                     if self.last is not self._kept and self.last is not None:
                         self._keep(self.last)
-                        self._finish()
+                        self.finish()
                 except Exception as second:  # noqa: BLE001 - the first error is what ended the run
                     error.add_note(str(second))
 
@@ -240,7 +262,7 @@ class Run:
 
     def _keep_together(self, update: Update) -> None:
         with failing_together(self.world):
-            self._finish()  # one save at a time: the disk sets the pace, and there is one copy of the weights
+            self.finish()  # one save at a time: the disk sets the pace, and there is one copy of the weights
         refuse_drift(self.world, self.model, f"before the checkpoint of update {update.updates:,}")
         with failing_together(self.world):
             if self.world.is_first:
@@ -249,16 +271,18 @@ class Run:
 
     def _keep(self, update: Update) -> None:
         """Copy the weights and begin to write them."""
-        began = update.examples - update.batch_size
+        first = update.examples - update.batch_size
         progress = Progress(
             samples_seen=update.examples, workers=self.world.size, batch_size=self._config.batch_size,
-            seed=self._config.seed, settings=self._settings_at(began),
+            seed=self._config.seed, settings=self._settings_at(first),
             # As text and back: the caller's loop goes on and changes what it holds.
-            state={"left_out": update.left_out, "batch_began": began, "starts": list(self.starts),
+            state={"left_out": update.left_out, "batch_began": first, "starts": list(self.starts),
                    "yours": json.loads(json.dumps(self.state, allow_nan=False))},
         )  # fmt: skip
         copy = snapshot(self.model.state_dict())
         folder, step, keep = self.folder / CHECKPOINTS, update.updates, self.keep
+
+        began = time.perf_counter()
 
         def write() -> None:
             try:
@@ -267,18 +291,11 @@ class Run:
                 self._failure = error
             finally:
                 copy.clear()
+                self.took = time.perf_counter() - began
 
         self._saving = threading.Thread(target=write, name="checkpoint")
         self._saving.start()
         self._kept = update
-
-    def _finish(self) -> None:
-        if self._saving is not None:
-            self._saving.join()
-            self._saving = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
 
 def holds_a_run(folder: Path, what: str) -> str:
