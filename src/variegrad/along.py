@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from variegrad.keys import torch_draws
 from variegrad.measurement import measure
@@ -100,6 +102,67 @@ def measure_along(
                 yield point
 
     return points_of_run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlongRun:
+    """B_D over a whole run, between its points by a straight line in 1/B_D.
+
+    The updates that a run needs grow with the mean of 1 + (B−1)/B_D, so 1/B_D is what is averaged: `harmonic_mean` is
+    the one B_D that costs the run as many examples as the B_D that it met.
+
+    Attributes:
+        harmonic_mean: of B_D, weighted by passes; +inf if gradients cancel or are zero at all points.
+        efficiency: 1/(1 + (B−1)/harmonic_mean), of the run's batch B.
+        share_below: the share of the run, in passes, in which B_D is smaller than B.
+        least: the smallest B_D measured.
+        least_at: in passes, where it was measured.
+    """
+
+    harmonic_mean: float
+    efficiency: float
+    share_below: float
+    least: float
+    least_at: float
+
+
+def over_run(points: Sequence[Point], batch_size: int) -> AlongRun | None:
+    """B_D over a run, from the points measured along it.
+
+    Args:
+        points: in the order of the run.
+        batch_size: B.
+
+    Returns:
+        What they say of the whole run; None if no point has a B_D (there is none, or all gradients are zero).
+    """
+    defined = [point for point in points if not point.diversity.undefined]
+    if not defined:
+        return None
+    # Where all gradients are zero any batch is harmless, as with B_D = ∞.
+    inverse = [0.0 if p.diversity.undefined else 1 / p.diversity.batch_size_bound for p in points]
+    passes = [p.passes for p in points]
+    length, area, below = passes[-1] - passes[0], 0.0, 0.0
+    for (start, end), (left, right) in zip(pairwise(passes), pairwise(inverse), strict=True):
+        area += (end - start) * (left + right) / 2
+        below += (end - start) * _share_above(left, right, 1 / batch_size)
+    mean = area / length if length else inverse[0]
+    share = below / length if length else float(inverse[0] > 1 / batch_size)
+    least = min(defined, key=lambda p: p.diversity.batch_size_bound)
+    return AlongRun(
+        harmonic_mean=1 / mean if mean else math.inf,
+        efficiency=1 / (1 + (batch_size - 1) * mean),
+        share_below=share,
+        least=least.diversity.batch_size_bound,
+        least_at=least.passes,
+    )
+
+
+def _share_above(left: float, right: float, level: float) -> float:
+    """The share of a straight line from `left` to `right` that lies above `level`."""
+    if left == right:
+        return float(left > level)
+    return min(1.0, max(0.0, (max(left, right) - level) / abs(right - left)))
 
 
 def stops(last: int, points: int) -> set[int]:

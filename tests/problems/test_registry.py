@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from problems.files import write_grey_images
 from variegrad.problems import DataNotFound, Problem, load, names
-from variegrad.problems.data_root import root_folder
+from variegrad.data_root import root_folder
 
 
 def columns(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:

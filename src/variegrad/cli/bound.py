@@ -2,57 +2,86 @@
 
 from __future__ import annotations
 
-import json as json_format
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import progress as bars
-from rich.console import Console
 
-from variegrad.theory import GLMBound, SparseBound, glm_bound, sparse_bound
-from variegrad.theory.files import opened
-from variegrad.theory.rows import Progress
+from variegrad.cli import options
+from variegrad.cli.terminal import errors, print_json, print_line
+
+if TYPE_CHECKING:
+    from variegrad.theory import GLMBound, SparseBound
+    from variegrad.theory.rows import Progress
 
 
 def bound(
     file: Annotated[
-        Path, typer.Argument(help="A LIBSVM, npy or npz file, one example a row; .gz and .bz2 are undone.")
+        str,
+        typer.Argument(
+            help="A LIBSVM, npy or npz file, one example per row; also compressed (.gz, .bz2, .xz, .zst, .zip); or a9a."
+        ),
     ],
-    tolerance: Annotated[float, typer.Option(help="Relative width of the certified interval of σ²_max.")] = 0.01,
-    passes: Annotated[int, typer.Option(help="At most so many passes to search the conflict degree of Remark 2.")] = 16,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Relative width of the certified interval of σ²_max.", callback=options.number(above=0, below=1)
+        ),
+    ] = 0.01,
+    passes: Annotated[
+        int,
+        typer.Option(
+            help="At most this many passes to search the conflict degree of Remark 2.", callback=options.number(least=0)
+        ),
+    ] = 16,
     scratch: Annotated[
-        Path | None, typer.Option(help="Folder for temporary files, 12 bytes for each non-zero of a text file.")
+        Path | None,
+        typer.Option(
+            help="Folder for temporary files, 12 bytes per non-zero of a text file.", callback=options.scratch_folder
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    data_root: options.DataRoot = None,
+    json: options.AsJson = False,
 ) -> None:
     """Bound the useful batch size from the data alone, for every weight vector of a linear model.
 
     Rows are examples. The GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound n over the largest column count
     (Remark 2, sharpened) are printed with the interval that contains the exact value and with the paper's own numbers.
+
+    Example: `variegrad bound data/train.svm.gz`
     """
+    from variegrad.data_root import find_a9a, find_file, root_folder  # noqa: PLC0415 - after the options
+    from variegrad.theory import glm_bound, sparse_bound  # noqa: PLC0415
+    from variegrad.theory.files import opened  # noqa: PLC0415
+
+    root = root_folder(data_root)
+    path = find_a9a(root) if file == "a9a" and not Path(file).exists() else find_file(file, root)
     start = time.perf_counter()
-    with _bar() as progress, opened(file, progress=progress, scratch=scratch) as rows:
+    with _bar() as progress, opened(path, progress=progress, scratch=scratch) as rows:
         sparse = sparse_bound(rows, paper=True, passes=passes)
         glm = glm_bound(rows, tolerance=tolerance)
     seconds = time.perf_counter() - start
-    typer.echo(_as_json(file, glm, sparse, seconds) if json else _in_words(file, glm, sparse, seconds))
+    if json:
+        print_json(_document(path, glm, sparse, seconds))
+    else:
+        print_line(_in_words(path, glm, sparse, seconds), wrap=True)
 
 
 @contextmanager
 def _bar() -> Iterator[Progress | None]:
     """A progress bar on standard error, where somebody can see it."""
-    console = Console(stderr=True)
+    console = errors()
     if not console.is_terminal:
         yield None
         return
+    from rich import progress as bars  # noqa: PLC0415 - only on a terminal
+
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -68,30 +97,33 @@ def _bar() -> Iterator[Progress | None]:
         yield follow
 
 
-def _peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
+def _peak_bytes() -> int | None:
+    """The largest resident memory of this process so far; None where the system does not say."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux: getrusage would count what the parent process held when it started this one
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])  # type: ignore[index]
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _as_json(file: Path, glm: GLMBound, sparse: SparseBound, seconds: float) -> str:
-    return json_format.dumps(
-        {
-            "file": str(file),
-            "bound": max(glm.bound, sparse.bound),
-            "glm": asdict(glm),
-            "sparse": asdict(sparse),
-            "seconds": seconds,
-            "peak_memory_bytes": _peak_bytes(),
-        },
-        indent=2,
-    )
+def _document(file: Path, glm: GLMBound, sparse: SparseBound, seconds: float) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "bound": max(glm.bound, sparse.bound),
+        "glm": asdict(glm),
+        "sparse": asdict(sparse),
+        "seconds": seconds,
+        "peak_memory_bytes": _peak_bytes(),
+    }
 
 
 def _in_words(file: Path, glm: GLMBound, sparse: SparseBound, seconds: float) -> str:
+    peak = _peak_bytes()
+    memory = "" if peak is None else f", peak memory {peak / 1e6:,.0f} MB"
     return "\n".join(
         [
             f"{file}: {glm.rows:,} examples, {glm.columns:,} columns, {glm.nonzeros:,} non-zeros",
@@ -100,6 +132,6 @@ def _in_words(file: Path, glm: GLMBound, sparse: SparseBound, seconds: float) ->
             "",
             f"Sparse bound  {sparse}",
             "",
-            f"{seconds:.1f} s, {glm.passes} passes for the GLM bound, peak memory {_peak_bytes() / 1e6:,.0f} MB",
+            f"{seconds:.1f} s, {glm.passes} passes for the GLM bound{memory}",
         ]
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from variegrad.along import Point
+from variegrad.along import AlongRun, Point, over_run
 from variegrad.estimators import Regime
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
@@ -67,6 +68,7 @@ def document(
             "mechanisms": [str(m) for m in settings.mechanisms],
             "data_root": settings.data_root,
             "max_examples": settings.max_examples,
+            "weights": settings.weights,
         },
         "versions": {
             **{name: version(name) for name in ("variegrad", "torch", "numpy")},
@@ -78,6 +80,7 @@ def document(
         "seconds": round(seconds, 3),
         "interrupted": interrupted,
         "points": [_point(point, settings.mechanisms) for point in points],
+        "over_run": _over_run(over_run(points, settings.batch_size)),
         "advice": advice(points, settings.batch_size),
     }
 
@@ -126,53 +129,73 @@ def _number(value: float | None) -> float | str | None:
     return ("inf" if value > 0 else "-inf") if math.isinf(value) else value
 
 
+def _over_run(found: AlongRun | None) -> dict[str, float | str | None] | None:
+    return None if found is None else {name: _number(value) for name, value in asdict(found).items()}
+
+
 def advice(points: Sequence[Point], batch_size: int) -> str:
-    """One sentence a person can act on.
+    """What a person can act on: B_D over the run, how the run's batch fares, and the largest efficient batch.
 
     Args:
         points: what was measured along the run.
         batch_size: B of the run.
 
     Returns:
-        What batch sizes waste at most half of their examples, where, and how the run's own batch fares.
+        Two or three sentences; numbers have the two digits that a dozen points support.
     """
-    defined = [p for p in points if not p.diversity.undefined]
-    if not defined:
+    found = over_run(points, batch_size)
+    if found is None:
         return "Nothing can be said about batch sizes: " + (
             "every gradient was zero at every point, so any batch size is harmless."
             if points
             else "nothing was measured."
         )
-    least = min(defined, key=lambda p: p.diversity.batch_size_bound)
-    end = defined[-1]
-    worst = least.diversity.efficiency(batch_size)
-    if math.isinf(least.diversity.batch_size_bound):
+    if math.isinf(found.harmonic_mean):
         return "At every point the gradients cancel (‖Σg‖ is zero up to rounding): no batch size is too large there."
-    text = (
-        f"Up to pass {end.passes:.3g} a batch of {half(least):,} wastes at most half of its examples "
-        f"(the least is at pass {least.passes:.3g})"
+    length = points[-1].passes - points[0].passes
+    over = f"Over {length:.3g} passes B_D is" if length else f"At pass {points[0].passes:.3g} B_D is"
+    mean = " (harmonic mean over the run)" if length else ""
+    least = f"least: {two_digits(found.least)} at pass {found.least_at:.3g}"
+    below = (
+        f"B_D is below {batch_size:,} for {_share(found.share_below)} of the run ({least}). "
+        if found.share_below
+        else f"B_D stays above {batch_size:,} ({least}). "
     )
-    if end is not least:
-        text += (
-            f"; at pass {end.passes:.3g} " + ("any batch does." if math.isinf(end.diversity.batch_size_bound)
-            else f"a batch of {half(end):,} does.")
-        )  # fmt: skip
-    else:
-        text += "."
-    final = end.diversity.efficiency(batch_size)
-    return text + (
-        f" The run's batch of {batch_size} is {Regime.of(worst).value}: {100 * worst:.0f} % of its examples count at "
-        f"worst, {100 * final:.0f} % at the end."
+    largest = two_digits(half(found.harmonic_mean), down=True)
+    return (
+        f"{over} {two_digits(found.harmonic_mean)} examples{mean}. Your batch of {batch_size:,} is "
+        f"{Regime.of(found.efficiency).value}: {_share(found.efficiency)} efficient. {below if length else ''}"
+        f"Batches up to {largest} are at least 50 % efficient{' over the run' if length else ''}."
     )
 
 
-def half(point: Point) -> int:
-    """The largest batch that wastes at most half of its examples: efficiency 1/(1 + (B−1)/B_D) ≥ ½ ⇔ B ≤ 1 + B_D.
+def _share(value: float) -> str:
+    percent = 100 * value
+    return "under 1 %" if percent < 1 else f"{math.floor(percent):.0f} %"
+
+
+def half(bound: float) -> int:
+    """The largest batch that is at least half efficient: 1/(1 + (B−1)/B_D) ≥ ½ ⇔ B ≤ 1 + B_D.
 
     Args:
-        point: what was measured; B_D finite.
+        bound: B_D, finite.
 
     Returns:
         B in examples.
     """
-    return math.floor(1 + point.diversity.batch_size_bound)
+    return math.floor(1 + bound)
+
+
+def two_digits(value: float, *, down: bool = False) -> str:
+    """A number of examples with two significant digits and no exponent.
+
+    Args:
+        value: positive.
+        down: whether to round down, for a limit that must hold.
+
+    Returns:
+        Its text.
+    """
+    place = 10 ** (math.floor(math.log10(value)) - 1) if value >= 1 else 0.1
+    rounded = (math.floor(value / place) if down else round(value / place)) * place
+    return f"{rounded:,.1f}" if value < 9.95 and not float(rounded).is_integer() else f"{rounded:,.0f}"

@@ -33,11 +33,13 @@ def parse_mechanism(text: str) -> Mechanism:
             return Langevin(_number(sigma, text))
         case ["quantize"]:
             return Quantize()
-    raise ValueError(f"--mechanism {text!r} is none of: {', '.join(WRITTEN)}.")
+    several = " Repeat --mechanism for several." if "," in text else ""
+    raise ValueError(f"--mechanism: unknown {text!r}; choose one of {', '.join(WRITTEN)}.{several}")
 
 
 def _number(written: str, text: str) -> float:
     try:
         return float(written)
     except ValueError:
-        raise ValueError(f"--mechanism {text!r}: {written!r} is not a number.") from None
+        several = " Repeat --mechanism for several." if "," in text else ""
+        raise ValueError(f"--mechanism {text!r}: {written!r} is not a number.{several}") from None

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import json as json_format
 import math
 import platform
 import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
+from variegrad.cli import options, terminal
 from variegrad.cli.table import examples
-from variegrad.estimators import Regime
-from variegrad.monitor import Reading
-from variegrad.monitor.log_file import Log, read_log
-from variegrad.reports.history_document import SCHEMA
-from variegrad.reports.history_page import write_history
+from variegrad.cli.terminal import Column, print_columns, print_json, print_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from variegrad.monitor import Reading
+    from variegrad.monitor.log_file import Log
 
 SHOWN = 12
 
 
 def monitor(
-    log: Annotated[Path, typer.Argument(help="The file that was given to Monitor(log=...).")],
-    report: Annotated[
-        Path | None, typer.Option(help="Write report.html, history.png, history.svg and history.json into this folder.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    log: Annotated[
+        Path, typer.Argument(help="The file that was given to Monitor(log=...).", callback=options.existing)
+    ],
+    report: options.Report = None,
+    json: options.AsJson = False,
 ) -> None:
     """Show the history that a Monitor wrote: the latest readings, what they mean for the batch in use, a picture.
 
     A log may be read while it is being written. Example: `variegrad monitor runs/a/monitor.jsonl --report runs/a`
     """
-    if report is not None and not (standing := next(p for p in (report, *report.parents) if p.exists())).is_dir():
-        raise ValueError(f"--report {report}: {standing} is a file; name a folder.")
-    errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    errors = terminal.errors()
     found = _read(log, errors)
     if not found.readings:
         raise ValueError(f"log: {log} holds no reading yet; its run has only begun. Look again after a few steps.")
@@ -50,15 +46,14 @@ def monitor(
         errors.print(f"variegrad: {log} holds {found.runs:,} runs; this is the last")
     made = document(log, found)
     if json:
-        sys.stdout.write(json_format.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        print_json(made)
     else:
-        # A pipe has no width of its own: keep the columns whole there.
-        console = Console() if sys.stdout.isatty() else Console(width=120)
-        console.print(_table(log, found))
-        console.print(made["advice"], soft_wrap=True, highlight=False, markup=False)
+        _print_table(log, found)
+        print_line(made["advice"], wrap=True)
     if report is not None:
-        page = write_history(made, report)
-        (errors if json else Console(markup=False, highlight=False, soft_wrap=True)).print(f"report: {page}")
+        from variegrad.reports.history_page import write_history  # noqa: PLC0415 - matplotlib takes a second to import
+
+        print_line(f"report: {write_history(made, report)}", errors if json else None)
 
 
 def document(log: Path, found: Log) -> dict[str, Any]:
@@ -71,6 +66,8 @@ def document(log: Path, found: Log) -> dict[str, Any]:
     Returns:
         The document.
     """
+    from variegrad.reports.history_document import SCHEMA  # noqa: PLC0415
+
     last = found.readings[-1]
     return {
         "schema": SCHEMA,
@@ -97,6 +94,8 @@ def advice(reading: Reading) -> str:
     Returns:
         How the batch in use fares, and which batches waste at most half of their examples.
     """
+    from variegrad.estimators import Regime  # noqa: PLC0415
+
     batch, level = f"the batch of {reading.batch_size:,}", f"{reading.confidence:.0%}"
     if reading.undefined:
         return f"At step {reading.step:,} every gradient was zero: any batch size is harmless."
@@ -121,6 +120,10 @@ def advice(reading: Reading) -> str:
 
 
 def _read(log: Path, errors: Console) -> Log:
+    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+    from variegrad.monitor.log_file import read_log  # noqa: PLC0415 - after the options
+
     size = log.stat().st_size if log.is_file() else 0
     with Progress(
         TextColumn("reading {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
@@ -130,25 +133,27 @@ def _read(log: Path, errors: Console) -> Log:
         return read_log(log, on_bytes=lambda done: bar.update(task, completed=done))
 
 
-def _table(log: Path, found: Log) -> Table:
+def _print_table(log: Path, found: Log) -> None:
     shown = found.readings[-SHOWN:]
     which = f" (the latest {len(shown)} of {found.count:,} readings)" if found.count > len(shown) else ""
-    result = Table(
-        title=f"Batch-size bound along {escape(log.name)}{which}",
-        title_justify="left", caption_justify="left", box=None, pad_edge=False,
-        caption="B_D (examples): estimate, interval and lower confidence bound (at least), ? where nothing can be told "
-        "yet; B: batch size; efficiency: the part of a batch that is not wasted.",
-    )  # fmt: skip
-    for head in ("step", "B_D", "from", "to", "at least", "B", "efficiency", "steps pooled", "skipped"):
-        result.add_column(head, justify="right", no_wrap=True)
-    for r in shown:
-        said = r.advice()
-        result.add_row(
-            f"{r.step:,}", examples(r.batch_size_bound), examples(r.low), examples(r.high),
-            "?" if r.cannot_tell else examples(r.lower_confidence_bound), f"{r.batch_size:,}",
-            f"{said.low:.0%} – {said.high:.0%}", f"{r.pooled_steps:,}", f"{r.skipped:,}",
-        )  # fmt: skip
-    return result
+    said = [reading.advice() for reading in shown]
+    columns = {
+        "step": [f"{r.step:,}" for r in shown],
+        "B_D": [examples(r.batch_size_bound) for r in shown],
+        "from": [examples(r.low) for r in shown],
+        "to": [examples(r.high) for r in shown],
+        "at least": ["?" if r.cannot_tell else examples(r.lower_confidence_bound) for r in shown],
+        "B": [f"{r.batch_size:,}" for r in shown],
+        "efficiency": [f"{one.low:.0%} – {one.high:.0%}" for one in said],
+        "steps pooled": [f"{r.pooled_steps:,}" for r in shown],
+        "skipped": [f"{r.skipped:,}" for r in shown],
+    }
+    print_columns(
+        f"Batch-size bound along {log.name}{which}",
+        [Column(head=head, cells=cells) for head, cells in columns.items()],
+        caption="B_D (examples): estimate, interval and lower confidence bound (at least), ? if it cannot be told yet; "
+        "B: batch size; efficiency: share of the batch that is not redundant.",
+    )
 
 
 def _steps(count: int) -> str:

@@ -2,60 +2,88 @@
 
 from __future__ import annotations
 
-import json as json_format
 import math
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from variegrad.cli.planning import Plan, make_plan, measure_run, step_time_of
-from variegrad.problems import load
+from variegrad.cli import options
+from variegrad.cli.terminal import errors, print_json, print_line
+
+if TYPE_CHECKING:
+    from variegrad.cli.planning import Plan
 
 
 def plan(
-    problem: Annotated[
-        str, typer.Argument(help="A built-in problem (variegrad list), a LIBSVM file, or package.module:function.")
-    ] = "digits",
-    passes: Annotated[float, typer.Option(help="How long to train for the measurements, in passes.")] = 2,
-    points: Annotated[int, typer.Option(help="How many exact measurements along that run.")] = 6,
-    accuracy: Annotated[float, typer.Option(help="ε, as a share of the criterion's value at the start.")] = 0.1,
-    delta: Annotated[float, typer.Option(help="δ: how far beyond efficiency 1 to go; 1 wastes half.")] = 1.0,
-    l2: Annotated[float, typer.Option(help="λ, where the loss holds a term (λ/2)‖w‖²; enables Theorem 5.")] = 0.0,
+    problem: options.Problem = "digits",
+    passes: Annotated[
+        float,
+        typer.Option(help="Length of the measured run, in passes over the data.", callback=options.number(least=0)),
+    ] = 2,
+    points: Annotated[
+        int, typer.Option(help="Number of exact measurements along that run.", callback=options.number(least=1))
+    ] = 6,
+    accuracy: Annotated[
+        float,
+        typer.Option(
+            help="ε, as a share of the criterion's value at the start.", callback=options.number(above=0, below=1)
+        ),
+    ] = 0.1,
+    delta: Annotated[
+        float,
+        typer.Option(help="δ: how far beyond efficiency 1 to go; 1 wastes half.", callback=options.number(above=0)),
+    ] = 1.0,
+    l2: Annotated[
+        float,
+        typer.Option(
+            help="λ of a term (λ/2)‖w‖² in the loss, if any; enables Theorem 5.",
+            callback=options.number(least=0),
+        ),
+    ] = 0.0,
     seconds_per_step: Annotated[
-        float | None, typer.Option(help="α of a step of α + c′B seconds; measured here by default.")
+        float | None,
+        typer.Option(help="α of a step of α + c′B seconds. Default: measured here.", callback=options.number(least=0)),
     ] = None,
-    seconds_per_example: Annotated[float | None, typer.Option(help="c′; measured here by default.")] = None,
-    communication: Annotated[float, typer.Option(help="Seconds a step spends communicating, added to α.")] = 0.0,
-    workers: Annotated[int, typer.Option(help="P: the examples of a step are shared by so many workers.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of starting weights and draws.")] = 0,
-    data_root: Annotated[str | None, typer.Option(help="Where data files are.")] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Use so many training examples at most.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    seconds_per_example: Annotated[
+        float | None, typer.Option(help="c′. Default: measured here.", callback=options.number(above=0))
+    ] = None,
+    communication: Annotated[
+        float,
+        typer.Option(help="Seconds per step spent communicating, added to α.", callback=options.number(least=0)),
+    ] = 0.0,
+    workers: Annotated[
+        int, typer.Option(help="P: this many workers share the examples of a step.", callback=options.number(least=1))
+    ] = 1,
+    weights: options.Weights = None,
+    seed: options.Seed = 0,
+    data_root: options.DataRoot = None,
+    max_examples: options.MaxExamples = None,
+    json: options.AsJson = False,
 ) -> None:
     """Measure a problem and recommend a batch size and step size, with the constants of Theorems 2-9.
 
     Each constant is labelled certificate or estimate. Example: `variegrad plan digits --communication 0.01 --workers 4`
     """
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1; got {workers}.")
-    if not 0 < accuracy < 1:
-        raise ValueError(f"--accuracy must lie between 0 and 1; got {accuracy}.")
-    errors = Console(stderr=True)
-    with errors.status(f"reading {problem} …"):
-        loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
-    with errors.status("timing a step …"):
+    console = errors()
+    with console.status(f"reading {problem} …"):
+        from variegrad.cli.planning import make_plan, measure_run, step_time_of  # noqa: PLC0415 - after the options
+
+        loaded = options.loaded(problem, seed, data_root, max_examples, weights)
+    with console.status("timing a step …"):
         alpha, per_example = step_time_of(loaded)
     alpha = (alpha if seconds_per_step is None else seconds_per_step) + communication
     per_example = (per_example if seconds_per_example is None else seconds_per_example) / workers
-    with errors.status("measuring along a run …"):
+    with console.status("measuring along a run …"):
         found, curvatures = measure_run(loaded, passes, points, seed)
-    with errors.status("bounding the constants …"):
+    with console.status("bounding the constants …"):
         made = make_plan(
             loaded, found, curvatures, accuracy=accuracy, delta=delta, l2=l2, step_time=(alpha, per_example)
         )
-    typer.echo(json_format.dumps(_finite(asdict(made)), indent=1) if json else _in_words(made))
+    if json:
+        print_json(_finite(asdict(made)))
+    else:
+        print_line(_in_words(made), wrap=True)
 
 
 def _finite(value: Any) -> Any:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from variegrad.experiments.run_folder import Run, open_run, runs_below
-from variegrad.reports.results import Result, write_results
+from variegrad.cli import options
+from variegrad.cli.terminal import print_line
+
+if TYPE_CHECKING:
+    from variegrad.experiments.run_folder import Run
+    from variegrad.reports.results import Result
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run of `variegrad experiment`, or a folder of several.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of `variegrad experiment`, or one that holds several.", callback=options.existing
+        ),
+    ],
 ) -> None:
     """Draw the pictures and one self-contained HTML page of all results in a folder; nothing is computed again."""
+    options.writable_folder(folder)
+    from variegrad.experiments.run_folder import open_run, runs_below  # noqa: PLC0415 - after the options
+
     page = write_page([(place, open_run(place)) for place in runs_below(folder)], folder)
-    Console(markup=False, highlight=False, soft_wrap=True).print(f"report: {page}")
+    print_line(f"report: {page}")
 
 
 def write_page(runs: Sequence[tuple[Path, Run]], folder: Path) -> Path:
@@ -31,10 +42,14 @@ def write_page(runs: Sequence[tuple[Path, Run]], folder: Path) -> Path:
     Returns:
         The path of the page.
     """
+    from variegrad.reports.results import write_results  # noqa: PLC0415 - matplotlib takes a second to import
+
     return write_results([_result(place, run) for place, run in runs], folder)
 
 
 def _result(place: Path, run: Run) -> Result:
+    from variegrad.reports.results import Result  # noqa: PLC0415
+
     return Result(
         name=run.experiment.name,
         title=run.experiment.title,

@@ -4,48 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
-from variegrad.along import Point
-from variegrad.mechanisms import Mechanism
+from variegrad.cli.terminal import Column, print_columns
+
+if TYPE_CHECKING:
+    from variegrad.along import Point
+    from variegrad.mechanisms import Mechanism
+
+CAPTION = (
+    "Δ_D: gradient diversity; B_D, B_wor (examples): bounds for draws with and without replacement; "
+    "with a mechanism: B_eff, its bound for fresh draws (examples)."
+)
 
 
-def table(name: str, points: Sequence[Point], mechanisms: Sequence[Mechanism]) -> Table:
-    """One row a point: pass, loss, accuracy, Δ_D, B_D, B_wor, and B_eff with each mechanism.
+def print_table(
+    name: str, points: Sequence[Point], mechanisms: Sequence[Mechanism], console: Console | None = None
+) -> None:
+    """Print one row per point: pass, B_D, loss, accuracy, Δ_D, B_wor, and B_eff with each mechanism.
 
     Args:
         name: of the problem.
         points: what was measured.
         mechanisms: whose bounds to show.
-
-    Returns:
-        The table.
+        console: where; standard output by default.
     """
-    scored = any(point.accuracy is not None for point in points)
-    tested = any(point.test_accuracy is not None for point in points)
-    result = Table(
-        title=f"Gradient diversity along {escape(name)}", title_justify="left", caption_justify="left", box=None,
-        pad_edge=False,
-        caption="Δ_D: gradient diversity; B_D, B_wor (examples): bounds for draws with and without replacement; "
-        "with a mechanism: B_eff, its bound for fresh draws (examples).",
-    )  # fmt: skip
-    heads = ["pass", "loss", *(["accuracy"] if scored else []), *(["test"] if tested else []), "Δ_D", "B_D", "B_wor"]
-    for head in (*heads, *(str(m).replace("(", "\n(") for m in mechanisms)):
-        result.add_column(head, justify="right", no_wrap=True)
-    flagged = any(words(point) for point in points)
-    if flagged:
-        result.add_column("note")
-    for point in points:
-        d = point.diversity
-        row = [f"{point.passes:.2f}", f"{point.loss:.4g}"]
-        row += [percent(point.accuracy)] if scored else []
-        row += [percent(point.test_accuracy)] if tested else []
-        row += [examples(d.diversity), examples(d.batch_size_bound), examples(d.batch_size_bound_without_replacement)]
-        row += [examples(d.effective_bound_with(m)) for m in mechanisms]
-        result.add_row(*row, *([words(point)] if flagged else []))
-    return result
+    bounds = [p.diversity for p in points]
+    columns = [
+        Column(head="pass", cells=[f"{p.passes:.2f}" for p in points]),
+        Column(head="B_D", cells=[examples(d.batch_size_bound) for d in bounds]),
+        Column(head="B_wor", cells=[examples(d.batch_size_bound_without_replacement) for d in bounds]),
+        *(
+            Column(head=str(m).replace("(", "\n("), cells=[examples(d.effective_bound_with(m)) for d in bounds])
+            for m in mechanisms
+        ),
+        Column(head="Δ_D", cells=[examples(d.diversity) for d in bounds]),
+        Column(head="loss", cells=[f"{p.loss:.4g}" for p in points]),
+    ]
+    if any(p.accuracy is not None for p in points):
+        columns.append(Column(head="accuracy", cells=[percent(p.accuracy) for p in points]))
+    if any(p.test_accuracy is not None for p in points):
+        columns.append(Column(head="test", cells=[percent(p.test_accuracy) for p in points]))
+    if any(words(p) for p in points):
+        columns.append(Column(head="note", cells=[words(p) for p in points]))
+    print_columns(f"Gradient diversity along {name}", columns, caption=CAPTION, console=console)
 
 
 def words(point: Point) -> str:
@@ -78,7 +82,7 @@ def examples(value: float) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def percent(value: float | None) -> str:

@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from variegrad.cli import options
 from variegrad.cli.mechanisms import parse_mechanism
 from variegrad.cli.training_log import TrainingLog
 from variegrad.cli.training_record import RECORD, WEIGHTS, is_behind, record, refuse_a_used_folder, write
 from variegrad.distributed.agreement import failing_together
 from variegrad.distributed.workers import World, workers
-from variegrad.problems import Problem, load
+from variegrad.problems import Problem
 from variegrad.problems.subset import size
 from variegrad.training import Epochs, Evaluation, Every, Skip, Stop, TrainConfig, WithReplacement, train
 from variegrad.training.checkpoint import Run
@@ -70,6 +71,7 @@ def train_command(
         str | None, typer.Option(help="Where data files are. Default: VARIEGRAD_DATA, else ~/.cache/variegrad.")
     ] = None,
     max_examples: Annotated[int | None, typer.Option(help="Use so many training examples at most.")] = None,
+    weights: Path | None = None,
 ) -> None:
     """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
 
@@ -92,7 +94,7 @@ def train_command(
         with failing_together(world):
             if out is not None and world.is_first:
                 refuse_a_used_folder(out, resume=resume)
-        loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
+        loaded = options.loaded(problem, seed, data_root, max_examples, weights)
         config = TrainConfig(
             batch_size=batch_size, passes=passes, mechanism=chosen, seed=seed,
             step_size=default_step_size(loaded, batch_size) if step_size is None else step_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -51,7 +52,16 @@ class Run:
         return sum(record.seconds for record in self.records.values())
 
 
-def begin(folder: Path, chosen: Experiment, profile: str, settings: Settings, *, data: str, command: str) -> None:
+def begin(
+    folder: Path,
+    chosen: Experiment,
+    profile: str,
+    settings: Settings,
+    *,
+    data: str,
+    command: str,
+    overwrite: bool = False,
+) -> None:
     """Say what the records of a folder belong to, before the first is written.
 
     Args:
@@ -61,14 +71,20 @@ def begin(folder: Path, chosen: Experiment, profile: str, settings: Settings, *,
         settings: that size, with data and seeds.
         data: a sentence.
         command: as typed.
+        overwrite: whether another size, data or seeds of this experiment may replace those of the folder.
 
     Raises:
-        ValueError: if the folder belongs to another experiment.
+        ValueError: if the folder belongs to another experiment, or to another run of this one.
     """
     standing = _read(folder) if (folder / FILE).is_file() else None
     if standing is not None and standing["experiment"] != chosen.name:
         raise ValueError(
             f"--out {folder}: it holds the records of {standing['experiment']}; give {chosen.name} a folder of its own."
+        )
+    if standing is not None and not overwrite and standing["settings"] != json.loads(json.dumps(dict(settings))):
+        raise ValueError(
+            f"--out {folder}: it holds a run of profile {standing['profile']} with other settings, whose page could no "
+            "longer be drawn. Name another folder, or add --overwrite (its records stay)."
         )
     body = {
         "schema": SCHEMA, "experiment": chosen.name, "profile": profile, "settings": dict(settings), "data": data,
@@ -140,7 +156,7 @@ def runs_below(folder: Path) -> list[Path]:
     if not places:
         raise ValueError(
             f"{folder}: no {FILE} stands here or one folder below. Run an experiment first: "
-            f"variegrad experiment theorem-6 --out {folder}"
+            f"variegrad experiment theorem-6 --out {shlex.quote(str(folder))}"
         )
     return places
 

@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import joblib  # type: ignore[import-untyped]
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -67,10 +66,8 @@ def sweep(
         ValueError: if `jobs` is below one, or the cluster is unknown or not installed.
         RuntimeError: if a cell fails; the records finished before are kept.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}.")
+    check_places(jobs, cluster)
     told = console or Console(stderr=True, quiet=True)
-    _refuse_absent(cluster)
     found = read_records(folder)
     for sentence in found.damaged:
         told.print(f"damaged record, computed again if it is needed: {sentence}", markup=False, highlight=False)
@@ -114,6 +111,8 @@ def _computed(
     if cluster is not None:
         yield from _on_ray(experiment, together)
     elif jobs > 1 and len(together) > 1:
+        import joblib  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+
         with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
             calls = (joblib.delayed(_compute)(experiment.run, group, sweeper=os.getpid()) for group in together)
             yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
@@ -179,13 +178,28 @@ def _end_with(sweeper: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _refuse_absent(cluster: str | None) -> None:
+def check_places(jobs: int, cluster: str | None) -> None:
+    """Refuse a sweep whose cells have nowhere to be computed, before anything is written.
+
+    Args:
+        jobs: groups of cells computed at once.
+        cluster: "ray", or None for this machine.
+
+    Raises:
+        ValueError: if `jobs` is below one, the cluster is unknown, or a package is missing.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1; got {jobs}.")
     if cluster is None:
+        if jobs > 1 and find_spec("joblib") is None:
+            raise ValueError(
+                f"--jobs {jobs} needs joblib, which is missing: pip install 'variegrad[experiments]', or use --jobs 1."
+            )
         return
     if cluster != "ray":
         raise ValueError(f"--cluster must be 'ray'; got {cluster!r}. Leave it out to compute on this machine.")
     if find_spec("ray") is None:
         raise ValueError(
-            "--cluster ray needs the package ray, which is not installed. Install it (pip install ray), start a "
-            "cluster (ray start --head), or leave the option out to compute on this machine with --jobs."
+            "--cluster ray needs Ray, which is not installed: pip install 'variegrad[cluster]' and start a cluster "
+            "(ray start --head), or leave the option out to compute on this machine with --jobs."
         )

@@ -1,6 +1,6 @@
 """Problems to measure and train on: data in its published formats, the models of the paper, and data-set transforms."""
 
-from variegrad.problems.data_root import DataNotFound
+from variegrad.data_root import DataNotFound
 from variegrad.problems.fetch import fetch
 from variegrad.problems.models import cuda_convnet, group_norm, logistic_regression, mlp, mnist_cnn, resnet20
 from variegrad.problems.neighbours import Neighbours, neighbours

@@ -15,11 +15,12 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from variegrad.data_root import find_a9a
 from variegrad.problems.cifar10 import CLASSES, pair, read_cifar10
 from variegrad.problems.classification import logistic_accuracy, logistic_losses, softmax_accuracy, softmax_losses
 from variegrad.problems.digits import read_digits
 from variegrad.problems.images import standardised
-from variegrad.problems.libsvm import as_dataset, find_a9a, read_libsvm, stable_step_size
+from variegrad.problems.libsvm import as_dataset, read_libsvm, stable_step_size
 from variegrad.problems.mnist import read_fashion_mnist, read_mnist
 from variegrad.problems.models import cuda_convnet, logistic_regression, mlp, mnist_cnn, resnet20
 from variegrad.problems.problem import Losses, Problem

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from variegrad.problems.data_root import find
+from variegrad.data_root import find
 from variegrad.problems.idx import check_labels
 from variegrad.problems.images import Split
 

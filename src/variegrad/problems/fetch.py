@@ -20,8 +20,8 @@ import numpy as np
 import sklearn.datasets
 from scipy.sparse import csr_matrix
 
+from variegrad.data_root import root_folder
 from variegrad.problems import cifar10
-from variegrad.problems.data_root import root_folder
 from variegrad.problems.mnist import MNIST_SHA256
 
 Files = dict[str, bytes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from variegrad.problems.data_root import find
+from variegrad.data_root import find
 from variegrad.problems.idx import read_images, sha256
 from variegrad.problems.images import Split
 

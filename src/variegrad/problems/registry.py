@@ -7,8 +7,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from variegrad.data_root import find_file, root_folder
 from variegrad.problems.built_in import BUILT_IN, libsvm_problem
-from variegrad.problems.data_root import DataNotFound, root_folder
 from variegrad.problems.problem import Problem
 from variegrad.problems.subset import size, some
 from variegrad.problems.user_function import call
@@ -27,7 +27,7 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_e
     """The problem of this name.
 
     Args:
-        name: one of `names()`, the path of a LIBSVM file, or `package.module:function`.
+        name: one of `names()`, the path of a LIBSVM file, `mine.py:function` or `package.module:function`.
         seed: of the starting weights and of the choice of examples; a user's function chooses its own weights.
         data_root: where data files are; by default VARIEGRAD_DATA, else ~/.cache/variegrad.
         max_examples: keep so many training examples at most, and as many test examples, chosen at random.
@@ -47,19 +47,17 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_e
 def _build(name: str, seed: int, root: Path) -> Problem:
     if name in BUILT_IN:
         return BUILT_IN[name].build(seed, root)
-    path = next((path for path in (Path(name).expanduser(), root / name) if name and path.exists()), None)
-    if path is not None:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; a problem is a name, a LIBSVM file or package.module:function.")
+    if name and any(path.is_file() for path in (Path(name).expanduser(), root / name)) and not name.endswith(".py"):
+        path = find_file(name, root)
         return libsvm_problem(path.name, path, seed=seed)
-    if ":" in name:
+    if ":" in name or name.endswith(".py"):
         return call(name)
-    if os.sep in name or Path(name).suffix:
-        raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.")
+    if os.sep in name or Path(name).suffix or (name and Path(name).expanduser().exists()):
+        find_file(name, root)
     near = get_close_matches(name, BUILT_IN, n=1)
     raise ValueError(
         f"unknown problem {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(BUILT_IN)}, "
-        "the path of a LIBSVM file, and package.module:function for one of your own."
+        "the path of a LIBSVM file, and mine.py:function or package.module:function for one of your own."
     )
 
 

@@ -1,4 +1,4 @@
-"""A problem of the user's own: `package.module:function`, a function without arguments that returns a Problem."""
+"""A problem of the user's own: `mine.py:function` or `package.module:function`, which returns a Problem."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import sys
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 
 from variegrad.problems.problem import Problem
 
@@ -17,7 +18,7 @@ def call(target: str) -> Problem:
     there, since the function's model and losses may import more when they run.
 
     Args:
-        target: `package.module:function`.
+        target: `path/to/mine.py:function` or `package.module:function`.
 
     Returns:
         What the function returned.
@@ -26,18 +27,27 @@ def call(target: str) -> Problem:
         ValueError: if the module cannot be imported, has no such attribute, or the function raises.
         TypeError: if the attribute cannot be called or does not return a `Problem`.
     """
-    module_name, _, name = target.partition(":")
+    module_name, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if module_name.endswith(".py") and not name:
+        raise ValueError(f"{target}: name the function in it that returns a Problem: {module_name}:problem.")
     if not (module_name and name):
-        raise ValueError(f"{target!r}: a function of your own is named as package.module:function.")
+        raise ValueError(f"{target!r}: a function of your own is named as mine.py:function or package.module:function.")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+    if module_name.endswith(".py") and not Path(module_name).expanduser().is_file():
+        raise ValueError(f"{target}: no such file: {module_name} (looked in {here}).")
     try:
-        module = importlib.import_module(module_name)
+        if module_name.endswith(".py"):
+            module = _from_file(Path(module_name).expanduser())
+            module_name = module.__name__
+        else:
+            module = importlib.import_module(module_name)
     except Exception as error:  # any code may run, so anything may be raised
+        again = module_name if module_name.endswith(".py") else f"-c 'import {module_name}'"
         raise ValueError(
             f"{target}: importing {module_name} failed with {type(error).__name__}: {error}. "
-            f"Is it importable from here ({here})? Try: python -c 'import {module_name}'"
+            f"Is it importable from here ({here})? Try: python {again}"
         ) from error
     if not hasattr(module, name):
         near = get_close_matches(name, vars(module), n=1)
@@ -57,6 +67,16 @@ def call(target: str) -> Problem:
         ) from error
     if not isinstance(problem, Problem):
         raise TypeError(
-            f"{target}: the function must return a variegrad.problems.Problem; it returned a {type(problem).__name__}."
+            f"{target}: the function must return a variegrad.Problem; it returned a {type(problem).__name__}."
         )
     return problem
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module of a file; its folder comes first among the places to import from, as under `python mine.py`."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    if (known := sys.modules.get(path.stem)) is not None and getattr(known, "__file__", None) != str(path.resolve()):
+        raise ImportError(f"the name {path.stem} belongs to another module that is loaded already; rename the file")
+    return importlib.import_module(path.stem)

@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.linalg import eigh_tridiagonal
-from torch import Tensor, nn
 
 from variegrad.theory.arguments import non_negative, positive
 from variegrad.theory.files import opened
 from variegrad.theory.rows import Survey
 from variegrad.theory.spectral import WeightedGram, largest_eigenvalue
 
-Losses = Callable[[nn.Module, Any], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Losses = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,8 @@ def smoothness(model: nn.Module, losses: Losses, batches: Iterable[Any], *, step
 
     Source: Definition 1, locally.
     """
+    import torch  # noqa: PLC0415 - only where a model is differentiated
+
     positive(steps=steps)
     batches = list(batches)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -192,6 +195,8 @@ def _hessian_product(
     model: nn.Module, losses: Losses, batches: Sequence[Any], trained: list[nn.Parameter], v: Tensor
 ) -> Tensor:
     """∇²F·v in float64, F the mean loss of all examples."""
+    import torch  # noqa: PLC0415
+
     parts = [
         part.view_as(p).to(p) for part, p in zip(torch.split(v, [p.numel() for p in trained]), trained, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Data files as rows: LIBSVM, npy and npz, plain or compressed (gz, bz2), of any size.
+"""Data files as rows: LIBSVM, npy and npz, plain or compressed (gz, bz2, xz, zst, zip), of any size.
 
 Text and compressed files are written once, as binary compressed rows (12 bytes a non-zero), into a temporary folder,
 since every bound reads the data several times; each pass then reads that in blocks. Memory grows with the rows (a few
@@ -7,23 +7,22 @@ numbers each) and the columns, not with the non-zeros.
 
 from __future__ import annotations
 
-import bz2
 import gzip
+import lzma
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, load_npz
 
-from variegrad.theory.libsvm import read_libsvm
+from variegrad.theory.libsvm import LibsvmReader
 from variegrad.theory.rows import (
     BLOCK_ENTRIES,
     Block,
@@ -34,8 +33,7 @@ from variegrad.theory.rows import (
     SparseRows,
     rows_of,
 )
-
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+from variegrad.theory.unpacked import NPY, ZIP, unpacked
 
 
 @contextmanager
@@ -43,7 +41,7 @@ def opened(source: Any, *, progress: Progress | None = None, scratch: str | Path
     """The rows of a matrix in memory or of a file; temporary files are gone on leaving.
 
     Args:
-        source: what `rows_of` takes, or the path of a LIBSVM, npy or npz file (a further .gz or .bz2 is undone).
+        source: what `rows_of` takes, or the path of a LIBSVM, npy or npz file (also compressed).
         progress: called after each block of each pass.
         scratch: the folder for temporary files; the system's by default.
 
@@ -62,24 +60,26 @@ def opened(source: Any, *, progress: Progress | None = None, scratch: str | Path
 
 
 def _open_file(path: Path, folder: Path, stack: ExitStack, progress: Progress | None) -> Rows:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    if path.stat().st_size == 0:
+    path = path.expanduser()
+    if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty.")
-    plain = path.with_suffix("") if path.suffix in OPENERS else path
-    kind = plain.suffix.lower()
     try:
-        if kind in (".npy", ".npz"):
-            if plain != path:
-                with OPENERS[path.suffix](path, "rb") as packed, (folder / plain.name).open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, 1 << 22)
-                plain = folder / plain.name
-            return _npy(plain, path, stack) if kind == ".npy" else _npz(plain, path, folder, stack)
-        return _libsvm(path, folder, stack, progress)
-    except EOFError as error:
-        raise ValueError(f"{path}: the file ends early; copy it again ({error}).") from error
-    except (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: the file is damaged ({error}).") from error
+        if _is_npz(path):
+            return _npz(path, path, folder, stack)
+        with unpacked(path) as stream:
+            start = stream.read(len(NPY))
+        if start == NPY or start.startswith(ZIP):
+            plain = _plain(path, start, folder)
+            return _npy(plain, path, stack) if start == NPY else _npz(plain, path, folder, stack)
+        size = path.stat().st_size
+        watch = None if progress is None else lambda done: progress("reading the file", done, size)
+        with unpacked(path, watch) as stream:
+            return _libsvm(stream, path, folder, stack)
+    except (EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        what = "ends early; copy it again" if isinstance(error, EOFError) else "is damaged"
+        raise ValueError(f"{path}: the file {what} ({error}).") from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno is None:  # bz2 has no error class of its own
             raise ValueError(f"{path}: the file is damaged ({error}).") from error
@@ -87,6 +87,24 @@ def _open_file(path: Path, folder: Path, stack: ExitStack, progress: Progress | 
             f"{path}: writing the temporary copy in {folder.parent} failed ({error.strerror}); a copy takes 12 bytes "
             "for each non-zero entry: name a folder with more room as `scratch`."
         ) from error
+
+
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
+
+
+def _plain(path: Path, start: bytes, folder: Path) -> Path:
+    """The file itself, or a decompressed copy of it: arrays are read at any place, not from the start."""
+    with path.open("rb") as file:
+        if file.read(len(start)) == start:
+            return path
+    copy = folder / "unpacked"
+    with unpacked(path) as stream, copy.open("wb") as written:
+        shutil.copyfileobj(stream, written, 1 << 22)
+    return copy
 
 
 class Flat:
@@ -160,48 +178,20 @@ class FiledDenseRows(Rows):
         return [np.flatnonzero(self._rows(int(i), int(i) + 1)) for i in indices]
 
 
-class _Watched:
-    """A file that tells how many of its bytes have been read: the only progress a compressed text has."""
-
-    def __init__(self, file: BinaryIO, size: int, progress: Progress | None) -> None:
-        self.file, self.size, self.progress = file, size, progress
-
-    def read(self, size: int = -1) -> bytes:
-        found = self.file.read(size)
-        if self.progress is not None:
-            self.progress("reading the file", self.file.tell(), self.size)
-        return found
-
-    def read1(self, size: int = -1) -> bytes:
-        return self.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-def _libsvm(path: Path, folder: Path, stack: ExitStack, progress: Progress | None) -> Rows:
-    raw = stack.enter_context(path.open("rb"))
-    watched = cast("BufferedIOBase", _Watched(raw, path.stat().st_size, progress))
-    stream = stack.enter_context(OPENERS[path.suffix](watched, "rb")) if path.suffix in OPENERS else watched
-    lengths, lowest, highest = [], np.iinfo(np.int32).max, 0
+def _libsvm(stream: BinaryIO, path: Path, folder: Path, stack: ExitStack) -> Rows:
+    reader, lengths = LibsvmReader(stream, path), []
     with (folder / "values").open("wb") as values, (folder / "indices").open("wb") as indices:
-        for block in read_libsvm(stream, path):
+        for block, _ in reader:
             block.data.astype(np.float64).tofile(values)
             block.indices.astype(np.int32).tofile(indices)
             lengths.append(np.diff(block.indptr))
-            lowest = min(lowest, int(block.indices.min(initial=lowest)))
-            highest = max(highest, int(block.indices.max(initial=0)))
-    if not lengths or not sum(map(len, lengths)):
-        raise ValueError(f"{path}: holds no example.")
-    # LIBSVM counts columns from 1; a file that uses index 0 counts from 0.
-    base = 0 if lowest == 0 else 1
     return FiledRows(
         Flat(stack.enter_context((folder / "values").open("rb")), np.dtype(np.float64)),
         Flat(stack.enter_context((folder / "indices").open("rb")), np.dtype(np.int32)),
         np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)]),
-        columns=max(1, highest + 1 - base),
+        columns=reader.columns,
         name=str(path),
-        base=base,
+        base=reader.base,
     )
 
 

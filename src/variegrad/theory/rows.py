@@ -6,15 +6,18 @@ processor's cache; a matrix that is larger than memory differs from a small one 
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, issparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Entries of a block: about 3 MB of a sparse matrix, so that X·v and Xᵀ·u read it from memory once.
 BLOCK_ENTRIES = 1 << 18
@@ -210,7 +213,8 @@ def rows_of(X: Any, progress: Progress | None = None) -> Rows:
     if isinstance(X, Rows):
         rows = X
     else:
-        if isinstance(X, torch.Tensor):
+        torch = sys.modules.get("torch")  # whoever has a tensor has it; the command needs it not
+        if torch is not None and isinstance(X, torch.Tensor):
             X = _numpy(X.detach().cpu())
         if not issparse(X):
             X = np.asarray(X)
@@ -225,7 +229,9 @@ def rows_of(X: Any, progress: Progress | None = None) -> Rows:
     return rows
 
 
-def _numpy(X: torch.Tensor) -> Any:
+def _numpy(X: Tensor) -> Any:
+    import torch  # noqa: PLC0415 - only for tensors
+
     if X.dtype == torch.bfloat16:  # NumPy has no such type; the wider one holds every value exactly
         X = X.float()
     if X.layout == torch.strided:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "VARIEGRAD_DATA"
+FETCHED = ("mnist", "fashion-mnist", "cifar10", "a9a")  # what variegrad.problems.fetch knows
 
 
 class DataNotFound(FileNotFoundError):  # noqa: N818 - it says what happened
@@ -51,6 +52,53 @@ def find(problem: str, root: Path, folders: Sequence[str], files: Sequence[Seque
     raise DataNotFound(_advice(problem, root, folders, files, missing))
 
 
+def find_a9a(root: Path) -> Path:
+    """The training file of a9a: 32,561 people of the Adult census data, 123 binary features.
+
+    Args:
+        root: the data root; `sparse`, `a9a`, `libsvm` in it and the root itself are searched.
+
+    Returns:
+        Its path.
+
+    Raises:
+        DataNotFound: if it is not there.
+
+    Source: Platt 1998, from the UCI Adult data; LIBSVM's collection.
+    """
+    stems, endings = ("a9a.svm", "a9a", "a9a.txt", "a9a.libsvm"), (".gz", "", ".bz2", ".xz", ".zst", ".zip")
+    names = [stem + packed for stem in stems for packed in endings]
+    return find("a9a", root, ["sparse", "a9a", "libsvm", ""], [names])[0]
+
+
+def find_file(name: str, root: Path) -> Path:
+    """A data file by the path that was typed, here or below the data root.
+
+    Args:
+        name: as typed.
+        root: the data root.
+
+    Returns:
+        Its path.
+
+    Raises:
+        DataNotFound: if there is none; the message says how to get it if it is known how.
+        ValueError: if it is a folder.
+    """
+    path = next((path for path in (Path(name).expanduser(), root / name) if path.exists()), None)
+    if path is None:
+        known = next((data for data in FETCHED if Path(name).name.startswith(data)), None)
+        hint = f" To get it with a network: {_fetching(known, root)}" if known else ""
+        raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.{hint}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it.")
+    return path
+
+
+def _fetching(problem: str, root: Path) -> str:
+    return f'python -c "from variegrad.problems import fetch; fetch({problem!r}, {str(root)!r})"'
+
+
 def _advice(
     problem: str, root: Path, folders: Sequence[str], files: Sequence[Sequence[str]], missing: dict[Path, list[str]]
 ) -> str:
@@ -58,9 +106,8 @@ def _advice(
     places = ", ".join(str(root / name) for name in folders)
     partly = "".join(f" {folder} lacks {', '.join(names)}." for folder, names in missing.items())
     absent = "" if root.is_dir() else f" {root} is not a folder."
-    command = f'python -c "from variegrad.problems import fetch; fetch({problem!r}, {str(root)!r})"'
     return (
         f"{problem} needs the files {wanted}. Looked in: {places}.{absent}{partly} Three ways to get it: "
         f"(1) name the folder that holds them: --data-root DIR (data_root=DIR in Python); (2) set {VARIABLE}=DIR; "
-        f"(3) with a network, fetch them from OpenML through scikit-learn: {command}"
+        f"(3) with a network, fetch them from OpenML through scikit-learn: {_fetching(problem, root)}"
     )

@@ -1,0 +1,94 @@
+"""The options of `variegrad train`; the work is in `variegrad.cli.train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from variegrad.cli import options
+
+
+def train(
+    problem: options.Problem = "digits",
+    batch_size: Annotated[
+        int,
+        typer.Option(help="B, examples per update, over all workers together.", callback=options.number(least=1)),
+    ] = 64,
+    step_size: options.StepSize = None,
+    learning_rate: options.LearningRate = None,
+    passes: Annotated[
+        float,
+        typer.Option(help="Length of the run, in passes over the training set.", callback=options.number(least=0)),
+    ] = 10,
+    mechanism: Annotated[
+        str | None, typer.Option(help="Applied to each gradient: dropconnect:P, langevin:SIGMA or quantize.")
+    ] = None,
+    per_worker: Annotated[
+        bool, typer.Option("--per-worker", help="Apply the mechanism to the sum of each worker, not to each example.")
+    ] = False,
+    epochs: Annotated[
+        bool, typer.Option("--epochs", help="Draw without replacement: every pass visits each example once.")
+    ] = False,
+    weights: options.Weights = None,
+    seed: options.Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for record, weights and checkpoints.", callback=options.writable_folder),
+    ] = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            help="End when this accuracy is reached, such as 0.95 (on the test set if any).",
+            callback=options.number(above=0, most=1),
+        ),
+    ] = None,
+    evaluate_every: Annotated[
+        float, typer.Option(help="Evaluate accuracy every this many passes.", callback=options.number(above=0))
+    ] = 0.5,
+    bound_every: Annotated[
+        int | None, typer.Option(help="Estimate B_D every this many updates.", callback=options.number(least=1))
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(help="Also write TensorBoard events into this folder.", callback=options.writable_folder),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Save a checkpoint every this many updates.", callback=options.number(least=1)),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the last checkpoint in --out, or start there.")
+    ] = False,
+    skip_not_finite: Annotated[
+        int,
+        typer.Option(
+            help="Skip at most this many updates that are not finite; 0 ends the run at the first.",
+            callback=options.number(least=0),
+        ),
+    ] = 0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until a silent worker is an error.", callback=options.number(above=0))
+    ] = 60.0,
+    data_root: options.DataRoot = None,
+    max_examples: options.MaxExamples = None,
+) -> None:
+    """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
+
+    With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
+    result does not depend on P. Ctrl-C ends all workers after the update at hand and keeps what was learnt.
+
+    Examples: `variegrad train digits --target-accuracy 0.9`,
+    `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
+    """
+    step = options.step_size_of(step_size, learning_rate, batch_size)
+    from variegrad.cli.train import train_command  # noqa: PLC0415 - after the options: torch takes seconds to import
+
+    train_command(
+        problem=problem, batch_size=batch_size, step_size=step, passes=passes, mechanism=mechanism,
+        per_worker=per_worker, epochs=epochs, weights=weights, seed=seed, out=out, target_accuracy=target_accuracy,
+        evaluate_every=evaluate_every, bound_every=bound_every, tensorboard=tensorboard,
+        checkpoint_every=checkpoint_every, resume=resume, skip_not_finite=skip_not_finite, timeout=timeout,
+        data_root=data_root, max_examples=max_examples,
+    )  # fmt: skip
