@@ -91,7 +91,7 @@ def find_file(name: str, root: Path) -> Path:
         hint = f" To get it with a network: {_fetching(known, root)}" if known else ""
         raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.{hint}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it.")
+        raise ValueError(f"{path} is a folder; name a file in it, such as a LIBSVM file.")
     return path
 
 

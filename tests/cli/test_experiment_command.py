@@ -35,8 +35,13 @@ def test_the_same_command_again_computes_nothing(small, variegrad):
 
 def test_other_seeds_are_other_cells(small, variegrad):
     _, folder = small
-    said = variegrad("experiment", "theorem-6", "--profile", "smoke", "--out", folder, "--jobs", 1, "--seed-offset", 50)
-    assert "12 cells computed" in said.out
+    other = ("experiment", "theorem-6", "--profile", "smoke", "--out", folder, "--jobs", 1, "--seed-offset", 50)
+    before = (folder / "experiment.json").read_bytes()
+    refused = variegrad(*other)
+    assert refused.code == 2
+    assert "holds a run of profile smoke with other settings" in refused.err
+    assert (folder / "experiment.json").read_bytes() == before
+    assert "12 cells computed" in variegrad(*other, "--overwrite").out
 
 
 def test_the_report_gathers_every_run_below_a_folder_and_is_the_same_each_time(small, variegrad):
@@ -56,8 +61,8 @@ def test_the_report_gathers_every_run_below_a_folder_and_is_the_same_each_time(s
     [
         (["figure-9"], "unknown experiment 'figure-9'"),
         (["theorem-6", "--profile", "tiny"], "--profile must be one of smoke, small, paper; got 'tiny'"),
-        (["theorem-6", "--seed-offset", "-1"], "--seed-offset must not be negative; got -1"),
-        (["theorem-6", "--profile", "smoke", "--jobs", "0"], "jobs must be at least 1; got 0"),
+        (["theorem-6", "--seed-offset", "-1"], "--seed-offset: must be at least 0; got -1"),
+        (["theorem-6", "--profile", "smoke", "--jobs", "0"], "--jobs: must be at least 1; got 0"),
         (["theorem-6", "--profile", "smoke", "--cluster", "slurm"], "--cluster must be 'ray'; got 'slurm'"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from variegrad import DropConnect, measure
 from variegrad.cli import main
+from variegrad.cli.table import examples
 from variegrad.problems import load
 
 SMALL = ("--passes", "1", "--points", "3", "--max-examples", "100", "--batch-size", "20")
@@ -50,16 +51,16 @@ def test_the_table_shows_what_measure_finds(variegrad):
     assert said.code == 0
     lines = [line.rstrip() for line in said.out.splitlines()]
     assert lines[0] == "Gradient diversity along digits"
-    heads = ["pass", "loss", "accuracy", "test", "Δ_D", "B_D", "B_wor", "(0.4)", "()"]
+    heads = ["pass", "B_D", "B_wor", "(0.4)", "()", "Δ_D", "loss", "accuracy", "test"]
     assert f"{lines[1]} {lines[2]}".split() == ["DropConnect", "Quantize", *heads]
     assert [line.split()[0] for line in lines[3:6]] == ["0.00", "0.20", "1.00"]
     problem = load("digits", max_examples=100)
     start = measure(problem.model, problem.losses, problem.train)
     first = lines[3].replace(" %", "%").split()
-    assert first[5] == f"{start.batch_size_bound:.3g}"
-    assert first[7] == f"{start.effective_bound_with(DropConnect(0.4)):.3g}"
-    assert "wastes at most half of its examples" in lines[-1]
-    assert "The run's batch of 20 is" in lines[-1]
+    assert first[1] == f"{start.batch_size_bound:#.3g}"
+    assert first[3] == examples(start.effective_bound_with(DropConnect(0.4)))
+    assert "harmonic mean over the run" in lines[-1]
+    assert "Your batch of 20 is" in lines[-1]
 
 
 def test_the_json_is_one_strict_document_with_progress_on_standard_error(variegrad):
@@ -90,7 +91,7 @@ def test_a_batch_holds_all_examples_where_there_are_fewer_than_usual(variegrad):
     found = strict(said.out)
     assert found["settings"]["batch_size"] == 30
     assert found["points"][-1]["updates"] == 2
-    assert "The run's batch of 30 is" in found["advice"]
+    assert "Your batch of 30 is" in found["advice"]
 
 
 def test_zero_gradients_are_said_in_words_and_stay_json(variegrad, own):
@@ -128,20 +129,26 @@ BAD = {
     "unknown problem": (["digit"], "unknown problem 'digit'; did you mean 'digits'?"),
     "unknown file": (["absent.svm"], "absent.svm: no such file"),
     "missing data": (["mnist", "--data-root", "/nowhere"], "mnist needs the files train-images-idx3-ubyte.gz"),
-    "batch size 0": (["digits", "--batch-size", "0"], "--batch-size must be at least 1 example; got 0"),
-    "points 0": (["digits", "--points", "0"], "points must be at least 1; got 0"),
-    "negative passes": (["digits", "--passes", "-1"], "passes must be a finite number and not negative; got -1.0"),
-    "infinite passes": (["digits", "--passes", "inf"], "passes must be a finite number and not negative; got inf"),
-    "step size that is none": (["digits", "--step-size", "nan"], "step_size must be positive and finite; got nan"),
-    "no examples": (["digits", "--max-examples", "0"], "max_examples must be at least 1; got 0"),
-    "unknown mechanism": (["digits", "--mechanism", "drop"], "--mechanism 'drop' is none of: dropconnect:P"),
+    "batch size 0": (["digits", "--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
+    "points 0": (["digits", "--points", "0"], "--points: must be at least 1; got 0"),
+    "negative passes": (["digits", "--passes", "-1"], "--passes: must be at least 0; got -1.0"),
+    "infinite passes": (["digits", "--passes", "inf"], "--passes: must be at least 0; got inf"),
+    "step size that is none": (["digits", "--step-size", "nan"], "--step-size: must be more than 0; got nan"),
+    "no examples": (["digits", "--max-examples", "0"], "--max-examples: must be at least 1; got 0"),
+    "unknown mechanism": (
+        ["digits", "--mechanism", "drop"],
+        "--mechanism: unknown 'drop'; choose one of dropconnect:P",
+    ),
     "mechanism without number": (["digits", "--mechanism", "langevin:x"], "'x' is not a number"),
     "probability 1": (["digits", "--mechanism", "dropconnect:1"], "p must lie in [0, 1); got 1.0"),
     "data smaller than a batch": (
         ["digits", "--max-examples", "9", "--batch-size", "10"],
-        "--batch-size must be at most the number of examples, each of which is drawn once a pass; got 10 for 9",
+        "--batch-size must be at most the number of examples, each of which is drawn once per pass; got 10 for 9",
     ),
-    "a word for a number": (["digits", "--batch-size", "many"], "Invalid value for '--batch-size'"),
+    "a word for a number": (
+        ["digits", "--batch-size", "many"],
+        "--batch-size: Input should be a valid integer, unable to parse string as an integer; got 'many'",
+    ),
     "unknown option": (["digits", "--bach-size", "3"], "No such option: --bach-size"),
     "unknown module": (["nosuchmodule:f"], "importing nosuchmodule failed"),
     "unknown function": (["own_problem:f"], "module own_problem has no attribute 'f'"),

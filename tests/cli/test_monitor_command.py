@@ -62,7 +62,7 @@ def test_the_table_shows_the_latest_readings_and_a_sentence_what_they_mean(varie
         "skipped",
     ]
     assert lines[2].split()[0] == "144"
-    assert lines[13].split()[:6] == ["320", "100", "60", "200", "50", "64"]
+    assert lines[13].split()[:6] == ["320", "100", "60.0", "200", "50.0", "64"]
     assert lines[-1] == (
         "At step 320 the batch of 64 is probably near the limit: 44% to 76% of its examples count. "
         "B_D is at least 50 examples with about 95% confidence, so a batch of 51 wastes at most half."
@@ -146,7 +146,7 @@ def test_text_in_a_log_is_not_markup(variegrad, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no file"),
+        (None, "no such file"),
         (b"", "is empty. Has the run that writes it begun?"),
         (b"hello\n", "is not a log of Monitor"),
         (b"\x89PNG\r\n\x1a\n\x00", "is not a log of Monitor"),

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from problems.files import write_grey_images
-from variegrad.problems import DataNotFound, Problem, load, names
 from variegrad.data_root import root_folder
+from variegrad.problems import DataNotFound, Problem, load, names
 
 
 def columns(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +163,7 @@ def test_the_root_is_the_argument_else_the_variable_else_the_cache(
 def test_a9a_is_looked_for_where_it_may_be(tmp_path: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text("broken")
-    with pytest.raises(ValueError, match=f"{tmp_path / place}: "):
+    with pytest.raises(ValueError, match=f"{tmp_path / place}"):
         load("a9a", data_root=tmp_path)
 
 
@@ -186,9 +186,7 @@ def test_a_path_without_a_file_is_said_to_be_missing(tmp_path: Path, name: str) 
 
 
 def test_a_folder_is_not_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"is a folder; a problem is a name, a LIBSVM file or package\.module:function"
-    ):
+    with pytest.raises(ValueError, match=r"is a folder; name a file in it, such as a LIBSVM file"):
         load(str(tmp_path))
 
 

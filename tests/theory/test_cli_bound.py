@@ -53,8 +53,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
     file: Path, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_bytes(content)
-    monkeypatch.setattr("variegrad.cli.app", app)
-    monkeypatch.setattr("sys.argv", ["variegrad", str(file)])
+    monkeypatch.setattr("sys.argv", ["variegrad", "bound", str(file)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
@@ -64,10 +63,19 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert message in captured.err
 
 
-def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [str(tmp_path / "absent.npy")])
-    assert isinstance(result.exception, FileNotFoundError)
-    assert "there is no such file" in str(result.exception)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("absent.npy", "no such file, neither here"), ("sparse/a9a.svm.gz", "fetch('a9a'"), (".", "is a folder")],
+)
+def test_a_file_that_is_not_there_is_bad_input_and_says_how_to_get_it(tmp_path: Path, name: str, message: str) -> None:
+    result = CliRunner().invoke(app, [str(tmp_path / name), "--data-root", str(tmp_path)])
+    assert isinstance(result.exception, FileNotFoundError | ValueError)
+    assert message in str(result.exception)
+
+
+def test_labels_are_not_needed(tmp_path: Path) -> None:
+    (tmp_path / "headed").write_bytes(b"3 6 4\n1,3 0:1 5:0.5\n 1:1 2:2\n2 1:1\n")
+    assert "3 examples, 6 columns, 5 non-zeros" in CliRunner().invoke(app, [str(tmp_path / "headed")]).stdout
 
 
 def test_an_array_file_works_too(tmp_path: Path) -> None:

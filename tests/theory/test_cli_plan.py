@@ -71,9 +71,3 @@ def test_an_l2_term_brings_theorem_5_and_takes_the_certificates_away(tmp_path: P
     text = run(str(path), "--l2", "0.1")
     assert "Theorem 5" in text
     assert "any w" not in text
-
-
-@pytest.mark.parametrize(("option", "message"), [("--workers", "at least 1; got 0"), ("--accuracy", "between 0 and 1")])
-def test_settings_out_of_range_are_named(option: str, message: str) -> None:
-    result = CliRunner().invoke(app, ["digits", option, "0"])
-    assert message in str(result.exception)

@@ -53,7 +53,8 @@ def _interrupted(error: BaseException | None) -> bool:
 def _in_one_line(error: Exception) -> str:
     if hasattr(error, "format_message"):  # typer's errors; without any command the help was printed instead
         message = _usage(error)
-        command = getattr(getattr(error, "ctx", None), "command_path", None) or "variegrad"
+        context = getattr(error, "ctx", None)
+        command = getattr(context, "command_path", None) or " ".join(["variegrad", *sys.argv[1:2]])
         return message and f"{message.rstrip('.')}. Try: {command} --help"
     message = " ".join(str(error).split())
     if isinstance(error, EXPECTED) and message:
@@ -66,5 +67,5 @@ def _usage(error: Any) -> str:
     said = " ".join(str(getattr(error, "message", "")).split())
     if param is None or not said:
         return " ".join(error.format_message().split())
-    name = max(param.opts, key=len) if param.param_type_name == "option" else param.human_readable_name
+    name = max(param.opts, key=len) if param.param_type_name == "option" else str(param.name).upper()
     return f"{name}: {said}"

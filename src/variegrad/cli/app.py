@@ -41,7 +41,7 @@ for name, command in COMMANDS.items():
     app.command(name, cls=Command)(command)
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool | None) -> None:
     if asked:
         typer.echo(f"variegrad {__version__}")
         raise typer.Exit
@@ -50,7 +50,8 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _options(
     _version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
+        bool | None,
+        typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_show_version),
+    ] = None,
 ) -> None:
     """Options before the subcommand."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ Number = int | float
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice, an empty value, and an option in the place of a value."""
+    """A command that says which of two values counts, and refuses an empty value or an option in place of a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line.
@@ -37,7 +38,7 @@ class Command(TyperCommand):
             What is left of them.
 
         Raises:
-            typer.BadParameter: if an option has no value of its own, or more than one where one is wanted.
+            typer.BadParameter: if an option has no value of its own.
         """
         given: Any
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -47,14 +48,39 @@ class Command(TyperCommand):
                 continue
             found = given.get(param.name)
             values = found if isinstance(found, list | tuple) else [found]
-            if times > len(values):
-                raise typer.BadParameter(f"given {times} times; give it once.", ctx=ctx, param=param)
+            if times > len(values):  # the last counts, as in every shell script that adds to "$@"; but not in silence
+                sys.stderr.write(f"variegrad: {param.opts[0]} is given {times} times; the last, {found}, counts\n")
             for value in values:
                 if value == "":
                     raise typer.BadParameter("must not be empty.", ctx=ctx, param=param)
                 if str(value).startswith("--"):
                     raise typer.BadParameter(f"needs a value; the next option, {value}, follows.", ctx=ctx, param=param)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            param = error.param
+            typed = None if param is None else given.get(param.name)
+            if isinstance(typed, str) and typed not in error.message:
+                error.message = f"{error.message.rstrip('.')}; got {typed!r}."
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C while its modules load leaves one line.
+
+        Args:
+            ctx: of the command.
+
+        Returns:
+            What the command returns.
+
+        Raises:
+            typer.Exit: with code 130, if it was interrupted.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("variegrad: interrupted\n")
+            raise typer.Exit(130) from None
 
 
 def number(
@@ -138,9 +164,16 @@ def scratch_folder(path: Path | None) -> Path | None:
     Raises:
         typer.BadParameter: if it is no such folder.
     """
-    if path is not None and not path.expanduser().is_dir():
+    if path is not None and not _there(path, Path.is_dir):
         raise typer.BadParameter(f"{path}: no such folder.")
     return writable_folder(path)
+
+
+def _there(path: Path, test: Callable[[Path], bool]) -> bool:
+    try:
+        return test(path.expanduser())
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def existing(path: Path | None) -> Path | None:
@@ -155,12 +188,14 @@ def existing(path: Path | None) -> Path | None:
     Raises:
         typer.BadParameter: if there is nothing.
     """
-    if path is not None and not path.expanduser().exists():
+    if path is not None and not _there(path, Path.exists):
         raise typer.BadParameter(f"{path}: no such file or folder.")
     return None if path is None else path.expanduser()
 
 
-def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwrite: bool) -> None:
+def refuse_used(
+    option: str, folder: Path | None, results: Sequence[str], overwrite: bool, instead: str = "add --overwrite"
+) -> None:
     """Refuse a folder that holds the results of an earlier run, which would be replaced.
 
     Args:
@@ -168,6 +203,7 @@ def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwr
         folder: where this run will write; None passes.
         results: names of files that a finished run leaves.
         overwrite: whether replacing them was asked for.
+        instead: the option that allows it.
 
     Raises:
         ValueError: if one of them is there.
@@ -175,9 +211,7 @@ def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwr
     if folder is None or overwrite:
         return
     if found := [name for name in results if (folder / name).exists()]:
-        raise ValueError(
-            f"{option} {folder}: holds {found[0]} of an earlier run. Name another folder, or add --overwrite."
-        )
+        raise ValueError(f"{option} {folder}: holds {found[0]} of an earlier run. Name another folder, or {instead}.")
 
 
 def step_size_of(step_size: float | None, learning_rate: float | None, batch_size: int) -> float | None:

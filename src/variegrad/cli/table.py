@@ -70,7 +70,7 @@ def words(point: Point) -> str:
 
 
 def examples(value: float) -> str:
-    """A bound as people read it: three digits and no exponent.
+    """A bound as people read it: three significant digits, trailing zeros too, and no exponent.
 
     Args:
         value: in examples.
@@ -82,7 +82,7 @@ def examples(value: float) -> str:
         return "–"
     if math.isinf(value):
         return "∞"
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def percent(value: float | None) -> str:

@@ -20,10 +20,10 @@ def train(
     learning_rate: options.LearningRate = None,
     passes: Annotated[
         float,
-        typer.Option(help="Length of the run, in passes over the training set.", callback=options.number(least=0)),
+        typer.Option(help="Length of the run, in passes over the training set.", callback=options.number(above=0)),
     ] = 10,
     mechanism: Annotated[
-        str | None, typer.Option(help="Applied to each gradient: dropconnect:P, langevin:SIGMA or quantize.")
+        list[str] | None, typer.Option(help="Applied to each gradient: dropconnect:P, langevin:SIGMA or quantize.")
     ] = None,
     per_worker: Annotated[
         bool, typer.Option("--per-worker", help="Apply the mechanism to the sum of each worker, not to each example.")
@@ -83,10 +83,14 @@ def train(
     `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
     """
     step = options.step_size_of(step_size, learning_rate, batch_size)
+    chosen = mechanism[0] if mechanism else None
+    if mechanism is not None and len(mechanism) > 1:
+        raise ValueError(f"--mechanism: a run applies one mechanism; got {len(mechanism)}.")
+    options.refuse_used("--out", out, ("train.json", "weights.safetensors"), resume, "add --resume to continue it")
     from variegrad.cli.train import train_command  # noqa: PLC0415 - after the options: torch takes seconds to import
 
     train_command(
-        problem=problem, batch_size=batch_size, step_size=step, passes=passes, mechanism=mechanism,
+        problem=problem, batch_size=batch_size, step_size=step, passes=passes, mechanism=chosen,
         per_worker=per_worker, epochs=epochs, weights=weights, seed=seed, out=out, target_accuracy=target_accuracy,
         evaluate_every=evaluate_every, bound_every=bound_every, tensorboard=tensorboard,
         checkpoint_every=checkpoint_every, resume=resume, skip_not_finite=skip_not_finite, timeout=timeout,

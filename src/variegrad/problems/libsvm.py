@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -43,17 +43,18 @@ def read_libsvm(path: Path) -> tuple[csr_matrix, Int[Tensor, " n"]]:
             parts = list(reader)
     except DAMAGED as error:
         raise ValueError(f"{path}: cannot be read to its end ({error}). Is it truncated? Get it again.") from error
-    written = vstack([part.features for part in parts], format="csr")
-    rows, base = written.shape[0], reader.base
+    rows = reader.rows
+    written, columns = (np.concatenate([getattr(p.features, name) for p in parts]) for name in ("data", "indices"))
+    lengths = np.concatenate([np.diff(part.features.indptr) for part in parts])
     with np.errstate(over="ignore"):  # what does not fit into float32 becomes infinite and is refused below
-        values = written.data.astype(np.float32)
-    features = csr_matrix((values, written.indices - base, written.indptr), shape=(rows, reader.columns))
+        entries = (written.astype(np.float32), columns - reader.base, np.concatenate([[0], np.cumsum(lengths)]))
+    features = csr_matrix(entries, shape=(rows, reader.columns))
     if not np.isfinite(features.data).all():
         entry = int(np.flatnonzero(~np.isfinite(features.data))[0])
         row = int(np.searchsorted(features.indptr, entry, side="right"))
         raise ValueError(
             f"{path}: features must be finite in float32; example {row} of {rows} has "
-            f"{written.data[entry]:g} at index {int(written.indices[entry])} of the file."
+            f"{written[entry]:g} at index {int(columns[entry])} of the file."
         )
     labels = _one_label_each([label for part in parts for label in part.labels], path)
     whole = np.isfinite(labels) & (labels == np.round(labels))

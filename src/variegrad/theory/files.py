@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -178,12 +179,13 @@ class FiledDenseRows(Rows):
         return [np.flatnonzero(self._rows(int(i), int(i) + 1)) for i in indices]
 
 
-def _libsvm(stream: BinaryIO, path: Path, folder: Path, stack: ExitStack) -> Rows:
+def _libsvm(stream: BufferedIOBase, path: Path, folder: Path, stack: ExitStack) -> Rows:
     reader, lengths = LibsvmReader(stream, path), []
     with (folder / "values").open("wb") as values, (folder / "indices").open("wb") as indices:
         for block, _ in reader:
-            block.data.astype(np.float64).tofile(values)
-            block.indices.astype(np.int32).tofile(indices)
+            # Not tofile, which is silent on a full disk.
+            values.write(block.data.astype(np.float64).data)
+            indices.write(block.indices.astype(np.int32).data)
             lengths.append(np.diff(block.indptr))
     return FiledRows(
         Flat(stack.enter_context((folder / "values").open("rb")), np.dtype(np.float64)),

@@ -11,8 +11,9 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_svmlight_file
@@ -23,7 +24,8 @@ from variegrad.theory.unpacked import DAMAGED
 CHUNK_BYTES = 1 << 24
 LARGEST_INDEX = 2**31 - 2  # column indices are stored in 32 bits
 HEADER = re.compile(rb"\s*(\d+)\s+(\d+)(?:\s+\d+)?\s*$")
-SEVERAL = re.compile(rb"^[^\s#:]*,|^[ \t]*[^\s#:]+:", re.MULTILINE)  # `3,17 1:2`, or no label at all
+SEVERAL = re.compile(rb"^[^\s#:]*,|^[ \t]+[^\s#:]+:", re.MULTILINE)  # `3,17 1:2`, or ` 1:2` without a label
+NO_LABEL = re.compile(rb"^[^\s#:]+:", re.MULTILINE)
 
 
 class Examples(NamedTuple):
@@ -41,7 +43,7 @@ class Examples(NamedTuple):
 class LibsvmReader:
     """Reads a LIBSVM stream once, block by block; afterwards it knows how the file counts its columns."""
 
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
+    def __init__(self, stream: BufferedIOBase, path: Path) -> None:
         """Read from a stream.
 
         Args:
@@ -112,7 +114,7 @@ class LibsvmReader:
         size = 0
         try:
             # In small reads, so that a broken stream gives what stands before the break, and with it the line.
-            while size < CHUNK_BYTES and (piece := self.stream.read(min(CHUNK_BYTES, 1 << 20))):
+            while size < CHUNK_BYTES and (piece := self.stream.read1(min(CHUNK_BYTES, 1 << 20))):
                 pieces.append(piece)
                 size += len(piece)
             while pieces and not pieces[-1].endswith(b"\n") and (piece := self.stream.readline()):
@@ -132,7 +134,7 @@ def _parse(chunk: bytes, path: Path, line: int) -> Examples:
     except (ValueError, OverflowError, IndexError) as error:
         cause = error
     # Python's float() would take "1_0" for ten.
-    if cause is not None or b"_" in chunk or not np.isfinite(features.data).all():
+    if cause is not None or b"_" in chunk or NO_LABEL.search(chunk) or not np.isfinite(features.data).all():
         for number, text in enumerate(chunk.split(b"\n"), start=line):
             if problem := _problem(text):
                 raise ValueError(f"{path}, line {number}: {problem}.") from cause
@@ -147,9 +149,9 @@ def _problem(text: bytes) -> str:
     if not fields:
         return ""
     label, *features = [_shown(field) for field in fields]
-    if ":" in label and not label.startswith("qid:"):
+    if text[:1].isspace() and ":" in label:  # an example without labels
         label, features = "", [label, *features]
-    if any(_number(one) is None for one in label.split(",") if label):
+    if label and any(_number(one) is None for one in label.split(",")):
         return f"the label must be a number; found {label!r}"
     if features and features[0].startswith("qid:"):
         del features[0]

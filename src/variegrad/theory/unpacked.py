@@ -9,8 +9,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 NPY = b"\x93NUMPY"
 ZIP = b"PK\x03\x04"
@@ -18,7 +19,7 @@ DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 @contextmanager
-def unpacked(path: Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[BinaryIO]:
+def unpacked(path: Path, on_bytes: Callable[[int], None] | None = None) -> Iterator[BufferedIOBase]:
     """The content of a file, decompressed while it is read.
 
     Args:
@@ -65,7 +66,7 @@ def _zst(file: Any, path: Path) -> Any:
         import zstandard  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ValueError(f"{path}: .zst files need zstandard: pip install 'variegrad[zst]'.") from error
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
 
 
 @contextmanager
@@ -89,11 +90,11 @@ OPENERS: dict[bytes, Callable[[Any, Path], Any]] = {
 class _Watched:
     """A file that tells how many of its bytes have been read: the only progress a compressed text has."""
 
-    def __init__(self, file: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
         self.file, self.on_bytes = file, on_bytes
 
     def read(self, size: int = -1) -> bytes:
-        found = self.file.read(size)
+        found: bytes = self.file.read(size)
         self.on_bytes(self.file.tell())
         return found
 
