@@ -7,9 +7,9 @@ import pytest
 
 from variegrad import __version__
 from variegrad.along import Point, over_run
-from variegrad.cli.document import advice, half, two_digits
+from variegrad.cli.document import advice, half
 from variegrad.cli.mechanisms import WRITTEN, parse_mechanism
-from variegrad.cli.table import examples, percent, words
+from variegrad.cli.table import examples, percent, two_digits, words
 from variegrad.mechanisms import DropConnect, Langevin, Quantize
 from variegrad.moments import Diversity
 

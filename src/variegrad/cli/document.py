@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from variegrad.along import AlongRun, Point, over_run
+from variegrad.cli.table import two_digits
 from variegrad.estimators import Regime
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
@@ -184,18 +185,3 @@ def half(bound: float) -> int:
         B in examples.
     """
     return math.floor(1 + bound)
-
-
-def two_digits(value: float, *, down: bool = False) -> str:
-    """A number of examples with two significant digits and no exponent.
-
-    Args:
-        value: positive.
-        down: whether to round down, for a limit that must hold.
-
-    Returns:
-        Its text.
-    """
-    place = 10 ** (math.floor(math.log10(value)) - 1) if value >= 1 else 0.1
-    rounded = (math.floor(value / place) if down else round(value / place)) * place
-    return f"{rounded:,.1f}" if value < 9.95 and not float(rounded).is_integer() else f"{rounded:,.0f}"

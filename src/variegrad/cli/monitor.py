@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from variegrad.cli import options, terminal
-from variegrad.cli.table import examples
+from variegrad.cli.table import examples, two_digits
 from variegrad.cli.terminal import Column, print_columns, print_json, print_line
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def advice(reading: Reading) -> str:
         return f"At step {reading.step:,} every gradient was zero: any batch size is harmless."
     found = reading.advice()
     if reading.cannot_tell:
-        upper = "" if math.isinf(reading.high) else f", but it is at most {examples(reading.high)} examples ({level})"
+        upper = "" if math.isinf(reading.high) else f", but it is at most {two_digits(reading.high)} examples ({level})"
         return (
             f"Cannot tell yet: {_steps(reading.pooled_steps)} pooled so far, and B_D is not bounded from below{upper}. "
             "Let the run go on, or look at more steps (a smaller every=)."
@@ -114,7 +114,7 @@ def advice(reading: Reading) -> str:
         else f"{batch} is {'' if found.certain else 'probably '}{found.regime.value}: {ends}"
     )
     return (
-        f"At step {reading.step:,} {regime}. B_D is at least {examples(reading.lower_confidence_bound)} examples with "
+        f"At step {reading.step:,} {regime}. B_D is at least {two_digits(reading.lower_confidence_bound, down=True)} examples with "
         f"about {level} confidence, so a batch of {half:,} wastes at most half."
     )
 

@@ -95,3 +95,18 @@ def percent(value: float | None) -> str:
         Its text.
     """
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def two_digits(value: float, *, down: bool = False) -> str:
+    """A number of examples with two significant digits and no exponent.
+
+    Args:
+        value: positive.
+        down: whether to round down, for a limit that must hold.
+
+    Returns:
+        Its text.
+    """
+    place = 10 ** (math.floor(math.log10(value)) - 1) if value >= 1 else 0.1
+    rounded = (math.floor(value / place) if down else round(value / place)) * place
+    return f"{rounded:,.1f}" if value < 9.95 and not float(rounded).is_integer() else f"{rounded:,.0f}"
