@@ -24,7 +24,7 @@ VALUED = [
     if option.param_type_name == "option" and not option.is_flag
 ]
 FOLDERS = {"report", "out", "tensorboard", "scratch"}
-WORDS = {"mechanism", "data_root", "profile", "cluster", "weights", *FOLDERS}
+WORDS = {"mechanism", "data_root", "profile", "cluster", "weights", "optimizer", "rule", "ledger", *FOLDERS}
 NUMBERS = [(name, option) for name, option in VALUED if option.name not in WORDS]
 
 
@@ -109,7 +109,7 @@ def test_a_number_that_is_none_or_out_of_range(variegrad, here, name, option, ba
 
 AT_LEAST_ONE = {"batch_size", "points", "max_examples", "workers", "jobs", "bound_every", "checkpoint_every"}
 POSITIVE = {"step_size", "learning_rate", "accuracy", "delta", "tolerance", "seconds_per_example", "timeout",
-            "evaluate_every", "target_accuracy"}  # fmt: skip
+            "evaluate_every", "target_accuracy", "window", "windows", "budget"}  # fmt: skip
 ZERO = [(name, option) for name, option in NUMBERS if option.name in AT_LEAST_ONE | POSITIVE]
 
 
@@ -161,7 +161,7 @@ def test_a_folder_with_results_is_not_written_into(variegrad, tmp_path, here, co
     for name in results:
         (used / name).write_text("{}")
     before = snapshot(used)
-    one_line(variegrad(*command, used), command[-1])
+    one_line(variegrad(*command, used), str(used))
     assert snapshot(used) == before
 
 
@@ -201,6 +201,12 @@ READ = [
     (("monitor", "file"), "file"),
     (("report", "absent"), "absent"),
     (("report", "."), "variegrad experiment theorem-6"),
+    (("branch", "--ledger", "."), "--ledger"),
+    (("branch", "--ledger", "file/x"), "--ledger"),
+    (("branch", "--ledger", "/proc/x/y"), "--ledger"),
+    (("branch", "--optimizer", "adagrad"), "--optimizer"),
+    (("branch", "--rule", "cubic"), "--rule"),
+    (("branch", "--weights", "absent"), "--weights"),
     (("experiment",), "Missing argument"),
     (("experiment", "figure-9"), "figure-9"),
     (("experiment", "theorem-6", "--profile", "tiny"), "--profile"),

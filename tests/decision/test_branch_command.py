@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from variegrad.cli import app
+from variegrad.cli.app import app
 
 SMALL = ["branch", "digits", "--learning-rate", "0.1", "--window", "512", "--windows", "4", "--after", "0.2"]
 

@@ -9,6 +9,7 @@ import typer
 
 from variegrad import __version__
 from variegrad.cli.bound import bound
+from variegrad.cli.branch import branch
 from variegrad.cli.experiment import experiment
 from variegrad.cli.listing import list_all
 from variegrad.cli.measure import measure
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "bound": bound,
     "plan": plan,
+    "branch": branch,
     "monitor": monitor,
     "experiment": experiment,
     "report": report,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import math
 from dataclasses import asdict
 from enum import Enum, StrEnum
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from variegrad.cli import options
+from variegrad.cli.terminal import errors, print_json, print_line
 
 
 class Rule(StrEnum):
@@ -28,62 +30,68 @@ class Kind(StrEnum):
 
 
 def branch(
-    problem: Annotated[
-        str, typer.Argument(help="A built-in problem (variegrad list), a LIBSVM file, or package.module:function.")
-    ] = "digits",
-    batch_size: Annotated[int, typer.Option(help="B₀: batch size in use, in examples.")] = 16,
+    problem: options.Problem = "digits",
+    batch_size: Annotated[
+        int, typer.Option(help="B₀: batch size in use, in examples.", callback=options.number(least=1))
+    ] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Of the mean gradient. Default: the problem's own, for its batch of 64.")
+        float | None,
+        typer.Option(
+            help="Of the mean gradient. Default: the problem's own, for its batch of 64.",
+            callback=options.number(above=0),
+        ),
     ] = None,
     optimizer: Annotated[Kind, typer.Option(help="Optimizer of the loop.")] = Kind.SGD,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.0,
+    momentum: Annotated[float, typer.Option(help="Of SGD.", callback=options.number(least=0, below=1))] = 0.0,
     rule: Annotated[Rule, typer.Option(help="How the learning rate grows with the batch.")] = Rule.LINEAR,
     half_lives: Annotated[
         bool, typer.Option("--half-lives", help="Rescale momentum and Adam's β with the batch, too.")
     ] = False,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights to start from (safetensors). Default: the problem's own start.")
+    weights: options.Weights = None,
+    after: Annotated[
+        float,
+        typer.Option(help="Passes to train at the batch in use before branching.", callback=options.number(least=0)),
+    ] = 1.0,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Examples per branch. Default: 128 batches of B₀.", callback=options.number(least=1)),
     ] = None,
-    after: Annotated[float, typer.Option(help="Passes to train at the batch in use before branching.")] = 1.0,
-    window: Annotated[int | None, typer.Option(help="Examples per branch. Default: 128 batches of B₀.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Loss of progress per example that counts as none.")] = 0.1,
-    windows: Annotated[int, typer.Option(help="Pairs of branches per batch size at most.")] = 32,
-    budget: Annotated[int | None, typer.Option(help="Examples to train in all.")] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="Loss of progress per example that counts as none.", callback=options.number(above=0, below=1)
+        ),
+    ] = 0.1,
+    windows: Annotated[
+        int, typer.Option(help="Pairs of branches per batch size at most.", callback=options.number(least=2))
+    ] = 32,
+    budget: Annotated[
+        int | None, typer.Option(help="Examples to train in all.", callback=options.number(least=1))
+    ] = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="File that keeps finished branches: the same command resumes from it.")
+        Path | None,
+        typer.Option(
+            help="File that keeps finished branches: the same command resumes from it.", callback=options.writable_file
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of starting weights and data.")] = 0,
-    data_root: Annotated[str | None, typer.Option(help="Where data files are.")] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Use at most so many training examples.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    seed: options.Seed = 0,
+    data_root: options.DataRoot = None,
+    max_examples: options.MaxExamples = None,
+    json: options.AsJson = False,
 ) -> None:
     """Find the largest batch that trains as well per example as the one in use.
 
     Trains pairs of short branches from one checkpoint, at the batch in use and at 2, 4, 8, … times it, on the same
     examples. Example: `variegrad branch digits --batch-size 16 --learning-rate 0.1`
     """
-    from rich.console import Console  # noqa: PLC0415 - --help needs none of it
     from torch import nn, optim  # noqa: PLC0415
 
     from variegrad.decision import LearningRateRule, step_limits  # noqa: PLC0415
     from variegrad.decision import branch as check  # noqa: PLC0415
     from variegrad.decision.problem_loop import ProblemLoop, first_batch  # noqa: PLC0415
-    from variegrad.problems import load  # noqa: PLC0415
 
-    if not 0 <= after < math.inf:
-        raise ValueError(f"--after must be a finite number of passes and not negative; got {after}.")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"--momentum must be at least 0 and below 1; got {momentum}.")
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise ValueError(f"--learning-rate must be positive and finite; got {learning_rate}.")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1; got {batch_size}.")
-    errors = Console(stderr=True)
-    loaded = load(problem, seed=seed, data_root=data_root, max_examples=max_examples)
-    if checkpoint is not None:
-        from safetensors.torch import load_file  # noqa: PLC0415
-
-        loaded.model.load_state_dict(load_file(checkpoint))
+    console = errors()
+    loaded = options.loaded(problem, seed, data_root, max_examples, weights)
     rate = 64 * loaded.step_size if learning_rate is None else learning_rate
 
     def make(parameters: list[nn.Parameter]) -> optim.Optimizer:
@@ -92,7 +100,7 @@ def branch(
         return optim.SGD(parameters, lr=rate, momentum=momentum)
 
     examples = len(loaded.train)  # type: ignore[arg-type]
-    with errors.status("training to the checkpoint …"):
+    with console.status("training to the checkpoint …"):
         loop = ProblemLoop(loaded, make, batch_size=batch_size, warm_up=round(after * examples), seed=seed)
         limits = None
         if optimizer is Kind.SGD:
@@ -104,7 +112,7 @@ def branch(
                 batch_size=batch_size,
                 momentum=momentum,
             )
-    with errors.status("branches …") as status:
+    with console.status("branches …") as status:
         result = check(
             loop,
             batch_size=batch_size,
@@ -122,7 +130,10 @@ def branch(
             ),
         )
     document = _finite(asdict(result) | {"critical": result.critical})
-    typer.echo(json_format.dumps(document, indent=1) if json else str(result))
+    if json:
+        print_json(document)
+    else:
+        print_line(str(result), wrap=True)
 
 
 def _finite(value: Any) -> Any:

@@ -113,8 +113,9 @@ def advice(reading: Reading) -> str:
         if found.regime is Regime.UNDECIDED
         else f"{batch} is {'' if found.certain else 'probably '}{found.regime.value}: {ends}"
     )
+    least = two_digits(reading.lower_confidence_bound, down=True)
     return (
-        f"At step {reading.step:,} {regime}. B_D is at least {two_digits(reading.lower_confidence_bound, down=True)} examples with "
+        f"At step {reading.step:,} {regime}. B_D is at least {least} examples with "
         f"about {level} confidence, so a batch of {half:,} wastes at most half."
     )
 

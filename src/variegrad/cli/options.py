@@ -152,6 +152,29 @@ def writable_folder(path: Path | None) -> Path | None:
     return path
 
 
+def writable_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written: its folder is tried.
+
+    Args:
+        path: of the file, which need not exist; None passes.
+
+    Returns:
+        The path.
+
+    Raises:
+        typer.BadParameter: if it is a folder, or nothing can be written there.
+    """
+    if path is None:
+        return None
+    path = path.expanduser()
+    if _there(path, Path.exists) and not _there(path, Path.is_file):
+        raise typer.BadParameter(f"{path}: is not a file.")
+    if (not _there(path, Path.exists) and len(path.name.encode()) > 255) or "\0" in str(path):
+        raise typer.BadParameter(f"{path}: no file can have this name.")
+    writable_folder(path.parent)
+    return path
+
+
 def scratch_folder(path: Path | None) -> Path | None:
     """Refuse a folder for temporary files that does not exist or cannot be written into.
 
@@ -193,9 +216,7 @@ def existing(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser()
 
 
-def refuse_used(
-    option: str, folder: Path | None, results: Sequence[str], overwrite: bool, instead: str = "add --overwrite"
-) -> None:
+def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwrite: bool) -> None:
     """Refuse a folder that holds the results of an earlier run, which would be replaced.
 
     Args:
@@ -203,7 +224,6 @@ def refuse_used(
         folder: where this run will write; None passes.
         results: names of files that a finished run leaves.
         overwrite: whether replacing them was asked for.
-        instead: the option that allows it.
 
     Raises:
         ValueError: if one of them is there.
@@ -211,7 +231,9 @@ def refuse_used(
     if folder is None or overwrite:
         return
     if found := [name for name in results if (folder / name).exists()]:
-        raise ValueError(f"{option} {folder}: holds {found[0]} of an earlier run. Name another folder, or {instead}.")
+        raise ValueError(
+            f"{option} {folder}: holds {found[0]} of an earlier run. Name another folder, or add --overwrite."
+        )
 
 
 def step_size_of(step_size: float | None, learning_rate: float | None, batch_size: int) -> float | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -29,65 +28,33 @@ NOMINAL_BATCH = 64  # what the step sizes of the built-in problems are for
 
 
 def train_command(
-    problem: Annotated[
-        str, typer.Argument(help="A built-in problem (variegrad list), a LIBSVM file, or package.module:function.")
-    ] = "digits",
-    batch_size: Annotated[
-        int, typer.Option(help="B, examples per update, over all workers together. May change on resuming.")
-    ] = 64,
-    step_size: Annotated[
-        float | None,
-        typer.Option(
-            help="γ of the SUMMED gradient (learning rate of the mean, divided by B). Default: the problem's."
-        ),
-    ] = None,
-    passes: Annotated[float, typer.Option(help="How long to train, in passes over the training set.")] = 10,
-    mechanism: Annotated[
-        str | None, typer.Option(help="Applied to each gradient: dropconnect:P, langevin:SIGMA or quantize.")
-    ] = None,
-    per_worker: Annotated[
-        bool, typer.Option("--per-worker", help="Apply the mechanism to the sum of each worker, not to each example.")
-    ] = False,
-    epochs: Annotated[
-        bool, typer.Option("--epochs", help="Draw without replacement: every pass visits each example once.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the starting weights and of every draw.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for record, weights and checkpoints.")] = None,
-    target_accuracy: Annotated[
-        float | None, typer.Option(help="End as soon as this accuracy is reached, such as 0.95 (test set if any).")
-    ] = None,
-    evaluate_every: Annotated[float, typer.Option(help="Evaluate accuracy every so many passes.")] = 0.5,
-    bound_every: Annotated[int | None, typer.Option(help="Estimate B_D every so many updates.")] = None,
-    tensorboard: Annotated[Path | None, typer.Option(help="Also write TensorBoard events into this folder.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Keep a checkpoint every so many updates too.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the last checkpoint in --out, or start there.")
-    ] = False,
-    skip_not_finite: Annotated[
-        int, typer.Option(help="Skip at most so many updates that are not finite; 0 ends the run at the first.")
-    ] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds until a silent worker is an error.")] = 60.0,
-    data_root: Annotated[
-        str | None, typer.Option(help="Where data files are. Default: VARIEGRAD_DATA, else ~/.cache/variegrad.")
-    ] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Use so many training examples at most.")] = None,
-    weights: Path | None = None,
+    *,
+    problem: str,
+    batch_size: int,
+    step_size: float | None,
+    passes: float,
+    mechanism: str | None,
+    per_worker: bool,
+    epochs: bool,
+    weights: Path | None,
+    seed: int,
+    out: Path | None,
+    target_accuracy: float | None,
+    evaluate_every: float,
+    bound_every: int | None,
+    tensorboard: Path | None,
+    checkpoint_every: int | None,
+    resume: bool,
+    skip_not_finite: int,
+    timeout: float,
+    data_root: str | None,
+    max_examples: int | None,
 ) -> None:
-    """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
-
-    With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
-    result does not depend on P. Ctrl-C or SIGTERM ends all workers after the current update. Whatever ends a run with
-    --out, it leaves its weights, its record and a checkpoint: the same command with --resume continues it.
-
-    Examples: `variegrad train digits --target-accuracy 0.9`,
-    `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
-    """
+    """The work of `variegrad train`; `variegrad.cli.train_options` documents its arguments and has checked them."""
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     chosen = None if mechanism is None else parse_mechanism(mechanism)
     if per_worker and chosen is None:
         raise ValueError("--per-worker says where a mechanism is applied: give --mechanism too.")
-    at_least_one = {"--batch-size": batch_size, "--bound-every": bound_every, "--checkpoint-every": checkpoint_every}
-    _check_numbers(at_least_one, skip_not_finite, target_accuracy)
     _check_folder(out, resume, checkpoint_every)
     rhythm = Every(passes=evaluate_every)
     with workers(timeout=timeout) as world, ends_together(world) as signals:
@@ -156,16 +123,6 @@ def _trained(
         except Exception as error:  # noqa: BLE001 - raised once the weights are kept
             return error
     return None
-
-
-def _check_numbers(at_least_one: Mapping[str, int | None], skip_not_finite: int, target: float | None) -> None:
-    if target is not None and not 0 < target <= 1:
-        raise ValueError(f"--target-accuracy must lie in (0, 1], such as 0.95; got {target}.")
-    for name, number in at_least_one.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1; got {number}.")
-    if skip_not_finite < 0:
-        raise ValueError(f"--skip-not-finite must not be negative; got {skip_not_finite}.")
 
 
 def _check_folder(out: Path | None, resume: bool, checkpoint_every: int | None) -> None:

@@ -14,7 +14,10 @@ def train(
     problem: options.Problem = "digits",
     batch_size: Annotated[
         int,
-        typer.Option(help="B, examples per update, over all workers together.", callback=options.number(least=1)),
+        typer.Option(
+            help="B, examples per update over all workers. May change on resuming.",
+            callback=options.number(least=1),
+        ),
     ] = 64,
     step_size: options.StepSize = None,
     learning_rate: options.LearningRate = None,
@@ -56,7 +59,7 @@ def train(
     ] = None,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(help="Save a checkpoint every this many updates.", callback=options.number(least=1)),
+        typer.Option(help="Also save a checkpoint every this many updates.", callback=options.number(least=1)),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the last checkpoint in --out, or start there.")
@@ -77,7 +80,8 @@ def train(
     """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
 
     With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
-    result does not depend on P. Ctrl-C ends all workers after the update at hand and keeps what was learnt.
+    result does not depend on P. Ctrl-C or SIGTERM ends all workers after the current update. Whatever ends a run with
+    --out, it leaves its weights, its record and a checkpoint: the same command with --resume continues it.
 
     Examples: `variegrad train digits --target-accuracy 0.9`,
     `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
@@ -86,7 +90,6 @@ def train(
     chosen = mechanism[0] if mechanism else None
     if mechanism is not None and len(mechanism) > 1:
         raise ValueError(f"--mechanism: a run applies one mechanism; got {len(mechanism)}.")
-    options.refuse_used("--out", out, ("train.json", "weights.safetensors"), resume, "add --resume to continue it")
     from variegrad.cli.train import train_command  # noqa: PLC0415 - after the options: torch takes seconds to import
 
     train_command(
