@@ -1,0 +1,387 @@
+"""A plan for a problem: which batch size, which learning rate, why, and the constants that the theorems ask for.
+
+The batch is the least of three limits:
+
+    noise       1 + δ·B̄, B̄ the harmonic mean of B_D along a measured run: efficiency 1/(1+δ) at a tuned step
+    time        √(α(B̄−1)/c′), where a step takes α + c′B seconds; none if the timing does not resolve c′
+    stability   where the step tuned for B reaches 2/β, β the largest curvature seen along the run
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.sparse import hstack, issparse
+from torch import nn
+from torch.utils.data import Subset
+
+from variegrad.along import Point, measure_along, over_run
+from variegrad.batches import passes_over
+from variegrad.decision.limits import Estimate
+from variegrad.decision.step_time import StepTime
+from variegrad.problems import Problem
+from variegrad.problems.classification import logistic_losses, softmax_losses
+from variegrad.problems.sparse_rows import SparseRows
+from variegrad.theory import (
+    Rates,
+    Stability,
+    best_batch_size,
+    constants,
+    efficiency,
+    glm_bound,
+    gradient_along,
+    polyak_lojasiewicz,
+    smooth,
+    speed_up,
+    stability_convex,
+    strongly_convex,
+)
+from variegrad.theory.constants import Constant
+
+# sup ℓ″ and sup |ℓ′| of the losses for which a linear model has certificates.
+KNOWN_LOSSES: dict[Callable[..., Any], tuple[float, float]] = {
+    logistic_losses: (0.25, 1.0),
+    softmax_losses: (0.5, math.sqrt(2)),
+}
+CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most so many examples
+
+
+class PlanLimit(Enum):
+    """What set the recommended batch."""
+
+    NOISE = "noise: more examples per step would be wasted"
+    TIME = "time: a larger batch takes longer per unit of progress"
+    STABILITY = "stability: a larger step diverges"
+    DATA = "the size of the data set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtWorkers:
+    """The best batch for P workers, by the α-β model of an all-reduce.
+
+    Attributes:
+        workers: P.
+        batch_size: B over all workers.
+        seconds_per_step: α + c′B/P + communication.
+        speed_up: in time to the same progress, over one worker at its own best batch.
+        measured: whether these workers were timed; otherwise the row is extrapolated.
+    """
+
+    workers: int
+    batch_size: int
+    seconds_per_step: float
+    speed_up: float
+    measured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A network between workers.
+
+    Attributes:
+        bytes_per_second: bandwidth of each worker.
+        latency: seconds per message.
+    """
+
+    bytes_per_second: float
+    latency: float = 5e-5
+
+    def all_reduce(self, size: int, workers: int) -> float:
+        """Seconds to sum `size` bytes over P workers: 2·latency·⌈log₂P⌉ + 2·(P−1)/P·size/bandwidth.
+
+        Args:
+            size: bytes of a gradient.
+            workers: P ≥ 1.
+
+        Returns:
+            Seconds; 0 for one worker.
+        """
+        hops = math.ceil(math.log2(workers))
+        return 2 * self.latency * hops + 2 * (workers - 1) / workers * size / self.bytes_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is recommended, and everything it rests on.
+
+    Attributes:
+        problem: its name.
+        constants: each a certificate or an estimate, by symbol.
+        harmonic_mean: B̄ of B_D along the run.
+        step_time: α and c′ of a step of α + c′B seconds, on one worker.
+        batch_size: B, the least of the limits.
+        limited_by: which one.
+        limits: all of them, in examples; without the time limit if c′ is not resolved.
+        time_limit: √(α(B̄−1)/c′) over the interval of c′.
+        efficiency: 1/(1 + (B−1)/B̄).
+        learning_rate: of the mean gradient at B: the problem's own, tuned for B by 1/(1 + (B−1)/B̄).
+        step_size: γ = η/B, of the summed gradient.
+        stable_learning_rate: 2/β.
+        at_workers: the same for more workers.
+        rates: what Theorems 2, 3 and 5 promise.
+        certificate: a bound on the mean ‖∇F‖² of the measured run (Theorem 2 with the δ_k, M_k² of its points).
+        stability: Theorem 9, if the problem is a linear model.
+    """
+
+    problem: str
+    constants: Mapping[str, Constant]
+    harmonic_mean: float
+    step_time: StepTime
+    batch_size: int
+    limited_by: PlanLimit
+    limits: Mapping[PlanLimit, float]
+    time_limit: Estimate | None
+    efficiency: float
+    learning_rate: float
+    step_size: float
+    stable_learning_rate: float
+    at_workers: Sequence[AtWorkers]
+    rates: Sequence[Rates]
+    certificate: float
+    stability: Stability | None
+
+
+def measure_run(problem: Problem, passes: float, points: int, seed: int) -> tuple[list[Point], list[float]]:
+    """Exact measurements along a run of the problem's own step, and the top curvature at its ends.
+
+    Args:
+        problem: what to measure; its model is trained in place.
+        passes: how long.
+        points: how many measurements.
+        seed: of the order of the data.
+
+    Returns:
+        The measurements, and estimates of β.
+    """
+    n = len(problem.train)  # type: ignore[arg-type]
+    sample = list(passes_over(Subset(problem.train, range(min(n, CURVATURE_EXAMPLES))), 256))
+    found: list[Point] = []
+    curvatures = [constants.smoothness(problem.model, problem.losses, sample, steps=10, seed=seed).value]
+    run = measure_along(
+        problem, passes=passes, points=points, batch_size=min(64, n), step_size=problem.step_size, seed=seed
+    )
+    found.extend(run)
+    curvatures.append(constants.smoothness(problem.model, problem.losses, sample, steps=10, seed=seed).value)
+    return found, curvatures
+
+
+def make_plan(
+    problem: Problem,
+    points: Sequence[Point],
+    curvatures: Sequence[float],
+    *,
+    accuracy: float,
+    delta: float,
+    l2: float,
+    step_time: StepTime,
+    communication: float = 0.0,
+    workers: int = 1,
+    link: Link | None = None,
+) -> Plan:
+    """Put the theory to the numbers of a measured problem.
+
+    Args:
+        problem: what was measured.
+        points: along its run.
+        curvatures: estimates of β.
+        accuracy: ε as a share of the criterion's value at the start.
+        delta: δ, the batch in units of the bound.
+        l2: λ of a term in the loss; 0 for none.
+        step_time: α and c′ of a step of α + c′B seconds on one worker.
+        communication: seconds per step that P workers communicate, whatever P; added to α.
+        workers: P, sharing the examples of a step.
+        link: of a table over P.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if all gradients are zero.
+    """
+    n = len(problem.train)  # type: ignore[arg-type]
+    known, features = _certificates(problem, l2)
+    norms = [point.diversity.sq_norm_of_mean for point in points]
+    moments = [point.diversity.mean_sq_norm for point in points]
+    bounds = [max(1.0, point.diversity.batch_size_bound) for point in points if not point.diversity.undefined]
+    if not bounds:
+        raise ValueError(f"{problem.name}: all gradients are zero at every point; there is nothing to plan.")
+    gap = constants.initial_gap(points[0].loss)
+    found: dict[str, Constant] = {
+        "inf B_D": _estimate(min(bounds), f"smallest of {len(bounds)} exact measurements along a run; not a bound"),
+        "β": _estimate(max(curvatures), "top Hessian eigenvalue by Lanczos at the run's ends; not a bound"),
+        "M²": constants.second_moment_along(moments, margin=1.5),
+        "μ": constants.pl_along(norms, [point.loss for point in points], minimum=0.0),
+        "F₀ − F*": gap,
+    }
+    if l2 > 0:
+        found["D₀"] = constants.sq_distance(strong_convexity=l2, gap=gap.value, sq_gradient_norm=norms[0])
+    # A measured inf B_D is larger and describes the run; the certificate is kept beside it.
+    found |= known
+    bound, beta = found["inf B_D"].value, found["β"].value
+    rates = _rates(found, norms[0], accuracy=accuracy, delta=delta, l2=l2)
+    own = min(64, n)
+    mean = over_run(points, own)
+    mean_bound = max(1.0, min(mean.harmonic_mean if mean else bound, 1e12))
+    alpha = step_time.seconds_per_step + communication
+    times = {PlanLimit.NOISE: 1 + delta * mean_bound, PlanLimit.DATA: float(n)}
+    time_limit = None
+    if step_time.resolved:
+        c = step_time.seconds_per_example.scaled(1 / workers)
+        fastest = [_fastest(alpha, each, mean_bound) for each in (c.value, c.high, c.low)]
+        time_limit = Estimate(value=fastest[0], low=fastest[1], high=fastest[2])
+        times[PlanLimit.TIME] = max(1.0, time_limit.value)
+    times[PlanLimit.STABILITY] = _stable_batch(problem.step_size, own, mean_bound, beta)
+    limited_by = min(times, key=lambda limit: times[limit])
+    batch_size = max(1, math.floor(times[limited_by]))
+    step = problem.step_size * (1 + (own - 1) / mean_bound) / (1 + (batch_size - 1) / mean_bound)
+    repeats = [max(1, after.updates - before.updates) for before, after in pairwise(points)] or [1]
+    return Plan(
+        problem=problem.name,
+        constants=found,
+        harmonic_mean=mean_bound,
+        step_time=step_time,
+        batch_size=batch_size,
+        limited_by=limited_by,
+        limits=times,
+        time_limit=time_limit,
+        efficiency=efficiency(batch_size=batch_size, bound=mean_bound),
+        learning_rate=step * batch_size,
+        step_size=step,
+        stable_learning_rate=2 / beta if beta > 0 else math.inf,
+        at_workers=() if link is None else _over_workers(problem, step_time, alpha, link, mean_bound, delta, workers),
+        rates=rates,
+        certificate=gradient_along(
+            initial_gap=gap.value,
+            smoothness=max(beta, 1e-300),
+            step_size=problem.step_size,
+            batch_size=own,
+            bounds=np.repeat(
+                [max(1.0, p.diversity.batch_size_bound) for p in points[: len(repeats)]], repeats
+            ).tolist(),
+            second_moments=np.repeat(moments[: len(repeats)], repeats).tolist(),
+        ),
+        stability=_stability(
+            problem,
+            features,
+            leave_one_out=known["inf B_D, any w, one example left out"].value if known else 0.0,
+            batch_size=batch_size,
+            step_size=step,
+            updates=points[-1].updates * own,
+        ),
+    )
+
+
+def _fastest(alpha: float, per_example: float, bound: float) -> float:
+    return math.sqrt(alpha * (bound - 1) / per_example) if per_example > 0 else math.inf
+
+
+def _stable_batch(step_size: float, own: int, bound: float, beta: float) -> float:
+    """The B at which the learning rate tuned for B, γ₀(1+(b−1)/B̄)·B/(1+(B−1)/B̄), reaches 2/β."""
+    if not beta > 0:
+        return math.inf
+    reached = 2 / beta / (step_size * (1 + (own - 1) / bound))
+    return math.inf if reached >= bound else max(1.0, reached * (1 - 1 / bound) / (1 - reached / bound))
+
+
+def _over_workers(
+    problem: Problem, step_time: StepTime, alpha: float, link: Link, bound: float, delta: float, measured: int
+) -> list[AtWorkers]:
+    """The best batch at P = 1, 4, 16, … 65,536 workers."""
+    if not step_time.resolved:
+        return []
+    size = sum(p.numel() * p.element_size() for p in problem.model.parameters() if p.requires_grad)
+    rows: list[AtWorkers] = []
+    alone = 0.0
+    for workers in sorted({4**k for k in range(9)} | {measured}):
+        per_example = step_time.seconds_per_example.value / workers
+        fixed = alpha + link.all_reduce(size, workers)
+        most = max(workers, math.floor(1 + delta * bound))  # one example per worker at least
+        choice = best_batch_size(bound=bound, seconds_per_step=fixed, seconds_per_example=per_example, largest=most)
+        batch_size = max(workers, choice.batch_size)
+        seconds = fixed + per_example * batch_size
+        progress = speed_up(batch_size=batch_size, bound=bound) / seconds
+        alone = alone or progress
+        rows.append(
+            AtWorkers(
+                workers=workers,
+                batch_size=batch_size,
+                seconds_per_step=seconds,
+                speed_up=progress / alone,
+                measured=workers == 1,
+            )
+        )
+    return rows
+
+
+def _rates(
+    found: Mapping[str, Constant], sq_gradient: float, *, accuracy: float, delta: float, l2: float
+) -> list[Rates]:
+    beta, moment, gap = found["β"].value, found["M²"].value, found["F₀ − F*"].value
+    bound, mu = found["inf B_D"].value, found["μ"].value
+    made = []
+    if beta > 0 and moment > 0 and sq_gradient > 0:
+        shared: dict[str, Any] = {"smoothness": beta, "second_moment": moment, "bound": bound, "delta": delta}
+        made.append(smooth(error=accuracy * sq_gradient, initial_gap=gap, **shared))
+        if 0 < mu < math.inf:
+            made.append(polyak_lojasiewicz(error=accuracy * gap, pl_constant=mu, initial_gap=gap, **shared))
+        if l2 > 0:
+            distance = found["D₀"].value
+            made.append(strongly_convex(error=accuracy * distance, strong_convexity=l2, sq_distance=distance, **shared))
+    return made
+
+
+def _certificates(problem: Problem, l2: float) -> tuple[dict[str, Constant], Any]:
+    """β, M² and inf B_D from the data, where the problem is a linear model with a known loss and no L2 term."""
+    layers = [layer for layer in problem.model.modules() if not isinstance(layer, nn.Sequential | nn.Flatten)]
+    if problem.losses not in KNOWN_LOSSES or len(layers) != 1 or not isinstance(layers[0], nn.Linear) or l2 > 0:
+        return {}, None
+    curvature, slope = KNOWN_LOSSES[problem.losses]
+    X = _features(problem)
+    if layers[0].bias is not None:
+        ones = np.ones((X.shape[0], 1))
+        X = hstack([X, ones], format="csr") if issparse(X) else np.hstack([X, ones])
+    data_only = glm_bound(X, centring=False)
+    basis = "n/σ²_max of the normalised rows, the intercept's column included; " + data_only.certificate
+    return {
+        "β": constants.glm_smoothness(X, curvature=curvature),
+        "M²": constants.glm_second_moment(X, slope=slope),
+        "inf B_D, any w": Constant(value=data_only.bound, certified=True, basis=basis),
+        "inf B_D, any w, one example left out": Constant(
+            value=data_only.leave_one_out, certified=True, basis="(n−1)/σ²_max of the normalised rows"
+        ),
+    }, X
+
+
+def _features(problem: Problem) -> Any:
+    """The design matrix in float64: sparse if the data are."""
+    if isinstance(problem.train, SparseRows):
+        return problem.train.features.astype(np.float64)
+    return np.concatenate([batch[0].flatten(1).double().numpy() for batch in passes_over(problem.train, 4096)])
+
+
+def _stability(
+    problem: Problem, X: Any, *, leave_one_out: float, batch_size: int, step_size: float, updates: int
+) -> Stability | None:
+    if X is None or X.shape[0] < 2:
+        return None
+    curvature, slope = KNOWN_LOSSES[problem.losses]
+    largest = float((X.multiply(X) if issparse(X) else np.square(X)).sum(axis=1).max())
+    return stability_convex(
+        batch_size=batch_size,
+        step_size=step_size,
+        smoothness=curvature * largest,
+        lipschitz=slope * math.sqrt(largest),
+        updates=updates,
+        examples=X.shape[0],
+        leave_one_out=leave_one_out,
+    )
+
+
+def _estimate(value: float, basis: str) -> Constant:
+    return Constant(value=value, certified=False, basis=basis)

@@ -1,0 +1,103 @@
+"""What a training step costs: α + c′B seconds, from interleaved timings of sizes that differ by a factor of sixteen.
+
+Sizes take turns, so that a slow spell of the machine meets all of them. The estimate uses each size's fastest round,
+which other work on the machine cannot lower; the interval of c′ is that of the median over rounds (order statistics).
+c′ is *resolved* if its interval does not reach zero: a step time that does not depend on B cannot recommend a B.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Subset
+
+from variegrad.batches import passes_over
+from variegrad.decision.limits import Estimate
+from variegrad.problems import Problem
+from variegrad.problems.subset import size
+
+ROUNDS, REACHED = 15, 3  # the 4th smallest and 4th largest of 15 enclose the median with 96.5 %
+SMALLEST, RATIO = 16, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The time of one gradient step as a function of the batch.
+
+    Attributes:
+        seconds_per_step: α, independent of the batch.
+        seconds_per_example: c′, with a 96 % interval.
+        sizes: batch sizes that were timed; beyond the largest, times are extrapolated.
+    """
+
+    seconds_per_step: float
+    seconds_per_example: Estimate
+    sizes: tuple[int, ...]
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the time is seen to depend on the batch."""
+        return self.seconds_per_example.low > 0
+
+    def __str__(self) -> str:
+        c = self.seconds_per_example
+        return (
+            f"{1e3 * self.seconds_per_step:.2g} ms + B × {1e6 * c.value:.2g} µs [{1e6 * c.low:.2g}, {1e6 * c.high:.2g}] "
+            f"(timed at B = {', '.join(map(str, self.sizes))})"
+        )
+
+
+def step_time(problem: Problem) -> StepTime:
+    """Time a gradient of the mean loss at several batch sizes.
+
+    Args:
+        problem: whose losses are differentiated; its model stays as it is.
+
+    Returns:
+        α and c′.
+    """
+    n = size(problem.train)
+    largest = min(n, SMALLEST * RATIO)
+    sizes = sorted({max(1, largest // RATIO), max(1, largest // 4), largest})
+    model = copy.deepcopy(problem.model)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    batches = [next(iter(passes_over(Subset(problem.train, range(b)), b))) for b in sizes]
+    rounds: list[list[float]] = []
+    for _ in range(ROUNDS + 1):  # the first is warm-up
+        times = []
+        for batch in batches:
+            start = time.perf_counter()
+            torch.autograd.grad(problem.losses(model, batch).mean(), weights, allow_unused=True)
+            times.append(time.perf_counter() - start)
+        rounds.append(times)
+    return fitted(sizes, rounds[1:])
+
+
+def fitted(sizes: list[int], rounds: list[list[float]]) -> StepTime:
+    """α and c′ from times per round and size.
+
+    Args:
+        sizes: batch sizes, ascending.
+        rounds: seconds of each size, per round.
+
+    Returns:
+        The fit; α is not below zero.
+    """
+    fastest = [min(column) for column in zip(*rounds, strict=True)]
+    if len(sizes) == 1:
+        value = fastest[0] / sizes[0]
+        return StepTime(
+            seconds_per_step=0.0, seconds_per_example=Estimate(value=value, low=0.0, high=value), sizes=(sizes[0],)
+        )
+    span = sizes[-1] - sizes[0]
+    slopes = sorted((times[-1] - times[0]) / span for times in rounds)
+    value = max(0.0, (fastest[-1] - fastest[0]) / span)
+    low, high = slopes[REACHED], slopes[-1 - REACHED]
+    return StepTime(
+        seconds_per_step=max(0.0, fastest[0] - value * sizes[0]),
+        seconds_per_example=Estimate(value=value, low=min(low, value), high=max(high, value)),
+        sizes=tuple(sizes),
+    )
