@@ -14,7 +14,7 @@ from variegrad.former_names import keep
 
 if TYPE_CHECKING:
     from variegrad import theory
-    from variegrad.decision import BranchResult, LearningRateRule, StepLimits, Trial, branch, step_limits
+    from variegrad.decision import BranchResult, LearningRateRule, Plan, StepLimits, Trial, branch, plan, step_limits
     from variegrad.distributed.comm_hook import MechanismHook
     from variegrad.distributed.workers import workers
     from variegrad.estimators import BatchSizeEstimate, advise, estimate, examples_needed
@@ -41,6 +41,7 @@ _HOMES = {
     "MechanismHook": "distributed.comm_hook",
     "MomentMatched": "mechanisms",
     "Monitor": "monitor",
+    "Plan": "decision",
     "Problem": "problems",
     "Quantize": "mechanisms",
     "Reading": "monitor",
@@ -57,6 +58,7 @@ _HOMES = {
     "explain": "per_example",
     "measure": "measurement",
     "measure_differential": "measurement",
+    "plan": "decision",
     "sign_probe": "per_example",
     "step_limits": "decision",
     "theory": "theory",
@@ -77,6 +79,7 @@ __all__ = [
     "MechanismHook",
     "MomentMatched",
     "Monitor",
+    "Plan",
     "Problem",
     "Quantize",
     "Reading",
@@ -93,6 +96,7 @@ __all__ = [
     "explain",
     "measure",
     "measure_differential",
+    "plan",
     "sign_probe",
     "step_limits",
     "theory",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,24 @@ from variegrad.cli import options
 from variegrad.cli.terminal import errors, print_json, print_line
 
 if TYPE_CHECKING:
-    from variegrad.cli.planning import Plan
+    from variegrad.decision import Link, Plan
+
+
+LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)bit/s")
+
+
+def _link(text: str | None) -> str | None:
+    if text is not None and not (LINK.fullmatch(text) and float(LINK.fullmatch(text)[1]) > 0):  # type: ignore[index]
+        raise typer.BadParameter(f"must be a rate such as 1Gbit/s or 100Mbit/s; got {text!r}.")
+    return text
+
+
+def _read_link(text: str | None) -> Link | None:
+    from variegrad.decision import Link  # noqa: PLC0415 - after the options
+
+    if text is None or (found := LINK.fullmatch(text)) is None:
+        return None
+    return Link(bytes_per_second=float(found[1]) * 1000 ** " kMGT".index(found[2] or " ") / 8)
 
 
 def plan(
@@ -55,30 +74,53 @@ def plan(
     workers: Annotated[
         int, typer.Option(help="P: this many workers share the examples of a step.", callback=options.number(least=1))
     ] = 1,
+    link: Annotated[
+        str | None,
+        typer.Option(
+            help="Network between workers, such as 1Gbit/s or 100Mbit/s: adds a table over P.", callback=_link
+        ),
+    ] = None,
+    learning_rate: options.LearningRate = None,
     weights: options.Weights = None,
     seed: options.Seed = 0,
     data_root: options.DataRoot = None,
     max_examples: options.MaxExamples = None,
     json: options.AsJson = False,
 ) -> None:
-    """Measure a problem and recommend a batch size and step size, with the constants of Theorems 2-9.
+    """Measure a problem and recommend a batch size and a learning rate, with what limits them.
 
-    Each constant is labelled certificate or estimate. Example: `variegrad plan digits --communication 0.01 --workers 4`
+    The batch is the least of three limits: gradient noise, time and stability. Then follow the constants of Theorems
+    2-9, each labelled certificate or estimate. Example: `variegrad plan digits --workers 4 --link 1Gbit/s`
     """
     console = errors()
     with console.status(f"reading {problem} …"):
-        from variegrad.cli.planning import make_plan, measure_run, step_time_of  # noqa: PLC0415 - after the options
+        from variegrad.decision import plan as planned  # noqa: PLC0415 - after the options
+        from variegrad.decision import stated_step_time, step_time  # noqa: PLC0415
+        from variegrad.problems.subset import size  # noqa: PLC0415
 
         loaded = options.loaded(problem, seed, data_root, max_examples, weights)
-    with console.status("timing a step …"):
-        alpha, per_example = step_time_of(loaded)
-    alpha = (alpha if seconds_per_step is None else seconds_per_step) + communication
-    per_example = (per_example if seconds_per_example is None else seconds_per_example) / workers
-    with console.status("measuring along a run …"):
-        found, curvatures = measure_run(loaded, passes, points, seed)
-    with console.status("bounding the constants …"):
-        made = make_plan(
-            loaded, found, curvatures, accuracy=accuracy, delta=delta, l2=l2, step_time=(alpha, per_example)
+    if learning_rate is not None:
+        loaded = replace(loaded, step_size=learning_rate / min(64, size(loaded.train)))
+    with console.status("timing steps …") as status:
+        if seconds_per_example is None:
+            timed = step_time(loaded)
+        else:
+            timed = stated_step_time(seconds_per_step or 0.0, seconds_per_example)
+        if seconds_per_step is not None:
+            timed = replace(timed, seconds_per_step=seconds_per_step)
+        made = planned(
+            loaded,
+            passes=passes,
+            points=points,
+            accuracy=accuracy,
+            delta=delta,
+            l2=l2,
+            step_time=timed,
+            communication=communication,
+            workers=workers,
+            link=_read_link(link),
+            seed=seed,
+            on_stage=lambda stage: status.update(f"{stage} …"),
         )
     if json:
         print_json(_finite(asdict(made)))
@@ -87,34 +129,53 @@ def plan(
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: it is written as text."""
+    """JSON has no infinity and no enumerations: both are written as text."""
+    if isinstance(value, Enum):
+        return value.name.lower()
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {_finite(key): _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _in_words(made: Plan) -> str:
-    choice, learning_rate = made.choice, made.step_size * made.choice.batch_size
-    lines = [f"{made.problem}: constants"]
+    limits = ", ".join(f"{limit.name.lower()} {_count(size)}" for limit, size in made.limits.items())
+    lines = [
+        f"{made.problem}: batch size {made.batch_size:,}, learning rate {made.learning_rate:.2g} "
+        f"(step size {made.step_size:.2g} of the summed gradient)",
+        f"  limited by {made.limited_by.value}",
+        f"  limits in examples: {limits}",
+        f"  at a learning rate tuned for it, {made.efficiency:.0%} of the examples count "
+        f"(harmonic mean of B_D along the run: {made.harmonic_mean:,.3g})",
+        f"  step time: {made.step_time}",
+    ]
+    if made.time_limit is None:
+        lines.append("  the step time does not measurably depend on the batch: time recommends nothing here")
+    else:
+        lines.append(f"  fastest batch by these times: {made.time_limit} examples")
+    if made.efficiency < 0.2:
+        lines.append("  fewer than a fifth of the examples would count: think twice")
+    if made.learning_rate > made.stable_learning_rate:
+        lines.append(f"  warning: the learning rate exceeds 2/β = {made.stable_learning_rate:.2g}; start with less")
+    if made.at_workers:
+        lines += ["", "Workers (α-β model of an all-reduce; all rows but the first are extrapolated)"]
+        lines += [
+            f"  P = {row.workers:>6,}: batch {row.batch_size:>7,}, {1e3 * row.seconds_per_step:.2g} ms per step, "
+            f"{row.speed_up:.2g} times as fast" + ("" if row.measured else " *")
+            for row in made.at_workers
+        ]
+    lines += ["", "Constants"]
     lines += [f"  {name} = {constant}" for name, constant in made.constants.items()]
-    lines += ["", "What the theorems promise at these constants (worst cases: read the ratios, not the iterations)"]
+    lines += ["", "What the theorems promise at these constants (worst cases: compare ratios, not iterations)"]
     lines += [f"  {line}" for rates in made.rates for line in str(rates).splitlines()]
     lines += [
         f"  along the measured run (Theorem 2 with the δ_k and M_k² of its points): mean ‖∇F‖² ≤ {made.certificate:.4g}"
     ]
     if made.stability is not None:
         lines += [f"  {line}" for line in str(made.stability).splitlines()]
-    lines += [
-        "",
-        f"Recommended, for steps of {made.seconds_per_step:.3g} s + {made.seconds_per_example:.3g} s × B:",
-        f"  B = {choice.batch_size:,} examples (B* = √(α(B_D−1)/c′) = {choice.continuous:.4g}), "
-        f"efficiency {choice.efficiency:.2f}, speed-up {choice.speed_up:.3g} serial steps, "
-        f"{choice.gain:.3g} times faster than B = 1",
-        f"  γ = {made.step_size:.4g} for summed gradients (learning rate {learning_rate:.4g} for their mean): "
-        "the problem's own step, retuned by 1/(1+δ)",
-    ]
-    if made.step_size > made.stable_step_size:
-        lines.append(f"  warning: this γ exceeds 2/(βB) = {made.stable_step_size:.4g}; start with less")
     return "\n".join(lines)
+
+
+def _count(size: float) -> str:
+    return "∞" if math.isinf(size) else f"{float(f'{size:.2g}'):,.0f}"

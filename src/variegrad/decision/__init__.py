@@ -2,17 +2,27 @@
 
 from variegrad.decision.branch import BranchResult, Tested, Trial, Verdict, branch
 from variegrad.decision.limits import BatchLimit, Limit, StepLimits, step_limits
+from variegrad.decision.plan import AtWorkers, Link, Plan, PlanLimit, plan
 from variegrad.decision.rules import LearningRateRule
+from variegrad.decision.step_time import StepTime, stated_step_time, step_time
 
 __all__ = [
+    "AtWorkers",
     "BatchLimit",
     "BranchResult",
     "LearningRateRule",
     "Limit",
+    "Link",
+    "Plan",
+    "PlanLimit",
     "StepLimits",
+    "StepTime",
     "Tested",
     "Trial",
     "Verdict",
     "branch",
+    "plan",
+    "stated_step_time",
     "step_limits",
+    "step_time",
 ]

@@ -25,6 +25,7 @@ from variegrad.along import Point, measure_along, over_run
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
 from variegrad.decision.step_time import StepTime
+from variegrad.decision.step_time import step_time as timed_step
 from variegrad.problems import Problem
 from variegrad.problems.classification import logistic_losses, softmax_losses
 from variegrad.problems.sparse_rows import SparseRows
@@ -145,6 +146,64 @@ class Plan:
     rates: Sequence[Rates]
     certificate: float
     stability: Stability | None
+
+
+def plan(
+    problem: Problem,
+    *,
+    passes: float = 2,
+    points: int = 6,
+    accuracy: float = 0.1,
+    delta: float = 1.0,
+    l2: float = 0.0,
+    step_time: StepTime | None = None,
+    communication: float = 0.0,
+    workers: int = 1,
+    link: Link | None = None,
+    seed: int = 0,
+    on_stage: Callable[[str], None] | None = None,
+) -> Plan:
+    """Time a step, measure along a run, and recommend a batch size and a learning rate.
+
+    Args:
+        problem: its model is trained for `passes` passes, in place.
+        passes: length of the measured run.
+        points: exact measurements along it.
+        accuracy: ε of the theorems, as a share of the criterion's value at the start.
+        delta: δ of the noise limit 1 + δ·B̄: a batch there has efficiency 1/(1+δ).
+        l2: λ of a term (λ/2)‖w‖² in the loss, if any; enables Theorem 5.
+        step_time: α and c′ on one worker; None to time them here.
+        communication: seconds per step that workers communicate, added to α.
+        workers: P, sharing the examples of a step.
+        link: of a table over P.
+        seed: of the order of the data.
+        on_stage: called with a word on what comes next.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if all gradients are zero, or the run diverges.
+    """
+    say = on_stage or (lambda _: None)
+    if step_time is None:
+        say("timing steps")
+        step_time = timed_step(problem)
+    say("measuring along a run")
+    found, curvatures = measure_run(problem, passes, points, seed)
+    say("bounding the constants")
+    return make_plan(
+        problem,
+        found,
+        curvatures,
+        accuracy=accuracy,
+        delta=delta,
+        l2=l2,
+        step_time=step_time,
+        communication=communication,
+        workers=workers,
+        link=link,
+    )
 
 
 def measure_run(problem: Problem, passes: float, points: int, seed: int) -> tuple[list[Point], list[float]]:

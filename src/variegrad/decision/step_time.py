@@ -44,10 +44,8 @@ class StepTime:
 
     def __str__(self) -> str:
         c = self.seconds_per_example
-        return (
-            f"{1e3 * self.seconds_per_step:.2g} ms + B × {1e6 * c.value:.2g} µs [{1e6 * c.low:.2g}, {1e6 * c.high:.2g}] "
-            f"(timed at B = {', '.join(map(str, self.sizes))})"
-        )
+        timed = f"timed at B = {', '.join(map(str, self.sizes))}" if self.sizes else "as given"
+        return f"{1e3 * self.seconds_per_step:.2g} ms + B × {c.scaled(1e6)} µs ({timed})"
 
 
 def step_time(problem: Problem) -> StepTime:
@@ -74,6 +72,20 @@ def step_time(problem: Problem) -> StepTime:
             times.append(time.perf_counter() - start)
         rounds.append(times)
     return fitted(sizes, rounds[1:])
+
+
+def stated_step_time(seconds_per_step: float, seconds_per_example: float) -> StepTime:
+    """A step time that is known.
+
+    Args:
+        seconds_per_step: α ≥ 0.
+        seconds_per_example: c′ > 0.
+
+    Returns:
+        It, taken as exact.
+    """
+    c = seconds_per_example
+    return StepTime(seconds_per_step=seconds_per_step, seconds_per_example=Estimate(value=c, low=c, high=c), sizes=())
 
 
 def fitted(sizes: list[int], rounds: list[list[float]]) -> StepTime:
