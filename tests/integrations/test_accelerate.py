@@ -53,8 +53,10 @@ def train(accelerator, epochs, *, scalar=True, resume=None, save=None, **setting
     monitor = BatchSizeMonitor(accelerator, trained, optimizer, **{"every": 2, "population": 96} | settings)
     if resume is not None:
         accelerator.load_state(str(resume))
+    calls = 0
     for _ in range(epochs):
         for x, y in loader:
+            calls += 1
             with accelerator.accumulate(trained):
                 logits = trained(x)
                 losses = cross_entropy(logits, y, reduction="none")
@@ -66,6 +68,8 @@ def train(accelerator, epochs, *, scalar=True, resume=None, save=None, **setting
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
+            if calls % 10 == 0:
+                accelerator.log({"loss": 1.0}, step=calls)
     if save is not None:
         accelerator.save_state(str(save))
     monitor.close()
@@ -81,7 +85,14 @@ def test_the_monitor_finds_what_a_plain_loop_finds(accumulate, scalar):
     monitor = train(accelerator, 2, scalar=scalar)
     expected = plain_loop(data(), batch_size=8, epochs=2, accumulate=accumulate, every=2, population=96)
     assert_same(monitor.monitor.history, expected)
-    assert tracker.logged == [(reading.step, scalars(reading)) for reading in monitor.monitor.history]
+    assert "log" not in vars(accelerator)
+    history = list(monitor.monitor.history)
+    own = [values for _, values in tracker.logged[:-1]]
+    assert [step for step, _ in tracker.logged[:-1]] == [10, 20]  # no line of its own but at the end
+    assert tracker.logged[-1][1] == scalars(history[-1])
+    for values in own:
+        assert values.pop("loss") == 1.0
+        assert values == scalars(next(r for r in history if r.step == values["variegrad/step"]))
 
 
 def test_a_checkpoint_carries_the_readings_on(tmp_path):

@@ -85,17 +85,35 @@ def test_the_short_step_at_the_end_of_an_epoch_is_left_out(tmp_path):
     assert [reading.batch_size for reading in callback.monitor.history] == [40] * 4
 
 
-def test_readings_go_to_the_trainer_s_logger(tmp_path):
+class WithMetric(Small):
+    def training_step(self, batch, index):
+        with torch.no_grad():
+            self.log("accuracy", (self.model(batch[0]).argmax(1) == batch[1]).float().mean())
+        loss = super().training_step(batch, index)
+        self.model(batch[0] * 0.5)  # a later output that is not the loss's
+        self.log("loss", loss)
+        return loss
+
+
+@pytest.mark.parametrize(("accumulate", "log_every"), [(1, 5), (1, 1), (3, 2), (5, 2), (1, 1000)])
+def test_readings_are_part_of_the_trainer_s_own_log_lines(accumulate, log_every, tmp_path):
     callback = BatchSizeMonitor(every=2, population=96)
-    trainer = fit(Small(), callback, tmp_path, log_every_n_steps=1000)
+    trainer = fit(
+        WithMetric(), callback, tmp_path, log_every_n_steps=log_every, accumulate_grad_batches=accumulate, epochs=3
+    )
     trainer.logger.save()
     with (tmp_path / "lightning_logs/version_0/metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["variegrad/cannot_tell"]]
-    assert len(rows) == len(callback.monitor.history)
-    for row, reading in zip(rows, callback.monitor.history, strict=True):
-        assert int(row["step"]) == reading.step
-        logged = {name: float(row[name]) for name in row if name.startswith("variegrad/") and row[name]}
-        assert logged == pytest.approx(scalars(reading))
+        rows = list(csv.DictReader(file))
+    history = {reading.step: reading for reading in callback.monitor.history}
+    read = [row for row in rows if row.get("variegrad/cannot_tell")]
+    assert len(rows) == trainer.global_step // log_every + (not read[-1].get("loss"))  # of our own: one, at the end
+    for row in read:
+        assert 0 <= int(row["step"]) + 1 - int(float(row["variegrad/step"])) <= log_every + 1
+        logged = {
+            name: float(row[name]) for name in row if name.startswith("variegrad/") and row[name] not in ("", "nan")
+        }
+        assert logged == pytest.approx(scalars(history[int(logged["variegrad/step"])]))
+    assert int(float(read[-1]["variegrad/step"])) == max(history)
 
 
 def test_a_checkpoint_carries_the_readings_on(tmp_path):
@@ -148,7 +166,7 @@ class Nothing(Small):
     [
         (Manual, {}, "not known under manual optimisation"),
         (Contrastive, {}, "compares examples with each other"),
-        (Nothing, {}, "no output with examples in its first dimension was seen in this step"),
+        (Nothing, {}, "no output with examples in its first dimension leads to it"),
         (
             Small,
             {"output_of": "head"},

@@ -44,9 +44,10 @@ class InOrder(Trainer):
 def trainer_of(folder, model=None, kind=InOrder, dataset=None, evaluated=None, **settings):
     model = gpt() if model is None else model
     settings = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "no"} | settings
+    settings.setdefault("logging_strategy", "no")
     arguments = TrainingArguments(
-        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", max_grad_norm=0,
-        lr_scheduler_type="constant", **settings,
+        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, max_grad_norm=0, lr_scheduler_type="constant",
+        **settings,
     )  # fmt: skip
     return kind(
         model, arguments, train_dataset=sequences() if dataset is None else dataset, eval_dataset=evaluated,
@@ -119,15 +120,25 @@ def test_the_short_step_at_the_end_of_an_epoch_is_left_out(tmp_path):
     assert [reading.batch_size for reading in monitor.monitor.history] == [16] * 4
 
 
-def test_readings_are_in_the_trainer_s_log(tmp_path):
-    trainer = trainer_of(tmp_path)
+@pytest.mark.parametrize("log_every", [1, 3, 7])
+def test_readings_are_part_of_the_trainer_s_own_log_lines(log_every, tmp_path):
+    trainer = trainer_of(
+        tmp_path, logging_strategy="steps", logging_steps=log_every, eval_strategy="steps", eval_steps=3,
+        evaluated=sequences(8),
+    )  # fmt: skip
     monitor = monitored(trainer)
     trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "variegrad/cannot_tell" in entry]
-    assert len(logged) == len(monitor.monitor.history)
-    for entry, reading in zip(logged, monitor.monitor.history, strict=True):
-        assert entry["step"] == reading.step
-        assert {k: v for k, v in entry.items() if k.startswith("variegrad/")} == scalars(reading)
+    lines = trainer.state.log_history
+    assert len(lines) == 20 // log_every + 7 + 1  # training, evaluation and the summary: none of our own
+    history = {reading.step: reading for reading in monitor.monitor.history}
+    logged = [entry for entry in lines if "variegrad/cannot_tell" in entry]
+    for entry in logged:
+        assert "loss" in entry or "train_runtime" in entry
+        assert 0 <= entry["step"] - entry["variegrad/step"] < max(2, log_every)
+        assert {k: v for k, v in entry.items() if k.startswith("variegrad/")} == scalars(
+            history[entry["variegrad/step"]]
+        )
+    assert logged[-1]["variegrad/step"] == 20
     json.dumps(logged, allow_nan=False)
 
 
@@ -151,7 +162,7 @@ def test_evaluation_is_not_watched_and_compute_loss_is_given_back(tmp_path):
     monitor = monitored(trainer)
     trainer.train()
     assert_same(monitor.monitor.history, plain_loop())
-    assert "compute_loss" not in vars(trainer)
+    assert not {"compute_loss", "log"} & vars(trainer).keys()
     assert all(not part._forward_hooks for part in trainer.model.modules())
 
 

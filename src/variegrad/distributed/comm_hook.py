@@ -1,14 +1,17 @@
 """A mechanism for each worker in anybody's DistributedDataParallel loop: gradients become (1/P) Σ_r m(g_r).
 
 g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
-that m meets the gradient of the mean loss. Draws do not depend on DDP's buckets. What travels is packed where that
-sends less than a dense sum (`packed_sum`); all ranks decide that together.
+that m meets the gradient of the mean loss. Without `no_sync` DDP would hand over what m has made before; that is
+refused, since m(m(g₁) + g₂) has another law. A sparse gradient is made dense for m and sparse by rows again. Draws do
+not depend on DDP's buckets. What travels is packed where that sends less than a dense sum (`packed_sum`); all ranks
+decide that together.
 
 Nothing leaves before the last bucket is there, since m may need the norm of the whole gradient: sending does not
 overlap with the backward pass.
 """
 # No `from __future__ import annotations` here: DDP compares the annotations of a hook with types, not with their names.
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.distributed.agreement import agree
@@ -33,6 +37,10 @@ else:
 Reduced: TypeAlias = torch.futures.Future[torch.Tensor]
 # A hook of torch's own form.
 Hook: TypeAlias = Callable[[Any, Bucket], Reduced]
+
+
+class AccumulatesReduced(RuntimeError):  # noqa: N818 - it reads as what happened
+    """A backward pass adds to gradients that this hook has reduced already; raised before anything is sent."""
 
 
 class GradientNotFinite(FloatingPointError):  # noqa: N818 - it reads as what happened
@@ -80,6 +88,9 @@ class MechanismHook:
     _group: dist.ProcessGroup | None = field(default=None, init=False, repr=False)
     _held: list[tuple[Bucket, Reduced]] = field(default_factory=list, init=False, repr=False)
     _agreed: bool = field(default=False, init=False, repr=False)
+    _nodes: list[Node] = field(default_factory=list, init=False, repr=False)
+    _reduced: set[Tensor] = field(default_factory=set, init=False, repr=False)
+    _left: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.mechanism, Mechanism):
@@ -113,6 +124,7 @@ class MechanismHook:
         """
         self._names = {parameter: name for name, parameter in ddp.module.named_parameters()}
         self._group = ddp.process_group
+        self._nodes = [self._watch_for_leftovers(p) for p in self._names if p.requires_grad]
         ddp.register_comm_hook(self, mechanism_hook if wrapper is None else wrapper(mechanism_hook))
         return self
 
@@ -162,6 +174,7 @@ class MechanismHook:
 
         Raises:
             RuntimeError: if the hook was not registered with `register`.
+            AccumulatesReduced: if gradients are accumulated without `no_sync`.
             ValueError: if the ranks differ in their settings; the field is named.
             GradientNotFinite: on every rank, if one's gradient is not finite.
         """
@@ -180,7 +193,36 @@ class MechanismHook:
                 waiting.set_result(result)
         return future
 
+    def _watch_for_leftovers(self, parameter: Tensor) -> Node:
+        """Before a gradient is added to `.grad`: note what an earlier reduction left there, without waiting for it."""
+        # Not a hook of the tensor: that would also run where somebody only asks for gradients, as a Monitor does.
+        with torch.enable_grad():
+            node = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        itself = weakref.ref(self)
+
+        def arrives(_: tuple[Tensor | None, ...]) -> None:
+            hook = itself()
+            if hook is not None and parameter in hook._reduced:
+                hook._reduced.discard(parameter)
+                if parameter.grad is not None:
+                    values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+                    hook._left.append(values.detach().any())
+
+        assert node is not None
+        node.register_prehook(arrives)
+        return node
+
+    def _refuse_leftovers(self) -> None:
+        left, self._left = self._left, []
+        if left and bool(torch.stack(left).any()):
+            raise AccumulatesReduced(
+                "gradients that this hook has reduced were still in .grad when the next backward pass added to them: "
+                "the mechanism would be applied to what it made before. Accumulate micro-batches inside "
+                "`with ddp.no_sync():`, all but the last of a step, and zero the gradients after each step."
+            )
+
     def _reduce(self, buckets: list[Bucket]) -> list[Tensor]:
+        self._refuse_leftovers()
         views = self._views(buckets)
         if not self._agreed:
             self._agree(views)
@@ -196,43 +238,61 @@ class MechanismHook:
             step=step,
             # Kept coordinates travel in the gradients' own type, as they would in a dense sum; a norm costs nothing.
             dtype=narrow if isinstance(self.mechanism, DropConnect) else torch.promote_types(narrow, torch.float32),
-            dense_bytes=sum(bucket.buffer().nbytes for bucket in buckets),
+            dense_bytes=sum(view.nbytes for view in views.values()),
             device=buckets[0].buffer().device,
             group=self._group,
         )
         self.bytes_sent += done.bytes_sent
         self.not_finite = done.absent
+        self._reduced = {parameter for bucket in buckets for parameter in bucket.parameters()}
         if surrogate is None or done.absent:
             named = ", ".join(map(str, done.absent))
             return self._left_out(buckets, f"the gradient of rank {named} (or its surrogate)", step)
         if done.total is not None:
             _write(done.total / ranks, views)
-            results = [bucket.buffer() for bucket in buckets]
+            results = [self._filled(bucket, views) for bucket in buckets]
         else:
             _write(surrogate, views)
-            results = self._dense(buckets, ranks)
+            results = self._dense(buckets, views, ranks)
         # The results are equal on all ranks, and so is this branch.
-        if not all(bool(result.abs().max().isfinite()) for result in results if result.numel()):
+        if not all(bool(_values(result).abs().max().isfinite()) for result in results if _values(result).numel()):
             self.not_finite = tuple(range(ranks))
             return self._left_out(buckets, "the mean over ranks", step)
         return results
 
     def _views(self, buckets: list[Bucket]) -> dict[str, Tensor]:
         """Each parameter's part of the buckets, in the order of the model: DDP's own changes after its first step."""
-        found = {p: g for bucket in buckets for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True)}
+        found: dict[Tensor, Tensor] = {}
+        for bucket in buckets:
+            if bucket.buffer().is_sparse:  # alone in its bucket
+                found[bucket.parameters()[0]] = bucket.buffer().to_dense()
+            else:
+                found |= zip(bucket.parameters(), bucket.gradients(), strict=True)
         return {name: found[parameter] for parameter, name in self._names.items() if parameter in found}
 
-    def _dense(self, buckets: list[Bucket], ranks: int) -> list[Tensor]:
+    def _filled(self, bucket: Bucket, views: Mapping[str, Tensor]) -> Tensor:
+        """A bucket with what is in the views: they are parts of it, unless it is sparse."""
+        buffer: Tensor = bucket.buffer()
+        return views[self._names[bucket.parameters()[0]]].to_sparse(1) if buffer.is_sparse else buffer
+
+    def _dense(self, buckets: list[Bucket], views: Mapping[str, Tensor], ranks: int) -> list[Tensor]:
         if self._inner is not None:
             inner, state = self._inner
+            for bucket in buckets:
+                bucket.set_buffer(self._filled(bucket, views))
             # All are begun before one is waited for, and nothing waits inside a callback.
             return [future.wait() for future in [inner(state, bucket) for bucket in buckets]]
-        buffers = [bucket.buffer() for bucket in buckets]
-        for work in [dist.all_reduce(buffer, group=self._group, async_op=True) for buffer in buffers]:
+        sums = [
+            views[self._names[bucket.parameters()[0]]] if bucket.buffer().is_sparse else bucket.buffer()
+            for bucket in buckets
+        ]
+        for work in [dist.all_reduce(each, group=self._group, async_op=True) for each in sums]:
             assert work is not None
             work.wait()
-        self.bytes_sent += sum(2 * buffer.nbytes * (ranks - 1) // ranks for buffer in buffers)
-        return [buffer.div_(ranks) for buffer in buffers]
+        self.bytes_sent += sum(2 * each.nbytes * (ranks - 1) // ranks for each in sums)
+        for each in sums:
+            each.div_(ranks)
+        return [self._filled(bucket, views) for bucket in buckets]
 
     def _left_out(self, buckets: list[Bucket], what: str, step: int) -> list[Tensor]:
         self.skipped += 1
@@ -243,7 +303,9 @@ class MechanismHook:
                 "skip_not_finite=True and leave out steps in which hook.not_finite names ranks. After this error the "
                 "DistributedDataParallel model cannot be used again: wrap the module anew."
             )
-        return [bucket.buffer().fill_(torch.nan) for bucket in buckets]
+        for bucket in buckets:
+            _values(bucket.buffer()).fill_(torch.nan)
+        return [bucket.buffer() for bucket in buckets]
 
     def _agree(self, views: Mapping[str, Tensor]) -> None:
         inner = None if self._inner is None else getattr(self._inner[0], "__qualname__", type(self._inner[0]).__name__)
@@ -256,6 +318,10 @@ class MechanismHook:
         world = World(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device, group=group)
         agree(world, {name: str(value) for name, value in facts.items()})
         self._agreed = True
+
+
+def _values(tensor: Tensor) -> Tensor:
+    return tensor._values() if tensor.is_sparse else tensor
 
 
 def _common_type(views: Mapping[str, Tensor]) -> torch.dtype:

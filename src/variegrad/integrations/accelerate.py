@@ -1,7 +1,8 @@
-"""Hugging Face Accelerate: a Monitor that logs with the accelerator's trackers and travels in its checkpoints."""
+"""Hugging Face Accelerate: a Monitor whose readings are part of what the loop logs, and travel in its checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 try:
@@ -22,45 +23,48 @@ class BatchSizeMonitor:
     """Watch in the loop, before `accelerator.backward`; the rest happens by itself.
 
     ```python
-    monitor = BatchSizeMonitor(accelerator, model, optimizer, every=16, population=len(dataset))
+    monitor = BatchSizeMonitor(accelerator, model, every=16, population=len(dataset))
     ...
     monitor.watch(loss, output=logits)  # or the losses of the examples, shape (b,)
     accelerator.backward(loss)
     ```
 
-    Readings go to `accelerator.log` as `variegrad/…`, at their own step, as soon as the optimizer has made it.
+    What the loop logs with `accelerator.log` holds the latest new reading, as `variegrad/…` with its step; the last one
+    is logged by `close`. All readings are in `monitor.monitor.history`.
 
     Args:
         accelerator: its trackers log, its checkpoints carry the monitor.
         model: as `accelerator.prepare` returned it.
-        optimizer: as `accelerator.prepare` returned it.
+        optimizer: as `accelerator.prepare` returned it; None if it is not wanted for `Monitor(optimizer=)`.
         **settings: of `variegrad.Monitor`, such as every, population and log; `accumulate` is the accelerator's own.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, **settings: Any) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | None = None, **settings: Any
+    ) -> None:
         self.monitor = Monitor(model, accumulate=accelerator.gradient_accumulation_steps, **settings)
         self._accelerator, self._unread = accelerator, Unread(self.monitor)
-        # The hook belongs to the optimizer inside: the one outside is asked to step on every micro-batch.
-        inside = getattr(optimizer, "optimizer", optimizer)
-        self._handle = inside.register_step_post_hook(self._stepped)
+        self._write = write = accelerator.log
+
+        def log(values: dict[str, Any], *more: Any, **also: Any) -> None:
+            reading = self._unread.take()
+            write(values if reading is None else {**values, **scalars(reading)}, *more, **also)
+
+        vars(accelerator)["log"] = self._log = log
         accelerator.register_for_checkpointing(self)
 
-    def watch(self, loss: Tensor, *, output: Tensor | None = None) -> None:
+    def watch(self, loss: Tensor, *, output: Tensor | Sequence[Tensor] | None = None) -> None:
         """Tells the monitor of a step's losses, between forward and backward, as `variegrad.Monitor.watch` does.
 
         Args:
             loss: one loss per example, shape (b,), or the scalar.
-            output: what a scalar loss was computed from, first dimension the examples.
+            output: what a scalar loss was computed from, first dimension the examples; several as a tuple.
 
         Raises:
             TypeError: if an argument is no floating-point tensor.
             ValueError: if shapes do not fit, there is no graph, or examples cannot be told apart.
         """
         self.monitor.watch(loss, output=output)
-
-    def _stepped(self, *_: object) -> None:
-        if (reading := self._unread.take()) is not None:
-            self._accelerator.log(scalars(reading), step=reading.step)
 
     def state_dict(self) -> dict[str, Any]:
         """What `accelerator.save_state` keeps.
@@ -71,7 +75,7 @@ class BatchSizeMonitor:
         return self._unread.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `accelerator.load_state` brings back.
+        """What `accelerator.load_state` restores.
 
         Args:
             state: of `state_dict`.
@@ -79,6 +83,9 @@ class BatchSizeMonitor:
         self._unread.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the monitoring; the log file is free again."""
-        self._handle.remove()
+        """Ends the monitoring: logs the last reading, if it is new, and lets go of the accelerator and the log file."""
+        if (reading := self._unread.take()) is not None:
+            self._write(scalars(reading))
+        if vars(self._accelerator).get("log") is self._log:
+            del vars(self._accelerator)["log"]
         self.monitor.close()

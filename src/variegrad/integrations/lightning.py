@@ -1,11 +1,12 @@
 """PyTorch Lightning: a callback that monitors B_D, logs it with the trainer's loggers, and travels in its checkpoints.
 
-Lightning hands a callback the loss just before the backward pass; hooks on the module find the output behind it.
+Lightning hands a callback the loss just before the backward pass; hooks on the module find the outputs behind it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,19 +17,20 @@ except ImportError as missing:
 
 from torch import Tensor
 
-from variegrad.integrations.outputs import OutputOf
-from variegrad.integrations.scalars import Unread, scalars
+from variegrad.integrations.outputs import StepOutputs, examples_of
+from variegrad.integrations.scalars import NAMES, Unread, scalars
 from variegrad.monitor import Monitor
 
 
 class BatchSizeMonitor(Callback):
     """`Trainer(callbacks=[BatchSizeMonitor(every=16, population=len(dataset))])`: no other line is needed.
 
-    Readings go to `trainer.loggers` as `variegrad/…`, at the trainer's global step, and stand in `monitor.history`.
+    Readings are part of the trainer's own log lines, every `log_every_n_steps` steps, as `variegrad/…`: the latest one,
+    with its step. All of them are in `monitor.history`.
 
     Args:
         output_of: name of the submodule whose output the loss is computed from, its first dimension the examples; by
-            default what was called last, the module itself or one of its children.
+            default the outputs of the module and of its children that the loss was computed from.
         **settings: of `variegrad.Monitor`, such as every, population and log; `accumulate` is the trainer's own.
     """
 
@@ -37,7 +39,7 @@ class BatchSizeMonitor(Callback):
 
     def __init__(self, *, output_of: str | None = None, **settings: Any) -> None:
         self._output_of, self._settings = output_of, settings
-        self._output: OutputOf | None = None
+        self._outputs: StepOutputs | None = None
         self._unread: Unread | None = None
         self._state: dict[str, Any] | None = None
 
@@ -49,7 +51,7 @@ class BatchSizeMonitor(Callback):
             )
         self._accumulate = trainer.accumulate_grad_batches
         self.monitor = Monitor(trainer.model or pl_module, accumulate=self._accumulate, **self._settings)
-        self._unread, self._output = Unread(self.monitor), OutputOf(pl_module, self._output_of)
+        self._unread, self._outputs = Unread(self.monitor), StepOutputs(pl_module, self._output_of)
         if self._state is not None:
             self._unread.load_state_dict(self._state)
             self._state = None
@@ -58,18 +60,30 @@ class BatchSizeMonitor(Callback):
         if trainer.accumulate_grad_batches != self._accumulate:
             raise ValueError(
                 f"BatchSizeMonitor: accumulate_grad_batches went from {self._accumulate} to "
-                f"{trainer.accumulate_grad_batches} during the training, which a reading cannot follow. Keep it fixed."
+                f"{trainer.accumulate_grad_batches} during the training, which is not supported. Keep it fixed."
             )
         # At the end of an epoch the trainer steps with what it has: micro-batches of no whole step are not watched.
         self._whole = batch_idx - batch_idx % self._accumulate + self._accumulate <= trainer.num_training_batches
+        self._examples = examples_of(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._output is not None and self._whole:
-            self.monitor.watch(loss, output=self._output.take())
+        if self._outputs is not None:
+            self._outputs.watch(self.monitor, loss, self._examples, whole=self._whole)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Where the trainer writes a line of its own now, the reading is part of it.
+        stepped = (batch_idx + 1) % self._accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
+        every: int = cast("Any", trainer).log_every_n_steps
+        if self._unread is None or not stepped or trainer.global_step % every:
+            return
+        if (reading := self._unread.take()) is not None:
+            # Lightning repeats the last value of a name that is not logged again: what is not known is NaN here.
+            values = dict.fromkeys((f"variegrad/{name}" for name in NAMES), math.nan) | scalars(reading)
+            pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._unread is not None and (reading := self._unread.take()) is not None:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(reading), step=trainer.global_step)
@@ -81,9 +95,9 @@ class BatchSizeMonitor(Callback):
         self._state = state_dict or None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._output is not None:
-            self._output.remove()
-            self._output = None
+        if self._outputs is not None:
+            self._outputs.remove()
+            self._outputs = None
             self.monitor.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,85 +1,144 @@
-"""What a loss was computed from: the logits among a model's outputs, and hooks that find them where nobody hands them.
+"""What a trainer's loss was computed from: of all outputs of a step, those that the loss's own graph meets first.
 
-A wrong guess ends in a refusal, not in a wrong number: Monitor checks that the loss depends on the parameters through
-the output alone.
+Trainers wrap, convert and repeat outputs: DistributedDataParallel hands out copies, mixed precision converts, a metric
+or a teacher calls the model a second time. The graph of the loss tells which tensors were used. A wrong guess ends in a
+refusal, not in a wrong number: Monitor checks that the loss depends on the parameters through these outputs alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from variegrad.monitor import Monitor
+from variegrad.per_example.graph import edges_below
 
-def logits_of(outputs: Any) -> Tensor | None:
-    """The logits: the output itself, its field `logits`, or the first of several that has examples and a graph.
-
-    Args:
-        outputs: what a model returned.
-
-    Returns:
-        The tensor; None where there is none.
-    """
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("logits")
-    elif not isinstance(outputs, Tensor):
-        outputs = getattr(outputs, "logits", outputs)
-    several = outputs if isinstance(outputs, tuple | list) else [outputs]
-    found = (one for one in several if isinstance(one, Tensor) and one.dim() > 0 and one.grad_fn is not None)
-    return next(found, None)
+NO_OUTPUT = (
+    "no output with examples in its first dimension leads to it. Name the submodule that the loss is computed from "
+    "(Lightning: output_of='head')."
+)
 
 
-class OutputOf:
-    """Remembers the last output in a step of a module or of one of its children, whichever came last.
+class StepOutputs:
+    """Remembers the outputs of a module and of its trained children during a step.
 
     Args:
-        module: with trained parameters.
-        name: the one submodule to listen to; by default the module itself and all children that are trained.
-        children_only: whether the module's own output does not count.
+        module: the model, inside any wrapper.
+        name: the one submodule to listen to instead.
 
     Raises:
         ValueError: if there is no submodule of that name.
     """
 
-    def __init__(self, module: nn.Module, name: str | None = None, *, children_only: bool = False) -> None:
-        trained = [child for child in module.children() if any(p.requires_grad for p in child.parameters())]
+    def __init__(self, module: nn.Module, name: str | None = None) -> None:
         try:
-            own = [] if children_only else [module]
-            listened_to = [*trained, *own] if name is None else [module.get_submodule(name)]
+            parts = [module, *_trained(module)] if name is None else [module.get_submodule(name)]
         except AttributeError:
             raise ValueError(
                 f"output_of={name!r} is no submodule of {type(module).__name__}; "
                 f"its children are {', '.join(repr(child) for child, _ in module.named_children())}."
             ) from None
-        self._last: Tensor | None = None
-        self._handles: list[RemovableHandle] = [part.register_forward_hook(self._remember) for part in listened_to]
+        self._seen: list[Tensor] = []
+        self._handles: list[RemovableHandle] = [part.register_forward_hook(self._remember) for part in parts]
 
     def _remember(self, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
-        found = logits_of(outputs)
-        self._last = self._last if found is None else found
+        self._seen.extend(tensor for tensor in _tensors(outputs) if tensor.grad_fn is not None and tensor.dim() > 0)
 
-    def take(self) -> Tensor:
-        """The last output, which is then forgotten.
+    def watch(self, monitor: Monitor, loss: Tensor, count: int | None, *, whole: bool = True) -> None:
+        """Let a monitor watch a loss, with the outputs of this step that it was computed from.
 
-        Returns:
-            The tensor.
+        Args:
+            monitor: that watches.
+            loss: with a graph.
+            count: how many examples there are, if that is known: outputs of another first dimension do not count.
+            whole: whether this micro-batch is part of a whole step; others are not watched.
 
         Raises:
-            ValueError: if there was none.
+            ValueError: at the first step, if nothing can be read from such a loss.
         """
-        found, self._last = self._last, None
-        if found is None:
+        if not whole:
+            self.forget()
+            return
+        found = self.behind(loss, count) if monitor.due else ()
+        self.forget()
+        try:
+            monitor.watch(loss, output=found or None)
+        except ValueError as error:
             raise ValueError(
-                "BatchSizeMonitor: no output with examples in its first dimension was seen in this step, neither a "
-                "tensor with a graph nor a field `logits`. Name the submodule that the loss is computed from, "
-                "output_of='head' for example, or use variegrad.Monitor itself: monitor.watch(per_example)."
-            )
-        return found
+                f"BatchSizeMonitor cannot read this loss: {error if found else NO_OUTPUT} Or accumulate gradients over "
+                "several micro-batches, or train on several processes: the gradients of these are then compared. "
+                "Otherwise watch one loss per example yourself, with variegrad.Monitor."
+            ) from error
+
+    def behind(self, loss: Tensor, count: int | None) -> tuple[Tensor, ...]:
+        """The outputs that a loss was computed from.
+
+        Args:
+            loss: with a graph.
+            count: how many examples there are, if that is known.
+
+        Returns:
+            The outputs that a walk from the loss meets first, in the order in which they were made.
+        """
+        seen = {(t.grad_fn, t.output_nr): t for t in self._seen if count is None or len(t) == count}
+        met = _met_first(loss, seen)
+        return tuple(tensor for edge, tensor in seen.items() if edge in met)
+
+    def forget(self) -> None:
+        """Let go of the step's outputs, and of their graphs."""
+        self._seen.clear()
 
     def remove(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
-        self._last = None
+        self.forget()
+
+
+def examples_of(batch: Any) -> int | None:
+    """How many examples a batch holds, if its tensors agree on their first dimension.
+
+    Args:
+        batch: what the trainer hands to the model.
+
+    Returns:
+        b, or None.
+    """
+    lengths = {len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _met_first(loss: Tensor, edges: Mapping[tuple[Node | None, int], Tensor]) -> set[tuple[Node | None, int]]:
+    met: set[tuple[Node | None, int]] = set()
+    seen: set[tuple[Node | None, int]] = set()
+    climb: list[tuple[Node | None, int]] = [(loss.grad_fn, loss.output_nr)]
+    while climb:
+        node, output = edge = climb.pop()
+        if edge in edges:
+            met.add(edge)
+        elif node is not None and edge not in seen:
+            seen.add(edge)
+            climb.extend(edges_below(node, output))
+    return met
+
+
+def _trained(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if any(p.requires_grad for p in child.parameters())]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif hasattr(value, "__dataclass_fields__"):
+        for part in vars(value).values():
+            yield from _tensors(part)

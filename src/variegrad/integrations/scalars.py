@@ -1,10 +1,18 @@
-"""A reading as scalars for a logger, each reading once."""
+"""A reading as scalars for a logger, each reading once.
+
+Any logger with `log(values, step)` takes readings by `to_log`: Weights & Biases, MLflow, trackio, your own.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from variegrad.monitor import Monitor, Reading
+
+NAMES = (
+    "step", "cannot_tell", "batch_size_bound", "low", "high", "lower_confidence_bound", "efficiency",
+)  # fmt: skip
 
 
 def scalars(reading: Reading, prefix: str = "variegrad/") -> dict[str, float]:
@@ -16,16 +24,32 @@ def scalars(reading: Reading, prefix: str = "variegrad/") -> dict[str, float]:
 
     Returns:
         `batch_size_bound`, `low`, `high`, `lower_confidence_bound` (examples) and `efficiency` of the batch in use, as
-        far as they are known and finite; `cannot_tell`, 0 or 1, always.
+        far as they are known and finite; `step`, the reading's own, and `cannot_tell`, 0 or 1, always.
     """
-    found = {"cannot_tell": float(reading.cannot_tell)}
-    if not reading.cannot_tell:
-        found["batch_size_bound"] = reading.batch_size_bound
-        found["low"] = reading.low
-        found["lower_confidence_bound"] = reading.lower_confidence_bound
-        found["efficiency"] = reading.advice().efficiency
-    found["high"] = reading.high
-    return {prefix + name: value for name, value in found.items() if math.isfinite(value)}
+    known = ("step", "cannot_tell", "high") if reading.cannot_tell else NAMES
+    values = {name: reading.advice().efficiency if name == "efficiency" else getattr(reading, name) for name in known}
+    return {prefix + name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def to_log(log: Callable[[dict[str, float], int], object], prefix: str = "variegrad/") -> Callable[[Reading], None]:
+    """A logger as what `Monitor(on_reading=)` takes.
+
+    ```python
+    vg.Monitor(model, on_reading=to_log(wandb.init().log))  # or mlflow.log_metrics, or trackio.log
+    ```
+
+    Args:
+        log: `log(values, step)`, with the values by name and the optimizer step.
+        prefix: stands before every name.
+
+    Returns:
+        A function of a reading.
+    """
+
+    def on_reading(reading: Reading) -> None:
+        log(scalars(reading, prefix), reading.step)
+
+    return on_reading
 
 
 class Unread:
@@ -40,7 +64,7 @@ class Unread:
         self._handed_on = monitor.history.appended
 
     def take(self) -> Reading | None:
-        """The latest reading, where it is new.
+        """The latest reading, if it is new.
 
         Returns:
             The reading, or None.
@@ -59,7 +83,7 @@ class Unread:
         return self._monitor.state_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a checkpoint; what was read before it has been handed on.
+        """Continue from a checkpoint; what was read before it has been handed on.
 
         Args:
             state: of `state_dict`.

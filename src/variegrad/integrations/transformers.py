@@ -1,7 +1,8 @@
-"""Hugging Face Trainer: a callback that monitors B_D, logs it with the trainer, and travels in its checkpoints.
+"""Hugging Face Trainer and those built on it (TRL): a callback that monitors B_D and travels in their checkpoints.
 
-A TrainerCallback sees neither loss nor logits, so this one is given its trainer and listens to `compute_loss`: there
-the very loss of the backward pass meets the outputs behind it, also with label smoothing or a loss of your own.
+A TrainerCallback sees neither loss nor logits, so this one is given its trainer. It listens to `compute_loss` for the
+very loss of the backward pass, also with label smoothing or a loss of your own, and to `log` for the trainer's next
+line, which the reading becomes part of.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ except ImportError as missing:
 import torch
 from torch import nn
 
-from variegrad.integrations.outputs import OutputOf, logits_of
+from variegrad.integrations.outputs import StepOutputs, examples_of
 from variegrad.integrations.scalars import Unread, scalars
 from variegrad.monitor import Monitor
 
 KEY = "variegrad.BatchSizeMonitor"
+LISTENED_TO = ("compute_loss", "log")
 
 
 class BatchSizeMonitor(TrainerCallback):
     """`trainer.add_callback(BatchSizeMonitor(trainer, every=16, population=len(dataset)))`: no other line is needed.
 
-    Readings go through `trainer.log` as `variegrad/…`, into log_history and to whatever the trainer reports to.
+    Each line of training that the trainer logs holds the latest new reading, as `variegrad/…` with its step: on the
+    console, in log_history and in whatever the trainer reports to. All readings are in `monitor.history`.
 
     Args:
         trainer: whose training to monitor.
@@ -62,10 +65,14 @@ class BatchSizeMonitor(TrainerCallback):
         self._listen()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self._unread is not None
-        if (reading := self._unread.take()) is not None:
-            self._trainer.log(scalars(reading))
-        cast("dict[str, Any]", state.stateful_callbacks)[KEY] = self._unread.state_dict()  # kept in trainer_state.json
+        if control.should_save:
+            self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._unread is not None:  # kept in trainer_state.json
+            cast("dict[str, Any]", state.stateful_callbacks)[KEY] = self._unread.state_dict()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,28 +80,35 @@ class BatchSizeMonitor(TrainerCallback):
         self._let_go()
 
     def _listen(self) -> None:
-        trainer, monitor, original = self._trainer, self.monitor, self._trainer.compute_loss
-        self._head = head = OutputOf(trainer.accelerator.unwrap_model(trainer.model), children_only=True)
-        # In mixed precision the outputs are converted copies: their loss was computed from those of the last layer.
-        copies = trainer.accelerator.mixed_precision != "no"
+        trainer, monitor, unread = self._trainer, self.monitor, self._unread
+        assert unread is not None
+        compute, write = trainer.compute_loss, trainer.log
+        self._outputs = outputs = StepOutputs(trainer.accelerator.unwrap_model(trainer.model))
 
         def compute_loss(model: nn.Module, inputs: Any, return_outputs: bool = False, **more: Any) -> Any:
-            if not (model.training and torch.is_grad_enabled()):
-                return original(model, inputs, return_outputs, **more)
-            loss, outputs = original(model, inputs, return_outputs=True, **more)
-            # At the end of an epoch the trainer steps with what it has: micro-batches of no whole step are not watched.
-            if trainer.current_gradient_accumulation_steps == trainer.args.gradient_accumulation_steps:
-                logits = logits_of(outputs[1:] if isinstance(outputs, tuple) else outputs)
-                monitor.watch(loss, output=head.take() if copies or logits is None else logits)
-            return (loss, outputs) if return_outputs else loss
+            watched = model.training and torch.is_grad_enabled()
+            count = examples_of(inputs) if watched else None  # before the trainer takes the labels out
+            found = compute(model, inputs, return_outputs, **more)
+            if watched:
+                # At the end of an epoch the trainer steps with what it has: such a short step is not watched.
+                whole = trainer.current_gradient_accumulation_steps == trainer.args.gradient_accumulation_steps
+                loss = found[0] if isinstance(found, tuple) else found
+                outputs.watch(monitor, loss, count, whole=whole)
+            return found
 
-        self._former = {"compute_loss": original} if "compute_loss" in vars(trainer) else {}
-        vars(trainer)["compute_loss"] = compute_loss
+        def log(logs: dict[str, float], *more: Any, **also: Any) -> None:
+            of_training = "loss" in logs or "train_runtime" in logs
+            reading = unread.take() if of_training else None
+            write(logs if reading is None else {**logs, **scalars(reading)}, *more, **also)
+
+        self._former: dict[str, Any] = {name: own for name, own in vars(trainer).items() if name in LISTENED_TO}
+        vars(trainer).update(compute_loss=compute_loss, log=log)
 
     def _let_go(self) -> None:
         if self._unread is not None:
             self._unread = None
-            self._head.remove()
-            del vars(self._trainer)["compute_loss"]  # the class's own stands again
+            self._outputs.remove()
+            for name in LISTENED_TO:  # the class's own is used again
+                del vars(self._trainer)[name]
             vars(self._trainer).update(self._former)
             self.monitor.close()

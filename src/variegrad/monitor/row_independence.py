@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from variegrad.keys import generator
-from variegrad.per_example.graph import ACCUMULATE, REARRANGE, leaf
+from variegrad.per_example.graph import ACCUMULATE, REARRANGE, edges_below, leaf
 from variegrad.per_example.graph import outputs as outputs_of
 from variegrad.per_example.trust import base_name, settings
 
@@ -73,19 +73,22 @@ def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.
     ends = {(output.grad_fn, output.output_nr) for output in outputs}
     if len(ends) > 1:
         _refuse_nested(ends)
-    order: dict[Node, None] = {loss.grad_fn: None}
-    climb, bypassed = [loss.grad_fn], ""
-    met = {end for end in ends if end[0] is loss.grad_fn}
+    order: dict[Node, None] = {}
+    climb: list[tuple[Node | None, int]] = [(loss.grad_fn, loss.output_nr)]
+    seen, met, bypassed = set(climb), set(), ""
     while climb:
-        node = climb.pop()
+        node, nr = climb.pop()
+        if (node, nr) in ends:
+            met.add((node, nr))
+            continue
+        if node is None:
+            continue
+        order[node] = None
         if node.name() == ACCUMULATE and id(leaf(node)) in names:
             bypassed = names[id(leaf(node))]
-        for child, nr in node.next_functions:
-            if (child, nr) in ends:
-                met.add((child, nr))
-            elif child is not None and child not in order:
-                order[child] = None
-                climb.append(child)
+        below = [edge for edge in edges_below(node, nr) if edge not in seen]
+        seen.update(below)
+        climb.extend(below)
     if met != ends:
         raise ValueError(
             "the loss was not computed from `output`: it is not in the loss's graph. Pass the very tensor that the "

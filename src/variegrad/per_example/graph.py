@@ -82,6 +82,20 @@ def hands_on(node: Node) -> bool:
     return _HANDS_ON is not None and getattr(type(node), "_forward_cls", None) is _HANDS_ON
 
 
+def edges_below(node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
+    """What one output of a node was made from; a wrapper may hand many outputs on in one node.
+
+    Args:
+        node: the node.
+        output: which of its outputs.
+
+    Returns:
+        Edges, as in `next_functions`.
+    """
+    below: tuple[tuple[Node | None, int], ...] = node.next_functions
+    return below[output : output + 1] if hands_on(node) else below
+
+
 def awaits_first_pass(graph: Graph) -> bool:
     """Whether a DistributedDataParallel(static_graph=True) takes the next pass for its first, and starts to average.
 
