@@ -113,10 +113,10 @@ def test_the_page_says_what_is_odd(tmp_path: Path) -> None:
     document["readings"][-1] = a_reading(200, skipped=2).to_record()
     text = Page(write_history(document, tmp_path)).text
     assert "Half a line. The log ends in a line that was not written to its end" in text
-    assert "Skipped. 2 steps were left out" in text
+    assert "Skipped. 2 steps were skipped" in text
     assert "▲ at the upper edge" in text
     assert "(2 of these readings). Read “at least”." in text
-    assert "● at the lower edge: nothing can be told yet (2 of these readings)" in text
+    assert "● at the lower edge: not enough readings yet, neither estimate nor band is drawn (2 of these readings)" in text
     assert "✖ at the lower edge: every gradient was zero" in text
     assert "the last of its 3 runs" in text
     assert "a population of 1,500 examples" in text
@@ -137,7 +137,7 @@ def test_the_picture_has_band_line_bound_and_batch() -> None:
     figure = bound_and_efficiency(history_points(CASES["usual"]), "usual")
     upper, lower = figure.axes
     labels = upper.get_legend_handles_labels()[1]
-    assert labels == ["its interval", "estimate of $B_D$", "lower confidence bound", "batch size in use: 64"]
+    assert labels == ["its interval", "estimate of $B_D$", "at least (lower bound)", "usual batch: 64"]
     assert upper.get_yscale() == "log"
     band = upper.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(30)
@@ -150,12 +150,11 @@ def test_the_picture_has_band_line_bound_and_batch() -> None:
     assert upper.get_ylim()[1] > 100 + 9 * 29
 
 
-def test_the_short_last_batch_of_an_epoch_is_no_spike_and_the_legend_says_so() -> None:
+def test_the_short_last_batch_of_an_epoch_is_no_spike() -> None:
     sizes = [64, 64, 64, 10, 64, 64, 64, 128, 128, 128, 128]
     readings = [a_reading(16 * k, batch_size=size) for k, size in enumerate(sizes, start=1)]
     upper, lower = bound_and_efficiency(history_points(a_document(readings)), "usual").axes
-    assert "batch size in use (running median)" in upper.get_legend_handles_labels()[1]
-    drawn = next(line for line in upper.get_lines() if "batch size" in str(line.get_label()))
+    drawn = next(line for line in upper.get_lines() if "usual batch" in str(line.get_label()))
     assert list(drawn.get_ydata()) == [64.0] * 7 + [128.0] * 4  # a lasting change stays where it is
     assert lower.get_lines()[0].get_ydata()[3] == pytest.approx(100 / (1 + 63 / 100))
 
@@ -167,10 +166,10 @@ def test_odd_readings_stand_at_the_edges() -> None:
     unbounded = [16 * names.index(name) for name in ("unbounded above", "unbounded above with a point estimate")]
     untold = [16 * names.index(name) for name in ("cannot tell", "cannot tell, bounded above")]
     assert marks["no upper limit"] == (unbounded, 1.0)
-    assert marks["cannot tell yet"] == (untold, 0.0)
+    assert marks["too early to tell"] == (untold, 0.0)
     assert marks["undefined"] == ([16 * names.index("undefined")], 0.0)
     # A lower bound that is the trivial 1 is not drawn as if it were known.
-    bound = next(line for line in upper.get_lines() if line.get_label() == "lower confidence bound")
+    bound = next(line for line in upper.get_lines() if line.get_label() == "at least (lower bound)")
     assert [step for step, y in zip(*bound.get_data(), strict=True) if math.isnan(y)] == sorted(
         [*untold, 16 * names.index("undefined")]
     )

@@ -19,7 +19,7 @@ from variegrad.reports import write_report
 
 Document = dict[str, Any]
 Report = Callable[[str], Path]
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "source"}
 
 
 class Page(HTMLParser):

@@ -20,6 +20,7 @@ from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.problems import Problem
+from variegrad.reports.document import layer_kinds
 
 if TYPE_CHECKING:
     from variegrad.cli.measure import Settings
@@ -59,6 +60,7 @@ def document(
             "description": problem.description,
             "examples": len(problem.train),  # type: ignore[arg-type]
             "parameters": sum(p.numel() for p in parameters.values()),
+            "layers": layer_kinds(unwrap(problem.model)),
         },
         "settings": {
             "passes": settings.passes,

@@ -71,7 +71,7 @@ def document(log: Path, found: Log) -> dict[str, Any]:
     last = found.readings[-1]
     return {
         "schema": SCHEMA,
-        "name": log.stem,
+        "name": log.stem if log.stem != "monitor" else log.absolute().parent.name or log.stem,
         "log": str(log),
         "runs": found.runs,
         "count": found.count,
@@ -92,32 +92,37 @@ def advice(reading: Reading) -> str:
         reading: the latest.
 
     Returns:
-        How the batch in use fares, and which batches waste at most half of their examples.
+        What B_D is at least, and how efficient the usual batch is.
     """
     from variegrad.estimators import Regime  # noqa: PLC0415
 
-    batch, level = f"the batch of {reading.batch_size:,}", f"{reading.confidence:.0%}"
+    over, level, unit = _over(reading), f"{reading.confidence:.0%}", reading.unit
     if reading.undefined:
-        return f"At step {reading.step:,} every gradient was zero: any batch size is harmless."
-    found = reading.advice()
+        return f"Over {over} every gradient was zero: any batch size is harmless."
     if reading.cannot_tell:
-        upper = "" if math.isinf(reading.high) else f", but it is at most {two_digits(reading.high)} examples ({level})"
-        return (
-            f"Cannot tell yet: {_steps(reading.pooled_steps)} pooled so far, and B_D is not bounded from below{upper}. "
-            "Let the run go on, or look at more steps (a smaller every=)."
+        upper = (
+            "" if math.isinf(reading.high) else f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
         )
-    half = math.floor(1 + reading.lower_confidence_bound)
-    ends = f"{found.low:.0%} to {found.high:.0%} of its examples count"
+        return (
+            f"Not enough readings yet ({reading.pooled_steps:,}): B_D is not bounded from below{upper}. "
+            "Let the run continue, or measure more of its steps (a smaller every=)."
+        )
+    found = reading.advice()
     regime = (
-        f"{batch} cannot be judged yet: {ends}"
+        "whether it is near or beyond the limit is undecided"
         if found.regime is Regime.UNDECIDED
-        else f"{batch} is {'' if found.certain else 'probably '}{found.regime.value}: {ends}"
+        else f"{'' if found.certain else 'probably '}{found.regime.value}"
     )
     least = two_digits(reading.lower_confidence_bound, down=True)
     return (
-        f"At step {reading.step:,} {regime}. B_D is at least {least} examples with "
-        f"about {level} confidence, so a batch of {half:,} wastes at most half."
+        f"Over {over} B_D was at least {least} {unit} ({level} confidence). "
+        f"A batch of {found.batch_size:,} was {found.low:.0%} to {found.high:.0%} efficient: {regime}."
     )
+
+
+def _over(reading: Reading) -> str:
+    first = reading.first_step
+    return f"steps {first:,}–{reading.step:,}" if 0 < first < reading.step else f"the steps up to {reading.step:,}"
 
 
 def _read(log: Path, errors: Console) -> Log:

@@ -124,6 +124,30 @@ def points(document: Mapping[str, Any]) -> list[Point]:
     return [_point(raw) for raw in document["points"]]
 
 
+def layer_kinds(model: Any) -> dict[str, str]:
+    """What each layer is, for names that say little, such as the numbers of a Sequential.
+
+    Args:
+        model: a module.
+
+    Returns:
+        Name of a layer with parameters of its own to its class and the sizes of its weight: "Linear 64→32".
+    """
+    kinds = {}
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own or not name:
+            continue
+        shape = tuple(getattr(own.get("weight"), "shape", ()))
+        kind = type(module).__name__
+        if len(shape) == 2 and kind.endswith("Linear"):
+            kind += f" {shape[1]}→{shape[0]}"
+        elif len(shape) > 1:
+            kind += " " + "×".join(map(str, shape))
+        kinds[name] = kind
+    return kinds
+
+
 def batch_size(document: Mapping[str, Any]) -> float:
     """The batch size the run was trained with, in examples; NaN where the document names none.
 

@@ -5,8 +5,9 @@ Each function turns the document into one `Figure`, or None where there is nothi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from variegrad.reports.style import (
     drawable,
     in_figures,
     new_figure,
+    rounded,
     style,
 )
 
@@ -49,7 +51,10 @@ def bound_along_run(document: Mapping[str, Any]) -> Figure | None:
     training, test = ("training set", INK, "o"), ("test set", ORANGE, "s")
     curves = {
         "loss": {training: [p.loss for p in measured], test: [p.test_loss for p in measured]},
-        "accuracy": {training: [p.accuracy for p in measured], test: [p.test_accuracy for p in measured]},
+        "accuracy": {
+            training: [100 * p.accuracy for p in measured],
+            test: [100 * p.test_accuracy for p in measured],
+        },
     }
     known = {
         quantity: {look: values for look, values in both.items() if not all(map(math.isnan, values))}
@@ -68,17 +73,17 @@ def bound_along_run(document: Mapping[str, Any]) -> Figure | None:
         line(top, x, bounds, color=BLUE, marker="o")
         reference(top, trained_with, f"trained with B = {in_figures(trained_with)}")
         reference(top, n, f"n = {in_figures(n)}", dotted=True)
-        top.set_ylabel("bound $B_D$ (examples)")
+        top.set_ylabel("bound $B_D$\n(examples, log scale)")
         legend_above(top)
         for ax, (quantity, both) in zip(panels[1:], below.items(), strict=True):
             for (label, color, marker), values in both.items():
                 line(ax, x, values, color=color, marker=marker, label=label)
-            ax.set_ylabel(quantity)
+            ax.set_ylabel(f"{quantity} (%)" if quantity == "accuracy" else quantity)
             ax.margins(y=0.12)
             ax.yaxis.set_major_locator(MaxNLocator(4))
             if quantity == "accuracy":
-                ax.set_ylim(0, 1.02)
-                ax.set_yticks([0, 0.5, 1])
+                ax.set_ylim(0, 102)
+                ax.set_yticks([0, 50, 100])
             # The panels share their colours: one legend serves both, unless they show different sets.
             if ax is panels[1] or both.keys() != below["loss"].keys():
                 legend_above(ax)
@@ -104,7 +109,7 @@ def efficiency(document: Mapping[str, Any]) -> Figure | None:
     largest = 16 * max([*finite, 4.0, trained_with if math.isfinite(trained_with) else 1.0])
     sizes = np.exp2(np.linspace(0, math.ceil(math.log2(largest)), 400))
     with style():
-        names = [f"{name}: $B_D$ = {in_figures(point.bound)}" for name, point in chosen.items()]
+        names = [f"{name}: $B_D$ = {rounded(point.bound, 3)}" for name, point in chosen.items()]
         columns = 2 if max(map(len, names)) <= 26 else 1
         rows = math.ceil((len(names) + 2) / columns)
         figure = new_figure(5.1 + 0.22 * rows, _title(document, "Efficiency and speed-up"))
@@ -158,8 +163,9 @@ def layers(document: Mapping[str, Any], shown: int = len(SERIES)) -> Figure | No
     groups = modules(measured, shown)
     if all(math.isnan(layer.share) for _, series in groups for layer in series):
         return None
-    place = list(range(len(measured)))
-    names = [drawable(name, 36) for name, _ in groups]
+    x = [point.passes for point in measured]
+    kinds = document["problem"].get("layers", {})
+    names = [drawable(f"{name} · {kinds[name]}" if name in kinds else name, 40) for name, _ in groups]
     columns = 1 if max(map(len, names)) > 18 else 2
     rows = math.ceil(len(groups) / columns)
     with style():
@@ -170,25 +176,26 @@ def layers(document: Mapping[str, Any], shown: int = len(SERIES)) -> Figure | No
         for k, (_, series) in enumerate(groups):
             color, marker = (SERIES[k], MARKERS[k]) if k < len(SERIES) else (OTHER, MARKERS[-1])
             share = np.nan_to_num([100 * layer.share for layer in series])
-            upper.bar(place, share, bottom=floor, width=0.82, color=color, edgecolor="white", linewidth=0.6)
+            left, width = _cells(x)
+            upper.bar(left, share, width, floor, align="edge", color=color, edgecolor="white", linewidth=0.6)
             floor += share
             bounds = [layer.bound for layer in series]
-            handles.append(line(lower, place, bounds, color=color, marker=marker))
+            handles.append(line(lower, x, bounds, color=color, marker=marker))
         whole = [point.bound for point in measured]
-        handles.append(line(lower, place, whole, color=INK, marker=".", dashed=True))
+        handles.append(line(lower, x, whole, color=INK, marker=".", dashed=True))
         log_axis(lower, [*whole, *(layer.bound for _, series in groups for layer in series)])
         upper.set_ylim(0, 100)
         upper.grid(axis="x", visible=False)
         upper.set_ylabel("share of 1/$B_D$ (%)")
-        lower.set_ylabel("own bound $B_l$ (examples)")
-        lower.set_xlabel("passes over the data (one place a point)")
-        lower.set_xlim(-0.6, len(measured) - 0.4)
-        step = math.ceil(len(measured) / 8)
-        lower.set_xticks(place[::step], [f"{point.passes:.3g}" for point in measured[::step]])
+        lower.set_ylabel("own bound $B_l$\n(examples, log scale)")
+        passes_axis(lower, x)
         # A label that begins with an underscore would be left out: a zero-width character stands before it.
         labels = [*("\N{ZERO WIDTH SPACE}" + name for name in names), "all layers: $B_D$"]
-        legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns, alignment="left")
-        legend.set_title("modules, in the order of the model:")
+        # Beside the bars, whose colours it names; the layout makes room for it.
+        legend = upper.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, alignment="left", borderaxespad=0.4
+        )
+        legend.set_title("layers, in the order of the model:")
         for text in legend.get_texts()[:-1]:
             text.set_parse_math(False)
         figure.align_ylabels([upper, lower])
@@ -224,10 +231,19 @@ def mechanisms(document: Mapping[str, Any]) -> Figure | None:
                 line(ax, x, effective, color=ORANGE, marker="^"),
             ]
             ax.set_title(drawable(name, 32), loc="left", fontsize=10, parse_math=False)
-            ax.set_ylabel("bound (examples)")
+            ax.set_ylabel("bound\n(examples)")
         passes_axis(panels[-1], x)
         figure.legend(lines, ["$B_D$, no mechanism", "$B_{DIM}$", "$B_{eff}$"], loc="outside lower left", ncols=3)
         return laid_out(figure)
+
+
+def _cells(x: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Left ends and widths of bars that meet halfway between the points of a linear axis."""
+    if len(x) == 1:
+        return [x[0] - 0.4], [0.8]
+    middle = [(a + b) / 2 for a, b in itertools.pairwise(x)]
+    edges = [x[0] - (middle[0] - x[0]), *middle, x[-1] + (x[-1] - middle[-1])]
+    return edges[:-1], [b - a for a, b in itertools.pairwise(edges)]
 
 
 PICTURES: Mapping[str, Callable[[Mapping[str, Any]], Figure | None]] = {

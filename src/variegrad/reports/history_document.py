@@ -20,8 +20,10 @@ class HistoryPoint:
     """One reading as it is drawn; +inf and NaN as floats again.
 
     Attributes:
-        step: the optimiser step.
-        batch_size: B of that step, in examples.
+        step: the last optimizer step that it rests on.
+        first_step: the first one.
+        batch_size: B of that step, in units.
+        usual_batch_size: the median of B over its steps.
         bound: B̂_D; NaN where undefined.
         low: lower end of its interval.
         high: upper end; +inf where nothing bounds it from above.
@@ -30,10 +32,14 @@ class HistoryPoint:
         source: what the gradients were.
         pooled_steps: steps that it rests on.
         skipped: steps left out so far.
+        unit: what is counted: "examples", "sequences", "groups".
+        geometry: the norm of gradients: "euclidean" for SGD.
     """
 
     step: int
+    first_step: int
     batch_size: int
+    usual_batch_size: int
     bound: float
     low: float
     high: float
@@ -42,12 +48,23 @@ class HistoryPoint:
     source: str
     pooled_steps: int
     skipped: int
+    unit: str
+    geometry: str
+
+    @property
+    def steps(self) -> str:
+        """The steps that it rests on, as "steps 568–689"."""
+        if not 0 < self.first_step < self.step:
+            return f"step {self.step:,}"
+        return f"steps {self.first_step:,}–{self.step:,}"
 
     @property
     def efficiency(self) -> tuple[float, float, float]:
-        """1/(1 + (B−1)/B_D) at the cautious end of the interval, at B̂_D (1 where undefined), and at the other end."""
+        """1/(1 + (B−1)/B_D) of the usual batch at the cautious end of the interval, at B̂_D, and at the other end."""
         at = (min(self.low, self.lower_confidence_bound), self.bound, self.high)
-        low, middle, high = (1.0 if math.isnan(bound) else 1 / (1 + (self.batch_size - 1) / bound) for bound in at)
+        low, middle, high = (
+            1.0 if math.isnan(bound) else 1 / (1 + (self.usual_batch_size - 1) / bound) for bound in at
+        )
         return low, middle, high
 
 
@@ -71,7 +88,9 @@ def history_points(document: Mapping[str, Any]) -> list[HistoryPoint]:
     return [
         HistoryPoint(
             step=int(raw["step"]),
+            first_step=int(raw.get("first_step", 0)),
             batch_size=int(raw["batch_size"]),
+            usual_batch_size=int(raw.get("usual_batch_size") or raw["batch_size"]),
             bound=number(raw["batch_size_bound"]),
             low=number(raw["low"]),
             high=number(raw["high"]),
@@ -80,6 +99,8 @@ def history_points(document: Mapping[str, Any]) -> list[HistoryPoint]:
             source=str(raw["source"]),
             pooled_steps=int(raw["pooled_steps"]),
             skipped=int(raw["skipped"]),
+            unit=str(raw.get("unit", "examples")),
+            geometry=str(raw.get("geometry", "euclidean")),
         )
         for raw in document["readings"]
     ]

@@ -23,29 +23,30 @@ def bound_and_efficiency(points: Sequence[HistoryPoint], name: str) -> Figure:
     """B̂_D, its interval and its lower confidence bound over the steps; below, the efficiency 1/(1+(B−1)/B_D).
 
     Args:
-        points: the readings, at least one; where there are very many, some are drawn.
+        points: the readings, at least one; if there are very many, some are drawn.
         name: of the run.
 
     Returns:
-        The figure. Marks at the edge: ▲ where nothing bounds B_D from above, ● where nothing can be told yet, ✖ where
-        it is undefined. The batch size, and the efficiency at it, are those of the median over 5 neighbouring readings;
-        the legend says so where that makes a difference.
+        The figure. A reading that cannot tell has a mark at the lower edge (●), and neither band nor line; ▲ at the
+        upper edge: nothing bounds B_D from above; ✖: it is undefined. The batch size is the usual one, the median over
+        the steps of a reading and its neighbours.
     """
-    smooth = at_usual_batch_size(points)
-    drawn = evenly(smooth)
+    drawn = evenly(at_usual_batch_size(points))
     x = [point.step for point in drawn]
+    unit = drawn[-1].unit
     with style():
-        figure = new_figure(5.6, f"Batch-size bound · {drawable(name, 28)}")
+        figure = new_figure(5.7, f"Batch-size bound · {drawable(name, 28)}")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1.0])
-        _bounds(upper, x, drawn, "" if smooth == list(points) else " (running median)")
+        _bounds(upper, x, drawn)
         _efficiency(lower, x, drawn)
-        lower.set_xlabel("optimiser step")
+        upper.set_ylabel(f"bound $B_D$ ({drawable(unit, 16)}, log scale)")
+        lower.set_xlabel("optimizer step")
         lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_figures(float(value))))
         if len(set(x)) == 1:
             lower.set_xticks([x[0]])
         handles, labels = upper.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=2, alignment="left")
+        figure.legend(handles, labels, loc="outside lower left", ncols=2, alignment="left", columnspacing=1.2)
         figure.align_ylabels([upper, lower])
         return laid_out(figure)
 
@@ -59,66 +60,66 @@ def at_usual_batch_size(points: Sequence[HistoryPoint]) -> list[HistoryPoint]:
     Returns:
         As many points; a lasting change of the batch size stays where it is.
     """
-    sizes = [point.batch_size for point in points]
+    sizes = [point.usual_batch_size for point in points]
     around = (sizes[max(0, k - NEIGHBOURS) : k + NEIGHBOURS + 1] for k in range(len(sizes)))
     return [
-        dataclasses.replace(point, batch_size=statistics.median_high(near))
+        dataclasses.replace(point, usual_batch_size=statistics.median_high(near))
         for point, near in zip(points, around, strict=True)
     ]
 
 
-def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint], smoothed: str) -> None:
-    finite = [point.bound if math.isfinite(point.bound) else math.nan for point in drawn]
-    lower = [math.nan if point.cannot_tell else point.lower_confidence_bound for point in drawn]
-    high = [point.high for point in drawn]
-    batch = [float(point.batch_size) for point in drawn]
+def _bounds(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> None:
+    told = [not (point.cannot_tell or math.isnan(point.bound)) for point in drawn]
+    finite = [p.bound if ok and math.isfinite(p.bound) else math.nan for p, ok in zip(drawn, told, strict=True)]
+    lower = [p.lower_confidence_bound if ok else math.nan for p, ok in zip(drawn, told, strict=True)]
+    high = [p.high if ok else math.nan for p, ok in zip(drawn, told, strict=True)]
+    batch = [float(point.usual_batch_size) for point in drawn]
     log_axis(ax, [*finite, *lower, *batch, *(h for h in high if h < 100 * max(_known(finite), default=1.0))])
     top = ax.get_ylim()[1]
-    # Where nothing bounds B_D from above the band goes to the edge, and a mark says that it goes on.
-    bottom = [math.nan if math.isnan(point.bound) else max(point.low, ax.get_ylim()[0]) for point in drawn]
-    upper = [min(h, top) for h in high]
-    single, batch_label = len(drawn) == 1, _batch_label(batch) + smoothed
+    # If nothing bounds B_D from above the band goes to the edge, and a mark says that it goes on.
+    upper = [min(h, top) if not math.isnan(h) else math.nan for h in high]
+    bottom = [low if math.isnan(low) else max(low, ax.get_ylim()[0]) for low in lower]
     marker = "o" if len(drawn) <= 24 else ""
-    if single:
-        ax.vlines(x, bottom, upper, color=BLUE, alpha=0.3, linewidth=8, label="its interval")
-    else:
-        ax.fill_between(x, bottom, upper, color=BLUE, alpha=0.18, linewidth=0, label="its interval")
+    _band(ax, x, bottom, upper, "its interval")
     ax.plot(x, finite, color=BLUE, marker=marker or _lonely(finite), label="estimate of $B_D$")
-    ax.plot(x, lower, color=GREEN, linewidth=1.4, marker=marker or _lonely(lower), ms=3, label="lower confidence bound")
-    if single:
-        ax.axhline(batch[0], color=QUIET, linewidth=1.2, linestyle=DASHES, label=batch_label)
+    ax.plot(x, lower, color=GREEN, linewidth=1.4, marker=marker or _lonely(lower), ms=3, label="at least (lower bound)")
+    same = len(set(batch)) == 1
+    label = f"usual batch: {in_figures(batch[-1])}" if same else "usual batch"
+    if len(drawn) == 1:
+        ax.axhline(batch[0], color=QUIET, linewidth=1.2, linestyle=DASHES, label=label)
     else:
-        ax.step(
-            x, batch, where="post", color=QUIET, linewidth=1.2, linestyle=DASHES, label=_batch_label(batch) + smoothed
-        )
+        ax.step(x, batch, where="post", color=QUIET, linewidth=1.2, linestyle=DASHES, label=label)
     edges = (
-        ("no upper limit", "^", 1.0, BLUE, [p.high == math.inf and not p.cannot_tell for p in drawn]),
-        ("cannot tell yet", "o", 0.0, ORANGE, [p.cannot_tell and not math.isnan(p.bound) for p in drawn]),
+        ("no upper limit", "^", 1.0, BLUE, [ok and p.high == math.inf for p, ok in zip(drawn, told, strict=True)]),
+        ("too early to tell", "o", 0.0, ORANGE, [p.cannot_tell and not math.isnan(p.bound) for p in drawn]),
         ("undefined", "X", 0.0, INK, [math.isnan(p.bound) for p in drawn]),
     )
     for label, shape, height, color, is_so in edges:
         at = [step for step, holds in zip(x, is_so, strict=True) if holds]
         if at:
             _at_the_edge(ax, at, height, shape, color, label, crowded=len(drawn) > 24)
-    ax.set_ylabel("bound $B_D$ (examples)")
 
 
 def _efficiency(ax: Axes, x: Sequence[int], drawn: Sequence[HistoryPoint]) -> None:
     low, middle, high = (
-        [100 * value for value in column] for column in zip(*(point.efficiency for point in drawn), strict=True)
-    )
-    if len(drawn) == 1:
-        ax.vlines(x, low, high, color=BLUE, alpha=0.3, linewidth=8)
-    else:
-        ax.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0)
-    # Without a point estimate there is an interval alone: a line through it would pretend to know.
-    known = [math.nan if point.cannot_tell else value for point, value in zip(drawn, middle, strict=True)]
-    ax.plot(x, known, color=BLUE, marker="o" if len(drawn) <= 24 else _lonely(known))
+        [math.nan if p.cannot_tell else 100 * p.efficiency[k] for p in drawn] for k in range(3)
+    )  # fmt: skip
+    _band(ax, x, low, high)
+    ax.plot(x, middle, color=BLUE, marker="o" if len(drawn) <= 24 else _lonely(middle))
     for border in (50, 80):
         ax.axhline(border, color=QUIET, linewidth=1.0, linestyle=":")
     ax.set_ylim(0, 105)
-    ax.set_yticks([0, 50, 100])
+    ax.set_yticks([0, 50, 80, 100])
     ax.set_ylabel("efficiency (%)")
+
+
+def _band(ax: Axes, x: Sequence[int], low: Sequence[float], high: Sequence[float], label: str = "_") -> None:
+    """Between two curves; a reading without neighbours that can tell has a bar, as a band of one point is not seen."""
+    known = [not (math.isnan(a) or math.isnan(b)) for a, b in zip(low, high, strict=True)]
+    ax.fill_between(x, low, high, where=known, color=BLUE, alpha=0.18, linewidth=0, label=label)
+    padded = [False, *known, False]
+    alone = [k for k, ok in enumerate(known) if ok and not padded[k] and not padded[k + 2]]
+    ax.vlines([x[k] for k in alone], [low[k] for k in alone], [high[k] for k in alone], color=BLUE, alpha=0.3, lw=8)
 
 
 def _at_the_edge(
@@ -151,7 +152,3 @@ def _lonely(values: Sequence[float]) -> str:
         for before, value, after in zip(gaps, gaps[1:], gaps[2:], strict=False)
     )
     return "." if alone else ""
-
-
-def _batch_label(batch: Sequence[float]) -> str:
-    return f"batch size in use: {in_figures(batch[-1])}" if len(set(batch)) == 1 else "batch size in use"

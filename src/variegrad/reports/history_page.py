@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from variegrad.files import write_whole
 from variegrad.reports.history_document import evenly, history_points
 from variegrad.reports.history_figure import bound_and_efficiency
 from variegrad.reports.style import render
-from variegrad.reports.writing import template
+from variegrad.reports.writing import embedded, template
 
 
 def write_history(document: Mapping[str, Any], folder: Path) -> Path:
@@ -43,7 +42,7 @@ def write_history(document: Mapping[str, Any], folder: Path) -> Path:
         drawn=len(evenly(points)),
         infinity=math.inf,
         sources=list(dict.fromkeys(point.source for point in points)),
-        image=base64.b64encode(pictures["svg"]).decode(),
+        picture=embedded(pictures["svg"]),
     )
     folder.mkdir(parents=True, exist_ok=True)
     for kind, picture in pictures.items():

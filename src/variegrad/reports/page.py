@@ -6,7 +6,6 @@ forbids both). The same document gives the same bytes.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from variegrad.files import write_whole
 from variegrad.reports.document import Point, batch_size, landmarks, points
 from variegrad.reports.figures import PICTURES
 from variegrad.reports.style import render
-from variegrad.reports.writing import template
+from variegrad.reports.writing import embedded, template
 
 FLAGS: Mapping[str, str] = {
     "undefined": "Every gradient is zero, so B_D is 0/0: nothing is left to learn from these data here, and any batch "
@@ -93,7 +92,8 @@ def _html(document: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         batch_size=batch_size(document),
         specials=_specials(measured),
         mechanisms=list(dict.fromkeys(name for point in measured for name in point.mechanisms)),
-        images={name: base64.b64encode(svg).decode() for name, svg in images.items()},
+        images={name: embedded(svg) for name, svg in images.items()},
+        kinds=document["problem"].get("layers", {}),
     )
 
 

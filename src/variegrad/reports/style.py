@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -78,6 +79,26 @@ def new_figure(height: float, title: str) -> Figure:
     return figure
 
 
+# What each colour of a picture becomes on a dark page: text and lines light, series lighter than on white.
+_DARK = {
+    "#ffffff": "#1c222a", INK: "#e6e9ee", QUIET: "#a3adba", RULE: "#333c47", OTHER: "#7f8a96", "#000000": "#e6e9ee",
+    BLUE: "#57aee6", ORANGE: "#f08a4f", GREEN: "#35c9a0", "#0072b2": "#4a9fe0", "#009e73": "#2fc299",
+    "#cc79a7": "#e09cc4", "#56b4e9": "#a5dcff", "#d55e00": "#ff8442", "#8c7a00": "#c9b640",
+}  # fmt: skip
+
+
+def in_the_dark(svg: bytes) -> bytes:
+    """The same picture for a dark page.
+
+    Args:
+        svg: a picture of this style.
+
+    Returns:
+        The picture with every colour exchanged.
+    """
+    return re.sub(rb"#[0-9a-f]{6}\b", lambda found: _DARK.get(found[0].decode(), found[0].decode()).encode(), svg)
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """A figure as a file's bytes, without dates or random ids: the same figure gives the same bytes.
 
@@ -139,6 +160,26 @@ def in_figures(value: float) -> str:
     decimals = max(0, 3 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+
+
+def rounded(value: float, digits: int = 2, *, down: bool = False) -> str:
+    """An estimate with the digits that its interval supports: two significant ones, zeros kept.
+
+    Args:
+        value: any float.
+        digits: significant digits.
+        down: whether to round down, for a bound that must hold.
+
+    Returns:
+        The text: 104.2 is "100", 9.53 is "9.5", 2 is "2.0", 1,634 is "1,600".
+    """
+    if not math.isfinite(value) or value == 0 or not 1e-2 <= abs(value) < 1e6:
+        return in_figures(value)
+    # The decade after rounding: 9.96 is "10", not "10.0".
+    decade = math.floor(math.log10(abs(value if down else float(f"{value:.{digits - 1}e}"))))
+    places = digits - 1 - decade
+    shown = math.floor(value * 10.0**places + 1e-9) / 10.0**places if down else round(value, places)
+    return f"{shown:,.{max(0, places)}f}".replace("-", "−")
 
 
 def raised(exponent: int) -> str:
