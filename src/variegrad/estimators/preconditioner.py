@@ -79,7 +79,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _Secon
             state = optimizer.state.get(parameter)
             if not state:
                 continue
-            squares = _second_moment(state, group)
+            squares = second_moment(state, group)
             if squares is None:
                 raise TypeError(
                     "preconditioner must be an optimizer that keeps a second moment of the gradient (Adam, AdamW, "
@@ -90,8 +90,16 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _Secon
     return moments
 
 
-def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
-    """v̂ ≥ 0, corrected for its start at zero; P = 1/(√v̂ + ε) in every one of these optimizers."""
+def second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
+    """v̂ ≥ 0, corrected for its start at zero; P = 1/(√v̂ + ε) in every one of these optimizers.
+
+    Args:
+        state: of one parameter.
+        group: its parameter group.
+
+    Returns:
+        v̂ in the parameter's shape; None if the optimizer keeps none.
+    """
     if "exp_avg_sq" in state and "betas" in group:  # Adam, AdamW, NAdam, RAdam
         squares: Tensor = state.get("max_exp_avg_sq", state["exp_avg_sq"])
         remaining: float = group["betas"][1] ** float(state["step"])

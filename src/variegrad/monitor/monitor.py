@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from variegrad.monitor.backward_pass import BackwardPass, Unusable
 from variegrad.monitor.exchange.lockstep import Lockstep
 from variegrad.monitor.exchange.sums import NUMBERS, SQ_NORMS_OF_SUMS, StepSums, failed, of_worker
+from variegrad.monitor.geometry import norm_of
 from variegrad.monitor.history import History
 from variegrad.monitor.loss import Watched, watched
-from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.reading import Reading
 from variegrad.monitor.row_independence import RowIndependence
 from variegrad.monitor.schedule import Schedule
@@ -68,12 +69,14 @@ class Monitor:
         groups: k, if k consecutive examples of a batch belong together (copies of an image, completions of a prompt,
             chunks of a document) and groups are what is drawn independently; B_D is then in groups.
         unit: what to call the unit that is counted; by default "examples", or "groups".
+        optimizer: measure in the norm in which it descends: of Adam and its relatives the preconditioned one, from
+            micro-batches, workers or a sign probe; of SGD the Euclidean one, as without it.
         on_reading: called with each reading, after the backward pass of its step.
         log: file to stream readings to, as lines of JSON.
         confidence: nominal level of the interval.
 
     Raises:
-        TypeError: if the model is no module.
+        TypeError: if the model is no module, or the optimizer's norm is no inner product's (signs, Muon).
         ValueError: if a number is out of its range, or the model has nothing to train.
     """
 
@@ -89,6 +92,7 @@ class Monitor:
         accumulate: int = 1,
         groups: int | None = None,
         unit: str | None = None,
+        optimizer: Optimizer | None = None,
         on_reading: Callable[[Reading], object] | None = None,
         log: str | os.PathLike[str] | None = None,
         confidence: float = 0.95,
@@ -102,7 +106,6 @@ class Monitor:
             raise ValueError(f"confidence must lie strictly between 0 and 1; got {confidence}. Use 0.95, for example.")
         self.history = History(log)
         self._model = unwrap(model)
-        self._norm = Euclidean()
         self._schedule = Schedule(every=every, warm_up=warm_up)
         self._population, self._confidence, self._unit = population, confidence, unit
         self._accumulate, self._most, self._groups, self._on_reading = accumulate, examples, groups, on_reading
@@ -121,6 +124,7 @@ class Monitor:
         self._looks = 0
         self._trouble: dict[int, tuple[int, int]] = {}  # structure → complaints in a row, and the look to wait for
         self._trained(trained_parameters(self._model))
+        self._norm = norm_of(optimizer, self._model, self._parameters)
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
 
@@ -204,6 +208,11 @@ class Monitor:
             raise ValueError(
                 f"attach takes a DistributedDataParallel or a model after fully_shard; got {type(model).__name__}. "
                 "The older FullyShardedDataParallel does not show local gradients."
+            )
+        if not self._norm.exact_for_examples:
+            raise ValueError(
+                f"attach: the second moments of {self._norm.name} are not read of fully sharded models. Leave "
+                "optimizer= out for the Euclidean bound."
             )
         if inner is not None:
             raise ValueError(
@@ -528,6 +537,7 @@ class Monitor:
             unit=self._unit or ("examples" if last.watched.groups is None else "groups"),
             group_size=last.watched.examples / last.watched.count if last.watched.count else 1.0,
             missing=self._workers() - round(sums.workers),
+            geometry=self._norm.name,
         )
         self.history.append(reading)
         if self._on_reading is not None:
