@@ -100,9 +100,8 @@ def advice(reading: Reading) -> str:
     if reading.undefined:
         return f"Over {over} every gradient was zero: any batch size is harmless."
     if reading.cannot_tell:
-        upper = (
-            "" if math.isinf(reading.high) else f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
-        )
+        at_most = f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
+        upper = "" if math.isinf(reading.high) else at_most
         return (
             f"Not enough readings yet ({reading.pooled_steps:,}): B_D is not bounded from below{upper}. "
             "Let the run continue, or measure more of its steps (a smaller every=)."
