@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from variegrad.decision import BranchResult, LearningRateRule, Plan, StepLimits, Trial, branch, plan, step_limits
     from variegrad.distributed.comm_hook import MechanismHook
     from variegrad.distributed.workers import workers
-    from variegrad.estimators import BatchSizeEstimate, advise, estimate, examples_needed
+    from variegrad.estimators import BatchSizeEstimate, advise, estimate, examples_needed, sign_probe
     from variegrad.measurement import measure, measure_differential
     from variegrad.mechanisms import DropConnect, Langevin, Mechanism, MomentMatched, Quantize, backward
     from variegrad.moments import Diversity, GradientMoments
     from variegrad.monitor import Monitor, Reading
-    from variegrad.per_example import example_gradients, example_sq_norms, explain, sign_probe
+    from variegrad.per_example import example_gradients, example_sq_norms, explain
     from variegrad.problems import Problem
     from variegrad.training import TrainConfig, train, tune
 
@@ -59,7 +59,7 @@ _HOMES = {
     "measure": "measurement",
     "measure_differential": "measurement",
     "plan": "decision",
-    "sign_probe": "per_example",
+    "sign_probe": "estimators",
     "step_limits": "decision",
     "theory": "theory",
     "train": "training",

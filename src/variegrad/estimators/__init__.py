@@ -21,11 +21,10 @@ from variegrad.estimators.geometry import Euclidean, Preconditioned, Sign, Spect
 from variegrad.estimators.pooled import PooledCoherence
 from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
 from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape
-from variegrad.estimators.sign_probe import SignProbeEstimate, balanced_signs, estimate_from_sign_probes
+from variegrad.estimators.sign_probe import SignProbe, sign_probe
 from variegrad.estimators.step_moments import (
     StepMoments,
     moments_from_norms,
-    moments_from_sign_probe,
     moments_from_workers,
 )
 from variegrad.estimators.workers import estimate_from_workers
@@ -41,13 +40,12 @@ __all__ = [
     "Preconditioned",
     "Regime",
     "Sign",
-    "SignProbeEstimate",
+    "SignProbe",
     "Spectral",
     "StepMoments",
     "StepSizeRule",
     "adam_step_size_factor",
     "advise",
-    "balanced_signs",
     "by_group",
     "by_layer",
     "by_parameter",
@@ -55,15 +53,14 @@ __all__ = [
     "estimate",
     "estimate_from_gram",
     "estimate_from_norms",
-    "estimate_from_sign_probes",
     "estimate_from_workers",
     "estimate_in_dual_norm",
     "examples_needed",
     "geometry_of",
     "gradient_shape",
     "moments_from_norms",
-    "moments_from_sign_probe",
     "moments_from_workers",
     "sgd_step_size_factor",
+    "sign_probe",
     "terms_of_groups",
 ]

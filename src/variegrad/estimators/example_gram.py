@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
-from variegrad.keys import generator
+from variegrad.keys import hashed
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
@@ -141,7 +141,7 @@ def _of_loop(
             if name in sketched:
                 norms[name].append(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square())
                 totals[name] = totals[name].add_(flat.sum(0)) if name in totals else flat.sum(0)
-                flat = _sketch(flat, name)
+                flat = sketch(flat, name)
             rows[name].append(flat)
     found = {}
     for name in parameters:
@@ -154,20 +154,21 @@ def _of_loop(
                 flat = real_rows(chunk[name].detach(), factors.get(name))
                 along[name].append(flat.double() @ totals[name].double())
         for name in sketched:
-            found[name] = _with_exact_sums(found[name], torch.cat(norms[name]), torch.cat(along[name]))
+            found[name] = with_exact_sums(found[name], torch.cat(norms[name]), torch.cat(along[name]))
     return found
 
 
-def _sketch(rows: Float[Tensor, "t d"], name: str) -> Float[Tensor, "t k"]:
+def sketch(rows: Float[Tensor, "t d"], name: str) -> Float[Tensor, "t k"]:
     """Every coordinate with a random sign into one of k sums: ⟨y_i, y_j⟩ = ⟨g_i, g_j⟩ on average."""
     width = rows.shape[1]
-    signs = torch.from_numpy(generator(0, "sketch", name).choice([-1.0, 1.0], width)).to(rows)
+    draws = torch.Generator().manual_seed(int.from_bytes(hashed(0, "sketch", name)[:7], "little"))
+    signs = torch.randint(2, (width,), generator=draws, dtype=torch.int8).mul_(2).sub_(1).to(rows)
     padded = torch.nn.functional.pad(rows * signs, (0, -width % SKETCH))
     folded: Tensor = padded.unflatten(1, (-1, SKETCH))
     return folded.sum(1)
 
 
-def _with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:
+def with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:
     """K with the given diagonal and row sums; what is left after U-centring, and so tr(Σ²), is the sketch's."""
     m = len(gram)
     off = gram - torch.diag(gram.diagonal())

@@ -1,4 +1,4 @@
-"""Unbiased estimates of ‖∇F‖² and M² from one step, whatever the step offers: norms, workers, or sign probes.
+"""Unbiased estimates of ‖∇F‖² and M² from one step, from norms or from workers.
 
 Each source gives the pair (Û, M̂²) with E Û = mean_{i≠j}⟨g_i, g_j⟩ and E M̂² = mean‖g_i‖², with or without replacement.
 Pairs of many steps are pooled as a ratio of sums (`variegrad.estimators.pooled`); a mean of ratios would be wrong.
@@ -68,25 +68,6 @@ def moments_from_workers(
     total, squares, norms = sum(sizes), sum(b * b for b in sizes), math.fsum(sq_norms_of_sums)
     product = (sq_norm_of_total - norms) / (total**2 - squares)
     return StepMoments(product, (norms - (squares - total) * product) / total)
-
-
-def moments_from_sign_probe(probe_sq_norm: float, sq_norm_of_sum: float, count: int) -> StepMoments:
-    """(Û, M̂²) from one backward of Σε_iℓ_i with balanced signs, exactly half of them +1.
-
-    Args:
-        probe_sq_norm: ‖Σε_i g_i‖², or its mean over several probes of the same batch.
-        sq_norm_of_sum: ‖Σg_i‖².
-        count: m ≥ 2 examples, even.
-
-    Returns:
-        The pair: E‖Σεg‖² = (mΣ‖g‖² − ‖Σg‖²)/(m−1), so Σ‖g‖² ≈ ((m−1)‖Σεg‖² + ‖Σg‖²)/m without bias.
-
-    Raises:
-        ValueError: if the number of examples is odd or below two.
-    """
-    if count < 2 or count % 2:
-        raise ValueError(f"a balanced sign probe needs an even number of examples, at least 2; got {count}.")
-    return moments_from_norms(((count - 1) * probe_sq_norm + sq_norm_of_sum) / count, sq_norm_of_sum, count)
 
 
 def _checked_sizes(sizes: Sequence[int], workers: int) -> list[int]:

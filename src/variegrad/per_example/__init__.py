@@ -3,15 +3,12 @@
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.explain import Explanation, explain
 from variegrad.per_example.norms import example_gradients, example_sq_norms, loop_gradients
-from variegrad.per_example.sign_probe import SignProbe, sign_probe
 
 __all__ = [
     "Engine",
     "Explanation",
-    "SignProbe",
     "example_gradients",
     "example_sq_norms",
     "explain",
     "loop_gradients",
-    "sign_probe",
 ]

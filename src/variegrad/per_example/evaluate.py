@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.batches import Batch, tensors
+from variegrad.per_example.recurrent import unfused
 
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 
@@ -81,7 +82,7 @@ def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " 
         TypeError: if it returns no tensor, or integers.
         ValueError: if the shape is not (b,), a loss is not finite, or there is no graph to differentiate.
     """
-    with torch.enable_grad(), _eager():
+    with torch.enable_grad(), _eager(), unfused(model):
         per_example = losses(model, batch)
         # What the function really returns is not known before `check_losses`.
         if getattr(per_example, "is_leaf", False) and per_example.requires_grad:
