@@ -22,7 +22,7 @@ monitor = vg.Monitor(model, every=8, population=len(data), log=folder / "monitor
 
 for epoch in range(4):
     for x, y in torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, drop_last=True):
-        losses = cross_entropy(model(x), y, reduction="none")  # one loss an example
+        losses = cross_entropy(model(x), y, reduction="none")  # one loss per example
         monitor.watch(losses)
         losses.mean().backward()
         optimizer.step()

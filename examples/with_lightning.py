@@ -1,4 +1,4 @@
-"""PyTorch Lightning: a callback. Run again after a crash, the training and its readings go on from the checkpoint.
+"""PyTorch Lightning: a callback. Run again after a crash, training and readings resume from the checkpoint.
 
 python examples/with_lightning.py [FOLDER]
 variegrad monitor FOLDER/monitor.jsonl --report FOLDER

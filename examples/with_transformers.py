@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a callback. Run again after a crash, the training and its readings go on from the checkpoint.
+"""Hugging Face Trainer: a callback. Run again after a crash, training and readings resume from the checkpoint.
 
 python examples/with_transformers.py [FOLDER]
 variegrad monitor FOLDER/monitor.jsonl --report FOLDER

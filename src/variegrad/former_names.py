@@ -16,7 +16,7 @@ RENAMED = {"estimate": "estimators", "measure": "measurement", "report": "report
 
 
 class Renamed(ModuleType):
-    """Stands under a module's former name and imports from the new one, so that `from OLD import name` works."""
+    """Takes a module's former name and imports from the new one, so that `from OLD import name` works."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for these

@@ -64,7 +64,7 @@ class GradientMoments:
 
     @classmethod
     def from_gradients(cls, gradients: Float[Tensor, "n d"], name: str = "weight") -> GradientMoments:
-        """The moments of n explicit gradients, one a row.
+        """The moments of n explicit gradients, one per row.
 
         Args:
             gradients: g_i as row i.
@@ -94,7 +94,7 @@ class GradientMoments:
         if self.gradient_sum.keys() != other.gradient_sum.keys():
             odd = sorted(self.gradient_sum.keys() ^ other.gradient_sum.keys())
             raise ValueError(
-                f"GradientMoments can be added only over the same parameters; {odd[:5]} stand in one of the two only. "
+                f"GradientMoments can be added only over the same parameters; {odd[:5]} are in one of the two only. "
                 "Were parameters frozen or renamed in between?"
             )
         both = self.sum_l1_l2_norms is not None and other.sum_l1_l2_norms is not None

@@ -448,7 +448,7 @@ def present() -> World:
     if placed is not None and placed[1] > 1:
         raise ValueError(
             f"torchrun started {placed[1]} workers, but they form no group: each would train alone. "
-            "Write `with vg.workers() as world:` around the run and hand over the world."
+            "Write `with vg.workers() as world:` around the run and pass the world."
         )
     return World(device=_device(0))
 

@@ -34,7 +34,7 @@ class Coherence(NamedTuple):
     Attributes:
         value: ρ̂ ≤ 1; NaN where all gradients are zero.
         jackknife_variance: the delete-1 jackknife's variance of ρ̂.
-        second_order_variance: 2·tr(Σ²)/(m(m−1)M⁴), the variance of ρ̂ at ‖∇F‖ = 0; 0 where no Gram matrix was at hand.
+        second_order_variance: 2·tr(Σ²)/(m(m−1)M⁴), the variance of ρ̂ at ‖∇F‖ = 0; 0 where there was no Gram matrix.
         skewness: of the jackknife's pseudo-values; a heavy tail of ‖g_i‖² makes it negative.
         rows: m.
     """

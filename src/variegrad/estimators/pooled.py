@@ -100,7 +100,7 @@ class PooledCoherence:
             state: of `state_dict`.
 
         Returns:
-            A pool that goes on from there.
+            A pool that continues from there.
 
         Raises:
             ValueError: if the state is not one of `state_dict`.

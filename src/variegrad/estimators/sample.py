@@ -44,7 +44,7 @@ def estimate_from_norms(
     population: int | None = None,
     confidence: float = 0.95,
 ) -> BatchSizeEstimate:
-    """B̂_D from a_i = ‖g_i‖² and c_i = ⟨g_i, Σg⟩ alone, where no Gram matrix is at hand.
+    """B̂_D from a_i = ‖g_i‖² and c_i = ⟨g_i, Σg⟩ alone, where there is no Gram matrix.
 
     The interval is the jackknife's without the second-order variance: too narrow where gradients live in a few
     dimensions and m is near B_D (docs/understand/intervals.md). c_i costs one forward-mode derivative of the losses

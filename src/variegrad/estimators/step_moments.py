@@ -48,11 +48,11 @@ def moments_from_workers(
     """(Û, M̂²) from the gradient *sums* s_j of P workers or micro-batches of b_j examples, and their total.
 
     With N = Σb_j:  Û = (‖Σs_j‖² − Σ‖s_j‖²)/(N² − Σb_j²),  M̂² = (Σ‖s_j‖² − (Σb_j² − N)·Û)/N. Only sums enter, so that
-    norms can ride on an existing all-reduce. For equal b this is |G|² = (B_big·S_big − b·S_small)/(B_big − b) and
+    norms can use an existing all-reduce. For equal b this is |G|² = (B_big·S_big − b·S_small)/(B_big − b) and
     trΣ = (S_small − S_big)/(1/b − 1/B_big) of worker means. A mean gradient ḡ_j is s_j/b_j.
 
     Args:
-        sq_norms_of_sums: ‖s_j‖², one a worker.
+        sq_norms_of_sums: ‖s_j‖², one per worker.
         sizes: b_j ≥ 1, examples of each.
         sq_norm_of_total: ‖Σs_j‖².
 
@@ -75,7 +75,7 @@ def _checked_sizes(sizes: Sequence[int], workers: int) -> list[int]:
         raise ValueError(f"sizes must name the examples of each of the {workers} workers; got {len(sizes)} sizes.")
     if workers < 2:
         raise ValueError(
-            "B_D is not identifiable from a single worker: signal and noise cannot be told apart in one gradient. "
+            "B_D is not identifiable from a single worker: signal and noise cannot be separated in one gradient. "
             "Use at least 2 workers or micro-batches, or per-example norms."
         )
     if min(sizes) < 1:

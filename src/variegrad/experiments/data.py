@@ -1,4 +1,4 @@
-"""The data of an experiment: a built-in problem by name, what stands in where its files are missing, and what it is.
+"""The data of an experiment: a built-in problem by name, what replaces it if its files are missing, and what it is.
 
 A digest of the training examples is part of every cell, so that records of other data are never taken for these.
 """
@@ -93,7 +93,7 @@ def digest(name: str, max_examples: int | None = None, first: int | None = None)
 
 
 def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Settings whose data are there: the problem asked for, or else what stands in for it.
+    """Settings whose data are there: the problem asked for, or else its replacement.
 
     Args:
         settings: of a profile; `problem`, `max_examples` and `without_data` where the experiment needs data.
@@ -110,7 +110,7 @@ def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         problem(chosen["problem"])
     except DataNotFound as missing:
         stand_in = settings["without_data"]
-        said = f"The files of {chosen['problem']} are missing, so that {stand_in} stands in for it. {missing} "
+        said = f"The files of {chosen['problem']} are missing, so {stand_in} is used instead. {missing} "
         chosen["problem"] = stand_in
     chosen["examples"] = len(tensors(chosen["problem"], chosen.get("max_examples")))
     chosen["data"] = digest(chosen["problem"], chosen.get("max_examples"))

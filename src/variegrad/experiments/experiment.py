@@ -1,7 +1,7 @@
 """What an experiment is: data plus functions. Its file holds PROFILES, cells, run, plot and summary, and no more.
 
 `cells` is asked again after every round, with the records so far, until it asks for nothing new: a step-size search is
-then a pure function of records, and an interrupted sweep goes on where it stopped. `plot` and `summary` never compute.
+then a pure function of records, and an interrupted sweep resumes where it stopped. `plot` and `summary` never compute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Experiment:
         claim: what the paper says, in short.
         choices: what the paper leaves open and how it is chosen here.
         profiles: settings by the name of their size: smoke, small, paper. `problem` names the data where there is any,
-            `without_data` what stands in for it where the files are missing, `seeds` how many repeats.
+            `without_data` what replaces it if the files are missing, `seeds` how many seeds.
         cells: (settings, records so far) → every cell needed as far as is known.
         run: cells of one group → the values of each, in their order.
         plot: (settings, records) → the picture.

@@ -18,7 +18,7 @@ EXPERIMENT = loss_ratio(
     name="figure-2c",
     title="Figure 2c: replication and DropConnect, residual network",
     choices="ResNet-20 with group normalisation, so that every example has a gradient of its own (the paper names He "
-    "et al. 2016 and no depth). The small profile has 128 training images, and a perceptron stands in for the "
+    "et al. 2016 and no depth). The small profile has 128 training images, and a perceptron is used instead of the "
     "network in the smoke profile. Otherwise as in Figure 2b.",
     profiles=PROFILES,
 )

@@ -181,7 +181,7 @@ EXPERIMENT = Experiment(
     claim="DropConnect, stochastic gradient Langevin dynamics and quantised gradients raise the batch-size bound "
     "wherever it is at most n.",
     choices="Drawn on the per-example gradients of a convolutional network at points of one plain run a seed: p = "
-    "0.5, σ = 0.02 a coordinate. Both readings of the bound: one draw an example (B_DIM, the paper's) and "
+    "0.5, σ = 0.02 a coordinate. Both forms of the bound: one draw per example (B_DIM, the paper's) and "
     "fresh noise for each draw with replacement (B_eff, what Lemma 1 needs).",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
 )  # fmt: skip

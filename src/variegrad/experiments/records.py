@@ -71,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What stands in a folder.
+    """The contents of a folder.
 
     Attributes:
         records: by the key of their cell.
@@ -141,7 +141,7 @@ def pack(folder: Path) -> Path:
     singles = list((folder / FOLDER).glob("*.json"))
     target = folder / PACKED
     write_whole(target, "".join(_line(found.records[key]) for key in sorted(found.records)))
-    for path in singles:  # only what stands in the packed file by now, and what was damaged
+    for path in singles:  # only what is in the packed file by now, and what was damaged
         path.unlink()
     if (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
         (folder / FOLDER).rmdir()

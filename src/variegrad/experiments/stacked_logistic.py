@@ -53,13 +53,13 @@ def run_stack(
     """Run mini-batch SGD with replacement for every (step size, drop probability) of the stack.
 
     Args:
-        features: x_i, one a row.
+        features: x_i, one per row.
         signs: y_i = ±1; the loss is log(1 + exp(−y_i⟨w, x_i⟩)).
         weights: w_0 of every run.
         positions: which row each of the n examples is: 0 … m−1, or with copies where the data are replicated.
         batch_size: B.
-        step_sizes: γ of the summed gradient, one a run.
-        drops: p of DropConnect on each example's gradient, rescaled by 1/(1−p), one a run; 0 for none.
+        step_sizes: γ of the summed gradient, one per run.
+        drops: p of DropConnect on each example's gradient, rescaled by 1/(1−p), one per run; 0 for none.
         at: the updates after which losses and bounds are measured, increasing.
         seed: of draws and masks: functions of (seed, update), common to all runs.
 

@@ -65,7 +65,7 @@ def bounds(settings: Settings, records: Records, word: str, moment: str) -> list
         moment: one of MOMENTS.
 
     Returns:
-        One number a seed.
+        One number per seed.
     """
     best = _search(settings, records, word).best
     assert best is not None

@@ -1,7 +1,7 @@
 """Table 1: time to a training accuracy on two workers, with and without DropConnect, beside honest controls.
 
 Every arm, at every batch size, has its own tuned step size: plain gradients; DropConnect on each example's gradient, as
-in the paper, rescaled and not; and one mask a worker, the only kind that could save traffic. Tuning counts passes, so
+in the paper, rescaled and not; and one mask per worker, the only kind that could save traffic. Tuning counts passes, so
 that its runs need no quiet machine. Each arm is then timed, alone, at every batch size on loopback, and at the one that
 is fastest for it on every link; plain gradients are timed there, too.
 """
@@ -221,8 +221,8 @@ EXPERIMENT = Experiment(
     claim="With DropConnect the best batch grows from 256 to 512, and two workers reach 90, 95 and 99 % training "
     "accuracy in " + " and ".join(f"{', '.join(f'{t:g}' for t in PAPER[p])} s (p = {p})" for p in (0.4, 0.5))
     + f" instead of {', '.join(f'{t:g}' for t in PAPER['plain'])} s.",
-    choices="Times are those of the updates alone, one thread a worker; accuracy on the training set after every pass. "
-    "Masks on each example's gradient save no traffic; a mask a worker could. Theory predicts no fewer iterations "
+    choices="Times are those of the updates alone, one thread per worker; accuracy on the training set after each pass. "
+    "Masks on each example's gradient save no traffic; a mask per worker could. Theory predicts no fewer iterations "
     "from a mechanism whose step size is tuned.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
     group=lambda cell: (cell["drop"], cell["rescale"], cell["granularity"], cell["batch_size"], cell["megabits"],

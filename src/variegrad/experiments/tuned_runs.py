@@ -63,7 +63,7 @@ class TunedRuns:
             arm: which.
 
         Returns:
-            One record a seed.
+            One record per seed.
         """
         best = self.search(settings, records, arm).best
         assert best is not None

@@ -1,4 +1,4 @@
-"""Two mechanisms in a row, where the law still has a closed form.
+"""Two mechanisms, one after the other, where the law still has a closed form.
 
 A law that depends on Σ‖g_i‖² and n only is affine in both, since it holds for every set of gradients; so it may be
 applied to the *expected* Σ‖m₁(g_i)‖² of an independent stage before it. For stages with a constant t (DropConnect, with

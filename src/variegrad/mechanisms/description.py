@@ -103,7 +103,7 @@ def described(
         if granularity == "example" and t is not None:
             words.append(
                 f"B_D = {diversity.batch_size_bound:.4g} becomes B_DIM = {diversity.bound_with(mechanism):.4g} "
-                f"(one draw an example) and B_eff = {diversity.effective_bound_with(mechanism):.4g} (fresh draws)."
+                f"(one draw per example) and B_eff = {diversity.effective_bound_with(mechanism):.4g} (fresh draws)."
             )
             added = t * mechanism.mean_scale**2 * diversity.sum_sq_norms / diversity.count
             noise = math.sqrt(batch_size * added / diversity.dimension)

@@ -61,7 +61,7 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What stands in the manifest.
+    """The contents of the manifest.
 
     Attributes:
         step: updates made.

@@ -115,7 +115,7 @@ def _point(folder: Path, content: str) -> None:
 
 
 def _set_damaged_aside(folder: Path, step: int) -> None:
-    """A later step that is whole belongs to another course of the run; a damaged one must not stand in the way."""
+    """A later step that is whole belongs to another course of the run; a damaged one must not block it."""
     for later in [candidate for candidate in candidates(folder) if step_of(candidate) > step]:
         try:
             read(later)

@@ -1,7 +1,7 @@
 """Tensors as a safetensors file and back: every number type, tied ones stored once, without a copy in memory.
 
-The format is a length, a JSON header and the numbers in a row. It is written here rather than by the library so that
-tensors go to the disk from where they are, the SHA-256 is that of memory and not of what the disk made of it, and a
+The format is a length, a JSON header and the numbers, concatenated. It is written here rather than by the library so
+that tensors go to the disk from where they are, the SHA-256 is that of memory and not of what the disk made of it, and a
 full disk is an `OSError` like any other. The library reads it.
 """
 
