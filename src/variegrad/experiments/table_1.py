@@ -221,7 +221,7 @@ EXPERIMENT = Experiment(
     claim="With DropConnect the best batch grows from 256 to 512, and two workers reach 90, 95 and 99 % training "
     "accuracy in " + " and ".join(f"{', '.join(f'{t:g}' for t in PAPER[p])} s (p = {p})" for p in (0.4, 0.5))
     + f" instead of {', '.join(f'{t:g}' for t in PAPER['plain'])} s.",
-    choices="Times are those of the updates alone, one thread per worker; accuracy on the training set after each pass. "
+    choices="Times are those of the updates alone, one thread per worker; training accuracy after each pass. "
     "Masks on each example's gradient save no traffic; a mask per worker could. Theory predicts no fewer iterations "
     "from a mechanism whose step size is tuned.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,

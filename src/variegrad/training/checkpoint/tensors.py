@@ -1,8 +1,8 @@
 """Tensors as a safetensors file and back: every number type, tied ones stored once, without a copy in memory.
 
 The format is a length, a JSON header and the numbers, concatenated. It is written here rather than by the library so
-that tensors go to the disk from where they are, the SHA-256 is that of memory and not of what the disk made of it, and a
-full disk is an `OSError` like any other. The library reads it.
+that tensors go to the disk from where they are, the SHA-256 is that of memory and not of what the disk made of it, and
+a full disk is an `OSError` like any other. The library reads it.
 """
 
 from __future__ import annotations
