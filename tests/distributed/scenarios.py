@@ -160,6 +160,18 @@ def failing(world, exception):
     return loss
 
 
+def with_statistics():
+    """Statistics of each worker's own share, which are no part of the gradient."""
+    torch.manual_seed(3)
+    norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(8, 3)).double()
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(23, 4, 2, generator=generator).double(), torch.arange(23) % 3)
+
+
 def holed_gradient(world):
     class Bad(torch.autograd.Function):
         @staticmethod
@@ -194,6 +206,7 @@ TOGETHER = {
     "start": lambda w: run(w, config(), start=on_one(w, 5, 0)),
     "batch smaller than the workers": lambda w: run(w, config(batch_size=1)),
     "batch normalisation": lambda w: run(w, config(), model=nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()),
+    "running statistics": lambda w: run(w, config(), model=with_statistics(), data=pictures()),
     "loss that is not finite": lambda w: run(w, config(), data=with_a_hole()),
     "gradient that is not finite": lambda w: run(w, config(), loss=holed_gradient(w)),
     "error on one": lambda w: run(w, config(), loss=failing(w, KeyError("nothing"))),

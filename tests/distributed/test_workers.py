@@ -68,6 +68,7 @@ SAID = {
     "start": "the workers differ in start, examples: 0 on worker 0, 5 on worker 1 (1 of",
     "batch smaller than the workers": "batch_size must be at least the number of workers, which share each batch",
     "batch normalisation": "BatchNorm1d '1' is in training mode",
+    "running statistics": "after the first update, the workers' models are no longer the same: buffer 0.running_mean",
     "loss that is not finite": "of the batch is nan. Check this example's input",
     "gradient that is not finite": "the sum of the gradients is not finite although every loss is",
     "error on one": "update 3, worker 1 of {size}: KeyError: 'nothing'",

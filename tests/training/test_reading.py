@@ -116,6 +116,21 @@ def test_a_collate_function_makes_the_batch():
     assert torch.equal(trained(Augmented("none"), collate_fn=doubled, readers=1)[0], expected)
 
 
+def masked(examples):
+    """As a language model's collator: it draws for the batch as a whole."""
+    x, y = zip(*examples, strict=True)
+    return torch.stack(x) * (torch.rand(len(x), 3) < 0.8), torch.stack(y)
+
+
+@pytest.mark.parametrize("kind", ["none", "torch"])
+def test_what_a_collate_function_draws_depends_on_the_first_sample_alone(kind):
+    torch.manual_seed(1)
+    alone = trained(Augmented(kind), collate_fn=masked)
+    torch.manual_seed(2)
+    assert torch.equal(trained(Augmented(kind), collate_fn=masked, readers=2)[0], alone[0])
+    assert not torch.equal(trained(Augmented(kind))[0], alone[0])
+
+
 class Broken(Augmented):
     def __getitem__(self, i):
         if i == 17:

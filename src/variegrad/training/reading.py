@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from variegrad.batches import Batch
 from variegrad.keys import hashed
@@ -77,9 +77,8 @@ def readers(
     batches = iter(loader)
 
     def read(indices: Int[Tensor, " b"], position: int) -> Batch:
-        numbers, first, batch = next(batches)
-        assert first == position, (first, position)
-        assert torch.equal(numbers, indices)
+        first, count, batch = next(batches)
+        assert (first, count) == (position, len(indices))  # the run reads what it said that it would
         return batch
 
     try:
@@ -93,14 +92,16 @@ class _Keyed(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int, collate_fn: Collate | None) -> None:
         self.dataset, self.seed = dataset, seed
-        self.collate_fn = default_collate if collate_fn is None else collate_fn
+        self.collate_fn = collate_fn
         # Not subclasses, which may transform what they return.
         self.columns = dataset.tensors if type(dataset) is TensorDataset and collate_fn is None else None
         self.several = getattr(dataset, "__getitems__", None)
         self.draws = False  # whether the data set was seen to draw
+        self._left: tuple[Any, ...] | None = None
 
-    def __getitem__(self, part: Part) -> tuple[Int[Tensor, " b"], int, Batch]:
-        return *part, self.read(*part)
+    def __getitem__(self, part: Part) -> tuple[int, int, Batch]:
+        indices, position = part
+        return position, len(indices), self.read(indices, position)
 
     def read(self, indices: Int[Tensor, " b"], position: int) -> Batch:
         """The batch of some examples.
@@ -115,46 +116,57 @@ class _Keyed(Dataset[Any]):
         if self.columns is not None:
             return tuple(column[indices] for column in self.columns)
         wanted = indices.tolist()
-        before = _state()
+        # In a reader nobody else draws: what was left is what is found, and nobody misses it.
+        before = _state() if self._left is None else self._left
+        if not self.draws:
+            items = self.several(wanted) if self.several else [self.dataset[index] for index in wanted]
+            after = _state()
+            self._left = after if get_worker_info() else None
+            if after == before:
+                return self._collated(items, position)
+            self.draws = True
         try:
-            if not self.draws:
-                items = self.several(wanted) if self.several else [self.dataset[index] for index in wanted]
-                if _state() == before:
-                    return self.collate_fn(items)
-                self.draws = True
             # One stream for all would depend on how a batch is shared: each sample has its own.
             items = [self._drawn(index, number) for number, index in enumerate(wanted, position)]
         finally:
-            if self.draws:
+            if get_worker_info() is None:
                 _set_state(before)
-        return self.collate_fn(items)
+        return self._collated(items, position)
+
+    def _collated(self, items: list[Any], position: int) -> Batch:
+        """One batch of the examples; what a user's function draws for it is keyed by its first sample."""
+        if self.collate_fn is None:
+            return default_collate(items)
+        before, self._left = None if get_worker_info() else _state(), None
+        _seed(self.seed, "batch", position)
+        try:
+            return self.collate_fn(items)
+        finally:
+            if before is not None:
+                _set_state(before)
 
     def _drawn(self, index: int, number: int) -> Any:
-        _seed(self.seed, number)
+        _seed(self.seed, "example", number)
         return self.several([index])[0] if self.several else self.dataset[index]
 
 
-def _seed(seed: int, number: int) -> None:
-    key = int.from_bytes(hashed(seed, "example", number), "little")
+def _seed(seed: int, purpose: str, number: int) -> None:
+    key = int.from_bytes(hashed(seed, purpose, number), "little")
     torch.default_generator.manual_seed(key % 2**63)
     random.seed(key)
     np.random.seed(key % 2**32)  # noqa: NPY002 - it is the data set that uses it
 
 
-def _state() -> tuple[bytes, Any, Any]:
-    numbers = np.random.get_state(legacy=False)  # noqa: NPY002
-    inner = {
-        **numbers,
-        "state": {name: bytes(value) if name == "key" else value for name, value in numbers["state"].items()},
-    }
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), inner
+def _state() -> tuple[bytes, Any, bytes, Any]:
+    # All of numpy's: half of its normal numbers are left over from the one before, and move no word.
+    _, words, *rest = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(words).tobytes(), rest
 
 
-def _set_state(state: tuple[bytes, Any, Any]) -> None:
+def _set_state(state: tuple[bytes, Any, bytes, Any]) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
     random.setstate(state[1])
-    words = np.frombuffer(state[2]["state"]["key"], np.uint32)
-    np.random.set_state({**state[2], "state": {**state[2]["state"], "key": words}})  # noqa: NPY002
+    np.random.set_state(("MT19937", np.frombuffer(state[2], np.uint32), *state[3]))  # noqa: NPY002
 
 
 def outlive_requests_to_end(_number: int) -> None:
