@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from variegrad.accumulation import Accumulation
@@ -181,4 +179,7 @@ def _shown(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
         total = len(batches) if isinstance(batches, Sized) else None
     except TypeError:  # a DataLoader over an iterable data set has a length in name only
         total = None
+    from rich.console import Console  # noqa: PLC0415 - only where a bar is shown
+    from rich.progress import track  # noqa: PLC0415
+
     yield from track(batches, description="measuring", total=total, console=Console(stderr=True), transient=True)

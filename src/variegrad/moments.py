@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from variegrad.shapes import Float
 
 # ‖Σg‖² at or below this fraction of its largest possible value n·Σ‖g‖² is rounding, not a direction.
 ZERO_TOTAL = 1e-12

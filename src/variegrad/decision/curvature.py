@@ -20,9 +20,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from variegrad.shapes import Float
 
 Tensors = list[Tensor]
 # Second differences as a share of the mean loss: smaller ones drown in float32, larger ones are far from local.

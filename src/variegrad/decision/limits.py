@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
-from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor, nn
 
@@ -33,6 +32,7 @@ from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.decision.curvature import Curvature, curvature_of
 from variegrad.decision.rules import LearningRateRule
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
+from variegrad.shapes import Float
 
 GRADIENT_PARTS = 8
 CURVATURE_SHARE = 0.25  # of the batch: a Hessian-vector product costs more than a gradient

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from variegrad.distributed import payloads, wire
@@ -21,6 +20,7 @@ from variegrad.distributed.refused import Refused
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.one_draw import WorkerKey, finite, kept
+from variegrad.shapes import Bool, Float
 
 Shapes = Mapping[str, torch.Size]
 

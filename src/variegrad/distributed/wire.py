@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from variegrad.distributed import base3, gaps
 from variegrad.distributed.refused import Refused
+from variegrad.shapes import Bool, Float
 
 MAGIC = b"vgrd"
 VERSION = 1

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
+
+from variegrad.shapes import Float
 
 # Chosen by measurement (docs/decisions): weight of the second-order variance, and of the skewness in one tail.
 SECOND_ORDER_WEIGHT = 2.0
@@ -201,6 +201,8 @@ def t_quantiles(freedom: int, confidence: float) -> tuple[float, float]:
         Both quantiles.
     """
     safe = 1 - (1 - confidence) / BOUND_STRICTNESS
+    from scipy.special import stdtrit  # noqa: PLC0415 - only where an interval is made
+
     return float(stdtrit(freedom, (1 + confidence) / 2)), float(stdtrit(freedom, safe))
 
 

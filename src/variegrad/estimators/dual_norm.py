@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -27,6 +26,7 @@ from variegrad.estimators.coherence import t_quantiles
 from variegrad.estimators.example_gram import gradients_of
 from variegrad.estimators.geometry import DualNorm, Sign
 from variegrad.per_example.evaluate import Losses
+from variegrad.shapes import Float
 
 FOLDS = 8
 TILE_BYTES = 16 << 20

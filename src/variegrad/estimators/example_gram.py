@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -17,6 +16,7 @@ from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows
+from variegrad.shapes import Float
 
 # Gradients that only a loop over the examples gives are kept up to this size; larger parameters are sketched.
 KEPT_BYTES = 64 << 20

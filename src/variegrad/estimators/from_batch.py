@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -15,6 +14,7 @@ from variegrad.estimators.example_gram import gram_by_part
 from variegrad.estimators.preconditioner import Preconditioner, root_preconditioner
 from variegrad.estimators.sample import estimate_from_gram
 from variegrad.per_example.evaluate import Losses
+from variegrad.shapes import Float
 
 
 def estimate(

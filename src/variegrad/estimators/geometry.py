@@ -23,10 +23,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.estimators.preconditioner import Preconditioner, root_preconditioner
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

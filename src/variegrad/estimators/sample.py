@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.estimators.batch_size_estimate import BatchSizeEstimate, estimate_from_coherence
 from variegrad.estimators.coherence import coherence_from_gram, coherence_from_norms
+from variegrad.shapes import Float
 
 
 def estimate_from_gram(

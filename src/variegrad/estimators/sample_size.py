@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.estimators.coherence import trace_of_squared_covariance
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -137,6 +136,8 @@ def sign_probe(
         values.append(((m - 1) * _sq_norm(probed) + _sq_norm(part)) / m * count / m)
     sample = torch.tensor(values, dtype=torch.float64)
     mean = float(sample.mean())
+    from scipy.stats import t as student  # noqa: PLC0415 - only where an interval is made
+
     half = float(student.ppf(0.5 + confidence / 2, probes - 1)) * float(sample.std()) / probes**0.5
     return SignProbe(
         count=count, probes=probes, sum_sq_norms=mean, low=max(0.0, mean - half), high=mean + half,

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.estimators.batch_size_estimate import MINIMUM_WORKERS, BatchSizeEstimate, estimate_from_coherence
 from variegrad.estimators.coherence import coherence_from_gram
 from variegrad.estimators.step_moments import _checked_sizes
+from variegrad.shapes import Float
 
 
 def estimate_from_workers(

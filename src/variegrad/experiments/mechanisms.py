@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Size, Tensor
 from torch.utils.data import TensorDataset
@@ -27,6 +26,7 @@ from variegrad.mechanisms.draws import Draws
 from variegrad.moments import GradientMoments
 from variegrad.per_example import example_gradients
 from variegrad.reports.curves import Series, panels
+from variegrad.shapes import Float
 from variegrad.training import TrainConfig, train
 
 NAME, VERSION = "mechanisms", 2

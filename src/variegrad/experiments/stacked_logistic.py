@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from variegrad.keys import generator
+from variegrad.shapes import Float, Int
 from variegrad.training import WithReplacement
 
 

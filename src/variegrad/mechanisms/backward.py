@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import index
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -25,6 +24,7 @@ from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.one_draw import WorkerKey, norm_of, row_of, surrogate, wide_of
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_parameters, unwrap
+from variegrad.shapes import Float
 
 Totals = dict[str, Tensor]
 Keyed = Callable[..., Draws]

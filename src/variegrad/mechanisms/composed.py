@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Size, Tensor
 
 from variegrad.keys import Streams, hashed
+from variegrad.shapes import Bool, Float
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Visit = Callable[[np.random.Generator, int, int, int], None]

@@ -7,12 +7,12 @@ from numbers import Real
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import Array, Draws, Visit, below, blocks, nonzero_blocks
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length
@@ -21,6 +20,7 @@ from variegrad.per_example.evaluate import Losses, NotFinite, evaluate
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.matmul import Outer
+from variegrad.shapes import Float
 
 # Rows, their draws and their sums stand beside each other for a moment: smaller tiles than where only norms are wanted.
 TILE_BYTES = 2 << 20

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

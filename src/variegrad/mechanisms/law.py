@@ -11,11 +11,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 if TYPE_CHECKING:
     from variegrad.mechanisms.description import Description

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

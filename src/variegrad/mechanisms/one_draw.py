@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Size, Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
 from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
+from variegrad.shapes import Bool, Float
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.mechanisms.draws import (
@@ -27,6 +26,7 @@ from variegrad.mechanisms.draws import (
 )
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

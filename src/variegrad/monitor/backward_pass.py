@@ -12,7 +12,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
@@ -22,6 +21,7 @@ from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.sources.self_check import SelfCheck
 from variegrad.per_example.capture import Capture
+from variegrad.shapes import Float
 
 
 class Unusable(Exception):  # noqa: N818

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-from filelock import FileLock, Timeout
 from torch import distributed
 
 from variegrad.monitor.log_file import check_is_log, header, lines_of, reading_line, repair
@@ -203,6 +202,8 @@ class _OpenLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - only where a log is written
+
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
         try:
             self._lock.acquire(blocking=False)

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from variegrad.monitor.exchange.sums import EQUAL
 from variegrad.monitor.row_independence import Coupled, RowIndependence
 from variegrad.per_example.graph import ACCUMULATE, Graph, leaf, read_graph
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True, eq=False)

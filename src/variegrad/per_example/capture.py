@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
@@ -20,6 +19,7 @@ from variegrad.per_example.plan import Disagreement, Plan, following
 from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.verify import disagreement
+from variegrad.shapes import Float
 
 
 class Capture:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.keys import generator
+from variegrad.shapes import Float
 
 # Relative error of ‖∇f_i‖² that rounding may explain, and the part of the whole ‖∇f_i‖² that cancellation may leave.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.per_example.graph import Arc, Graph
+from variegrad.shapes import Float
 
 BATCH_NORM = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "SyncBatchNorm")
 WAYS_ON = (

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import islice
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length
@@ -30,6 +29,7 @@ from variegrad.per_example.plan import Plan
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.trust import structure
 from variegrad.per_example.verify import mismatch
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.batches import Batch, tensors
 from variegrad.per_example.recurrent import unfused
+from variegrad.shapes import Float
 
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 

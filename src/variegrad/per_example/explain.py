@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from variegrad.batches import Batch
@@ -51,6 +49,9 @@ class Explanation:
     served: tuple[Served, ...]
 
     def __str__(self) -> str:
+        from rich.console import Console  # noqa: PLC0415 - only where it is printed
+        from rich.table import Table  # noqa: PLC0415
+
         table = Table(title=f"Per-example gradient norms of {self.examples} examples", title_justify="left", box=None)
         for head in ("parameter", "shape", "used by", "rule"):
             table.add_column(head)
@@ -61,6 +62,7 @@ class Explanation:
             memory = "–" if s.megabytes is None else f"{s.megabytes:.1f}"
             shape = "×".join(map(str, s.shape)) or "scalar"
             table.add_row(s.parameter, shape, ", ".join(s.uses) or "unused", s.rule, cost, memory)
+
         console = Console(width=140)
         with console.capture() as text:
             console.print(table)

@@ -6,16 +6,17 @@ on the full batch's own graph, which is always right, whatever the model does, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-import psutil
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.knowledge import Knowledge
+from variegrad.shapes import Float
 
 # The share of free memory that a chunk of per-example gradients may take, and its bound: larger chunks gain nothing.
 MEMORY_SHARE = 0.1
@@ -104,8 +105,16 @@ def chunk_size(parameters: Mapping[str, nn.Parameter]) -> int:
     """
     each = sum(p.numel() * p.element_size() for p in parameters.values())
     device = next(iter(parameters.values())).device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     return max(1, int(min(MEMORY_SHARE * free, CHUNK_BYTES) // max(1, each)))
+
+
+def _free_memory() -> int:
+    """Bytes of main memory that can be had; where the system does not say, enough for the largest chunk."""
+    try:
+        return int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        return int(CHUNK_BYTES / MEMORY_SHARE)
 
 
 def can_vectorize(model: nn.Module, batch: Batch) -> bool:

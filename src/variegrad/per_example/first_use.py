@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
@@ -21,6 +20,7 @@ from variegrad.per_example.graph import Graph, read_graph
 from variegrad.per_example.knowledge import Knowledge, learn, observe
 from variegrad.per_example.trust import structure
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE, Expected, fingerprint, mismatch
+from variegrad.shapes import Float
 
 # A new structure is learnt from this share of the examples, at least two and at most a few, where they say all.
 FEW_SHARE, FEWEST, MOST = 1 / 8, 2, 7

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
@@ -17,6 +16,7 @@ from variegrad.per_example.ownership import ZERO, Layout, Owner, confirm_ownersh
 from variegrad.per_example.prepared import from_parameters_alone
 from variegrad.per_example.rules import RULES
 from variegrad.per_example.trust import keeps_examples_apart
+from variegrad.shapes import Float
 
 MIXED_AT = "examples are mixed at"
 # A parameter that is prepared by more operations than this before its use is left to the fallback.

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
@@ -14,6 +13,7 @@ from variegrad.per_example import fallback
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine, Norms
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.shapes import Float
 
 # What was learnt of a model lives exactly as long as the model does.
 _engines: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()

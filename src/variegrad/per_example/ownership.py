@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from variegrad.shapes import Float
 
 DIGIT_BITS = 3
 SAMPLES = 1024

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.keys import generator
+from variegrad.shapes import Float
 
 
 def balanced_signs(count: int, seed: int, *key: int) -> Float[Tensor, " b"]:

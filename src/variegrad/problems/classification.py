@@ -5,9 +5,10 @@ Every function takes `(model, (features, labels))` and returns one number per ex
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from variegrad.shapes import Float, Int
 
 Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, " b"]] | list[Tensor]
 

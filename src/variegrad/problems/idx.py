@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from variegrad.problems.images import Split
+from variegrad.shapes import UInt8
 
 UNSIGNED_BYTE = 8
 

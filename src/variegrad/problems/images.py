@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import TensorDataset
+
+from variegrad.shapes import Float, UInt8
 
 
 class Split(NamedTuple):

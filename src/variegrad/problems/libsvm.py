@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from variegrad.problems.sparse_rows import SparseRows
+from variegrad.shapes import Int
 from variegrad.theory.libsvm import LibsvmReader
 from variegrad.theory.unpacked import DAMAGED, unpacked
 

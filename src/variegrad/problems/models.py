@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
+
+from variegrad.shapes import Float
 
 Norm = Callable[[int], nn.Module]
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from variegrad.shapes import Float
 
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 

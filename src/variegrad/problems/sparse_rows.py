@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from variegrad.shapes import Float, Int
 
 Index = int | slice | Sequence[int] | Int[Tensor, "*b"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sized
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from variegrad.problems.sparse_rows import SparseRows
+from variegrad.shapes import Int
 
 
 def take(dataset: Dataset[Any], positions: Int[Tensor, " m"]) -> Dataset[Any]:

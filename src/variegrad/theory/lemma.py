@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
 
+from variegrad.shapes import Float
 from variegrad.theory.arguments import at_least_one, positive
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, issparse
+
+from variegrad.shapes import Float64, Int
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 from scipy.linalg import eigh_tridiagonal
 from scipy.sparse import issparse
 
+from variegrad.shapes import Float64
 from variegrad.theory.rows import Array, Block, Rows, transposed
 
 EXACT_SIDE = 256  # up to this many rows or columns the Gram matrix costs no more than the iterations

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64
 
+from variegrad.shapes import Float64
 from variegrad.theory.arguments import at_least_one, non_negative, positive
 
 

@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 
+from variegrad.shapes import Float64
 from variegrad.theory.arguments import non_negative, positive
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 from variegrad.batches import Batch
 from variegrad.keys import hashed
+from variegrad.shapes import Int
 
 Read = Callable[[Int[Tensor, " b"], int], Batch]
 Collate = Callable[[list[Any]], Batch]

@@ -13,12 +13,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from variegrad.keys import key_of
 from variegrad.permutation import permuted
 from variegrad.philox import HALF, LOW, philox
+from variegrad.shapes import Int
 
 BLOCK = 4096  # samples computed at once and kept: one costs as much as a few hundred
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import Dataset, default_collate
@@ -19,6 +18,7 @@ from variegrad.batches import Batch, passes_over, to_device
 from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters
 from variegrad.problems.subset import size
+from variegrad.shapes import Float
 from variegrad.training.config import TrainConfig
 from variegrad.training.reading import reader
 

@@ -22,10 +22,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.estimators import StepMoments
+from variegrad.shapes import Float
 
 # Weights of a mean are equal to the last bit; products with a loss scale may differ by rounding.
 EQUAL = 1e-5

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import sq_norm
 from variegrad.per_example.evaluate import left_as_found
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE
+from variegrad.shapes import Float
 
 # A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often:
 # first at all parameters, then through the whole depth, later near the loss, where it takes no memory worth mentioning.

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
 from variegrad.per_example.evaluate import left_as_found
 from variegrad.per_example.sign_probe import balanced_signs
+from variegrad.shapes import Float
 
 
 def probed_sq_norm(

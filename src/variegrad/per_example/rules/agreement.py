@@ -8,11 +8,11 @@ Rounding is relative to what was added, not to what is left of it: where terms c
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from variegrad.per_example.rules.contribution import Summed, sq_norms
 from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE
+from variegrad.shapes import Float
 
 # Entries compared at once.
 BLOCK = 1 << 20

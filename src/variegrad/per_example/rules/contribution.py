@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Inexact
 from torch import Tensor
+
+from variegrad.shapes import Float, Inexact
 
 # Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
 TILE_BYTES = 6 << 20

@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
@@ -29,6 +28,7 @@ from variegrad.per_example.rules.contribution import (
     sq_norms,
 )
 from variegrad.per_example.rules.visit import Visit
+from variegrad.shapes import Float
 
 INPUT, WEIGHT, BIAS = 0, 1, 2
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Size, Tensor
 from torch.autograd.graph import Node
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed
 from variegrad.per_example.rules.visit import Visit
+from variegrad.shapes import Float, Int
 
 SUM, MEAN = 0, 1
 

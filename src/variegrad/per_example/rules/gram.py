@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from variegrad.per_example.rules.contribution import Contribution, Dense, Together
@@ -21,6 +20,7 @@ from variegrad.per_example.rules.convolution import Convolution
 from variegrad.per_example.rules.embedding import Lookup
 from variegrad.per_example.rules.matmul import Outer, Stacked
 from variegrad.per_example.rules.tied import Tied
+from variegrad.shapes import Float, Inexact
 
 # The gradients of all examples that are formed at once, at most (one of one example where even that is larger).
 SLICE_BYTES = 48 << 20

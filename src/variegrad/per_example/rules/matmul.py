@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
@@ -28,6 +27,7 @@ from variegrad.per_example.rules.contribution import (
 )
 from variegrad.per_example.rules.sparse import sparse_rows
 from variegrad.per_example.rules.visit import Visit
+from variegrad.shapes import Float
 
 # A Gram's sum below this fraction of ‖X‖²‖D‖² has lost too many digits to cancellation.
 GRAM_FLOOR = {torch.float32: 2e-3, torch.float64: 1e-6}

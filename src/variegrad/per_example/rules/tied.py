@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Size, Tensor
 
 from variegrad.per_example.plan import choose, chosen
@@ -20,6 +19,7 @@ from variegrad.per_example.rules.agreement import sums_apart
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Summed, Together, sq_norms
 from variegrad.per_example.rules.embedding import Lookup
 from variegrad.per_example.rules.matmul import GRAM_FLOOR, Outer
+from variegrad.shapes import Float
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jaxtyping import Float, Shaped
 from torch import Size, Tensor
 from torch.autograd.graph import Node
 
 from variegrad.per_example.ownership import Layout
 from variegrad.per_example.rules.contribution import NotCovered
+from variegrad.shapes import Float, Shaped
 
 
 @dataclass
