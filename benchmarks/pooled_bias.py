@@ -1,6 +1,7 @@
-"""Is the pooled reading of a `Monitor` right? Its interval against `measure`, at fixed weights, in 200 seeded runs.
+"""Is the pooled reading of a `Monitor` right? Its interval against `measure`, at fixed weights and while they move.
 
     python benchmarks/pooled_bias.py                       # all problems; goes on where it was interrupted
+    python benchmarks/pooled_bias.py --problems --moving 20   # only while `digits` is trained, in 20 runs each
     python benchmarks/pooled_bias.py --problems digits --runs 20 --out bias.json --moments bias-moments.json
 
 Each problem is trained for a while, then its weights stay as they are. A run watches some dozens of batches, each drawn
@@ -34,7 +35,10 @@ from variegrad.problems.registry import load
 from variegrad.training import WithReplacement
 
 HERE = Path(__file__).parent
-WATCHED = 64  # batches of a run: a full window of a Monitor as it is by default
+WATCHED = 64  # batches of a run at fixed weights, all pooled
+LEARNING_RATES = (0.1, 0.5)
+WINDOWS = (8, 16, 64)  # the default first
+MOVING_STEPS = 800
 
 
 def digits():
@@ -105,6 +109,50 @@ def run(model, losses, columns, size, monitor, seed):
     return moments
 
 
+def moving(learning_rate, seed):
+    """One training of `digits` with a Monitor as it is by default: (reading's step, moments, B_D then) per reading."""
+    torch.manual_seed(seed)
+    problem = load("digits")
+    for layer in problem.model.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    columns, draw = problem.train.tensors, generator(seed, "moving weights")
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=learning_rate)
+    monitor, order, found = Monitor(problem.model, population=len(columns[0])), [], []
+    for _ in range(MOVING_STEPS):
+        if len(order) < 64:
+            order = list(draw.permutation(len(columns[0])))
+        at, order = torch.as_tensor(order[:64]), order[64:]
+        per_example = problem.losses(problem.model, tuple(c[at] for c in columns))
+        before = len(monitor.history)
+        monitor.watch(per_example)
+        per_example.mean().backward()
+        if len(monitor.history) > before:
+            gradients = [p.grad.clone() for p in problem.model.parameters()]
+            truth = measure(problem.model, problem.losses, problem.train, batch_size=len(columns[0])).batch_size_bound
+            for p, g in zip(problem.model.parameters(), gradients, strict=True):
+                p.grad = g
+            found.append([*monitor.state_dict()["window"][-1], truth])
+        optimizer.step()
+        optimizer.zero_grad()
+    return found
+
+
+def moving_summary(runs, window, population):
+    """Shares of the readings of all runs, from the eighth on, whose interval holds B_D at their last step."""
+    inside = bound_holds = unbounded = count = 0
+    for run_of in runs:
+        for k in range(8, len(run_of) + 1):
+            pool, truth = Window(window), run_of[k - 1][-1]
+            pool.load([step[:-1] for step in run_of[max(0, k - window) : k]])
+            found = pool.estimate(population=population, confidence=0.95)
+            inside += found.low <= truth <= found.high
+            bound_holds += found.lower_confidence_bound <= truth
+            unbounded += found.unbounded_above
+            count += 1
+    return {"readings": count, "inside": inside / count, "bound_holds": bound_holds / count, "open": unbounded / count}
+
+
 def summary(found):
     """What the runs of one problem say."""
     truth, runs = found["truth"], list(found["runs"].values())
@@ -140,6 +188,19 @@ def markdown(document):
                 f"| {name} | {s['truth']:.4g} | {WATCHED} | {s['runs']} | {s['inside']:.1%} | "
                 f"{s['bound_holds']:.1%} | {s['inverse_bias']:+.2%} | {s['median_low']:.2f}–{high} |"
             )
+    if document.get("moving"):
+        lines += [
+            "", "## While training moves", "",
+            f"`digits`, SGD, batches of 64, {MOVING_STEPS} steps, the default schedule of `Monitor`; B_D by `measure` "
+            "at the weights of each reading's last step.", "",
+            "| learning rate | window | readings | B_D inside the interval | lower bound holds | no upper end |",
+            "|---:|---:|---:|---:|---:|---:|",
+        ]  # fmt: skip
+        lines += [
+            f"| {e['learning_rate']} | {e['window']} | {e['readings']} | {e['inside']:.1%} | {e['bound_holds']:.1%} | "
+            f"{e['open']:.0%} |"
+            for e in document["moving"]
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -155,6 +216,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--moving", type=int, default=0, help="runs while training moves, per learning rate")
     parser.add_argument("--out", type=Path, help="report; by default that of today")
     parser.add_argument(
         "--moments", type=Path, default=HERE.parent / "runs" / "pooled-bias.json", help="what was measured; is kept"
@@ -168,6 +230,19 @@ def main():
     }  # fmt: skip
     arguments.moments.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(arguments.moments.read_text()) if arguments.moments.exists() else {}
+    runs = {rate: [] for rate in LEARNING_RATES}
+    for rate in LEARNING_RATES:
+        for seed in track(range(arguments.moving), description=f"digits, learning rate {rate}"):
+            runs[rate].append(moving(rate, seed))
+    document["moving"] = [
+        {"learning_rate": rate, "window": window}
+        | moving_summary(runs[rate], window, len(load("digits").train.tensors[0]))
+        for rate in LEARNING_RATES
+        for window in WINDOWS
+        if arguments.moving
+    ]
+    write(out, json.dumps(document) + "\n")
+    write(out.with_suffix(".md"), markdown(document))
     for name in arguments.problems:
         model, losses, columns, size, truth = trained(name)
         measured = kept.setdefault(name, {"truth": truth, "population": len(columns[0]), "runs": {}})

@@ -18,7 +18,7 @@ from variegrad.estimators.dual_norm import (
 )
 from variegrad.estimators.from_batch import by_group, by_layer, by_parameter, estimate
 from variegrad.estimators.geometry import Euclidean, Preconditioned, Sign, Spectral, geometry_of
-from variegrad.estimators.pooled import PooledCoherence
+from variegrad.estimators.pooled import pooled_estimate
 from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
 from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape
 from variegrad.estimators.sign_probe import SignProbe, sign_probe
@@ -36,7 +36,6 @@ __all__ = [
     "Euclidean",
     "FoldTerms",
     "GradientShape",
-    "PooledCoherence",
     "Preconditioned",
     "Regime",
     "Sign",
@@ -60,6 +59,7 @@ __all__ = [
     "gradient_shape",
     "moments_from_norms",
     "moments_from_workers",
+    "pooled_estimate",
     "sgd_step_size_factor",
     "sign_probe",
     "terms_of_groups",

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from variegrad.monitor.backward_pass import BackwardPass, Unusable
+from variegrad.monitor.dependence import SIZE, Dependence, warning
 from variegrad.monitor.exchange.lockstep import Lockstep
 from variegrad.monitor.exchange.sums import NUMBERS, SQ_NORMS_OF_SUMS, StepSums, failed, of_worker
 from variegrad.monitor.geometry import norm_of
@@ -31,9 +32,10 @@ from variegrad.monitor.reading import Reading
 from variegrad.monitor.row_independence import RowIndependence
 from variegrad.monitor.schedule import Schedule
 from variegrad.monitor.sources.examples import Examples, Refused
-from variegrad.monitor.sources.self_check import CheckSchedule, SelfCheck
+from variegrad.monitor.sources.self_check import SelfCheck, to_compare
 from variegrad.monitor.sources.sign_probe import probed_sq_norm
 from variegrad.monitor.window import Window
+from variegrad.per_example.check import Schedule as CheckSchedule
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.per_example.graph import awaits_first_pass
 
@@ -178,7 +180,7 @@ class Monitor:
     def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
         """Makes readings those of all workers, equal on each; to be called on every worker.
 
-        On watched steps the workers add up a hundred bytes in one more all-reduce, decided by a count of reductions
+        On watched steps the workers add up 144 bytes in one more all-reduce, decided by a count of reductions
         that is equal on all of them.
 
         Args:
@@ -366,10 +368,10 @@ class Monitor:
                         raise ValueError(str(reason)) from reason
                     probe = probed_sq_norm(found, self._model, self._parameters, self._norm, self._step, micro)
         # An extra backward pass would run the user's hooks on parameters once more.
-        if found.count and not (hooked or found.coupled or self._sharded):
-            to_compare = self._checks.due(found, self._parameters)
-            if to_compare:
-                check = SelfCheck(found, self._model, to_compare, rows)
+        silent = hooked or found.coupled or self._sharded
+        if found.count and not silent and self._checks.due(structure):
+            number = self._checked[structure] = self._checked.get(structure, 0) + 1
+            check = SelfCheck(found, self._model, to_compare(found, self._parameters, number), rows)
         self._waiting = BackwardPass(
             found, self._parameters, self._norm, capture=capture, rows=rows, probe=probe, check=check,
             reached=self._reached.get(structure), sharded=self._sharded, ended=self._ended,
@@ -428,7 +430,10 @@ class Monitor:
         dirty = [torch.as_tensor(one.dirty, device=sums.device).double().view(1) for one in passes]
         arrived = [one.cell()[SQ_NORMS_OF_SUMS].view(1) for one in passes if self._exchange is None]
         errors = [one.errors for one in passes if one.errors is not None]
-        numbers = torch.cat([sums, total.view(1), *dirty, *arrived, *errors]).tolist()
+        test = not (self._dependence.done or self._sharded)
+        sketch = [self._dependence.sketch(self._parameters)] if test else []
+        numbers = torch.cat([*sketch, sums, total.view(1), *dirty, *arrived, *errors]).tolist()
+        sketched, numbers = numbers[: SIZE * test], numbers[SIZE * test :]
         step_sums, sq_norm_of_total = StepSums(*numbers[:NUMBERS]), numbers[NUMBERS]
         rest = numbers[NUMBERS + 1 :]
         if self._exchange is not None and step_sums.passes < self._accumulate * step_sums.watchers:
@@ -443,7 +448,7 @@ class Monitor:
             return
         self._compare(passes, rest[len(dirty) + len(arrived) :])
         self._passes = []
-        self._pool(step_sums, sq_norm_of_total, passes[-1])
+        self._pool(step_sums, sq_norm_of_total, passes[-1], [] if any(held) else sketched)
 
     def _sq_norm_of_total(self, sums: Tensor) -> Tensor:
         """V: of what the step will use, before clipping; in the order of the parameters, equal on all workers."""
@@ -486,7 +491,7 @@ class Monitor:
             mine, errors = errors[: len(one.errors)], errors[len(one.errors) :]
             assert one.check is not None
             if not all(map(math.isfinite, mine)):
-                self._checks.not_made(one.watched)
+                self._check_again(structure)
             elif (said := one.check.complaint(mine)) is not None:
                 self._complain(one, said)
             else:
@@ -497,14 +502,18 @@ class Monitor:
         """One more complaint about a structure: ever longer waits, so that nothing is tried again for ever."""
         structure = one.watched.graph.signature
         self._leave_out(said)
-        self._checks.not_made(one.watched)
+        self._check_again(structure)
         times = self._trouble.get(structure, (0, 0))[0] + 1
         if times == PATIENCE and one.capturing:
             self._examples.refuse(one.watched, said)
         wait = 0 if times < PATIENCE else 2 ** min(times, 20)
         self._trouble[structure] = times, self._looks + 1 + wait
 
-    def _pool(self, sums: StepSums, sq_norm_of_total: float, last: BackwardPass) -> None:
+    def _check_again(self, structure: int) -> None:
+        self._checks.again(structure)
+        self._checked.pop(structure, None)
+
+    def _pool(self, sums: StepSums, sq_norm_of_total: float, last: BackwardPass, sketched: list[float]) -> None:
         if sums.unwatched > 0:
             missing = self._workers() - round(sums.watchers)
             self._leave_out(f"{missing} of {self._workers()} workers did not call watch at this step")
@@ -520,10 +529,14 @@ class Monitor:
         if sums.cells_of_unknown_scale and self._window.outweighs(sums.pairs):
             self._leave_out("", quiet="short batches of a loss that may be a mean: how much they say is not known")
             return
+        if sketched and sums.weight:
+            factor = self._workers() / sums.weight  # of the mean gradient
+            ratio = self._dependence.add(moments.mean_product, [factor * value for value in sketched])
+            if ratio > 1:
+                warnings.warn(f"Monitor: {warning(ratio)}.", RuntimeWarning, stacklevel=2)
         step = self._step + 1 + self._resumed_at
         self._window.add(step, round(sums.examples), moments, sums.pairs)
-        share = self._window.share_of_sampling(sums.cv2, sums.used, sums.examples)
-        self._examples.adapt(share, round(sums.examples))
+        self._examples.adapt(sums.cv2)
         reading = Reading.from_estimate(
             self._window.estimate(population=self._population, confidence=self._confidence),
             step=step,
@@ -553,7 +566,9 @@ class Monitor:
         self._parameters = parameters
         self._identities = [id(p) for p in parameters.values()]
         self._examples = Examples(self._model, parameters, self._most)
-        self._independence, self._checks = RowIndependence(), CheckSchedule()
+        self._dependence = Dependence()
+        self._independence, self._checks = RowIndependence(), CheckSchedule(every=32)
+        self._checked: dict[int, int] = {}  # structure → checks made
         self._reached: dict[int, frozenset[str]] = {}
 
     def _same_parameters(self) -> bool:

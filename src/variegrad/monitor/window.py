@@ -6,7 +6,6 @@ with one over the pairs. Any weights that do not depend on the gradients leave t
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -77,17 +76,6 @@ class Window:
             population=population,
             confidence=confidence,
         )
-
-    def share_of_sampling(self, cv2: float, used: float, examples: float) -> float:
-        """How much of the variance of Û over the window comes from looking at some examples only; NaN if unknown.
-
-        M̂² from m of b norms has the relative variance cv²(1/m − 1/b), and enters Û divided by b − 1.
-        """
-        if len(self._steps) < 8 or not used < examples or math.isnan(cv2):
-            return math.nan
-        total = statistics.variance(s.mean_product for s in self._steps)
-        mean = statistics.fmean(s.mean_sq_norm for s in self._steps)
-        return cv2 * (1 / used - 1 / examples) * (mean / (examples - 1)) ** 2 / total if total else math.nan
 
     def state(self) -> list[list[float]]:
         """The steps as plain numbers."""

@@ -6,6 +6,7 @@ for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -23,8 +24,8 @@ from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.trust import structure
 
 USUAL = 16
-# The sampling of examples may add this share to the variance of Û: above, more are looked at; far below, fewer.
-SHARE = 0.25
+# Norms are averaged over so many readings.
+MEMORY = 8
 
 
 class Refused(Exception):  # noqa: N818
@@ -42,7 +43,7 @@ class Examples:
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], most: int | None) -> None:
         self._model, self._parameters, self._most = model, parameters, most
-        self._wanted = USUAL
+        self._spread = 1.0  # cv², of norms that are exponentially distributed
         self._engine = Engine()
         self._refused: dict[int, str] = {}
         self._known: dict[int, Knowledge] = {}
@@ -53,18 +54,16 @@ class Examples:
         count = watched.count
         rows = list(range(count))
         # ‖Σg‖² is of all examples, and usually varies more than M̂²: half of a small batch loses little.
-        usual = min(USUAL, max(2, count // 2)) if self._wanted == USUAL else self._wanted
+        usual = max(2, min(USUAL, count // 2), round(USUAL * self._spread) if self._spread > 1.5 else 0)
         most = usual if self._most is None else self._most
         if most < count:
             rows = sorted(generator(0, "rows", *key).choice(count, most, replace=False).tolist())
         return self._listener(watched, known, rows), rows
 
-    def adapt(self, share: float, count: int) -> None:
-        """Choose m from the share of Û's variance that comes from looking at some examples only."""
-        if share > SHARE:
-            self._wanted = min(2 * self._wanted, max(USUAL, count))
-        elif share < SHARE / 8:
-            self._wanted = max(USUAL, self._wanted // 2)
+    def adapt(self, cv2: float) -> None:
+        """Choose m from the measured cv² of ‖g_i‖²: looking at m examples gives M̂² the relative variance cv²/m."""
+        if math.isfinite(cv2):
+            self._spread += (cv2 - self._spread) / MEMORY
 
     def _knowledge(self, watched: Watched) -> Knowledge:
         graph = watched.graph

@@ -14,42 +14,31 @@ from torch import Tensor, nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import sq_norm
+from variegrad.per_example.check import (
+    FLOOR,
+    LOW_PRECISION_FLOOR,
+    LOW_PRECISION_TOLERANCE,
+    TOLERANCE,
+    gradients,
+    prints,
+)
 from variegrad.per_example.evaluate import left_as_found
-from variegrad.per_example.verify import LOW_PRECISION_TOLERANCE, TOLERANCE
 from variegrad.shapes import Float
 
-# A structure is compared with the loop when first met, then at its 2nd, 4th, 8th … reading, and at least so often:
-# first at all parameters, then through the whole depth, later near the loss, where it takes no memory worth mentioning.
-AT_LEAST_EVERY = 32
 DEEP_CHECKS = 2
-BLOCK = 1 << 20
 
 
-class CheckSchedule:
-    """How often each structure was read, and so what is compared at its next reading."""
-
-    def __init__(self) -> None:
-        self._readings: dict[int, int] = {}
-
-    def due(self, watched: Watched, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter] | None:
-        """All parameters at first; later, now and then, a weight and a bias; otherwise None. Counts a reading."""
-        key = watched.graph.signature
-        number = self._readings[key] = self._readings.get(key, 0) + 1
-        leaves = watched.graph.leaves
-        if number == 1:
-            return {name: parameters[name] for name in leaves}
-        if number & (number - 1) and number % AT_LEAST_EVERY:
-            return None
-        if number <= DEEP_CHECKS:
-            names = sorted(leaves, key=lambda name: parameters[name].numel())
-        else:  # a further pass down to the first layers would keep all activations until its end
-            names = watched.graph.last_used
-        flat = [name for name in names if parameters[name].dim() < 2][:1]
-        return {name: parameters[name] for name in [n for n in names if n not in flat][:1] + flat}
-
-    def not_made(self, watched: Watched) -> None:
-        """Let the next reading of this structure be compared as if it were the first."""
-        self._readings.pop(watched.graph.signature, None)
+def to_compare(watched: Watched, parameters: Mapping[str, nn.Parameter], number: int) -> dict[str, nn.Parameter]:
+    """All parameters at a structure's first check; at later ones a weight and a bias, first through the whole depth."""
+    leaves = watched.graph.leaves
+    if number == 1:
+        return {name: parameters[name] for name in leaves}
+    if number <= DEEP_CHECKS:
+        names = sorted(leaves, key=lambda name: parameters[name].numel())
+    else:  # a further pass down to the first layers would keep all activations until its end
+        names = watched.graph.last_used
+    flat = [name for name in names if parameters[name].dim() < 2][:1]
+    return {name: parameters[name] for name in [n for n in names if n not in flat][:1] + flat}
 
 
 class SelfCheck:
@@ -72,9 +61,8 @@ class SelfCheck:
         self._whole: dict[str, Tensor] = {}
         self._arrived: dict[str, Tensor] = {}
         self._names: list[str] = []
-        dtype = next(iter(to_compare.values())).dtype
-        low = watched.graph.low_precision
-        self._tolerance = LOW_PRECISION_TOLERANCE if low else TOLERANCE.get(dtype, LOW_PRECISION_TOLERANCE)
+        self._tolerance = TOLERANCE.get(watched.graph.coarsest, LOW_PRECISION_TOLERANCE)
+        self._floor = FLOOR.get(watched.graph.coarsest, LOW_PRECISION_FLOOR)
 
     def expect(self, weights: Float[Tensor, " b"]) -> None:
         """Differentiate two examples alone and the weighted sum of all, when the user's pass begins."""
@@ -84,31 +72,35 @@ class SelfCheck:
                 one = torch.zeros_like(weights)
                 one[self._rows[place]] = weights[self._rows[place]]
                 self._alone.append({name: sq_norm(g) for name, g in self._gradients(losses, one).items()})
-            self._whole = {name: _prints(g) for name, g in self._gradients(losses, weights).items()}
+            self._whole = {name: prints(g) for name, g in self._gradients(losses, weights).items()}
 
     def arrive(self, name: str, gradient: Tensor) -> None:
         """A gradient arrived in the user's pass."""
         if name in self._whole:
-            self._arrived[name] = _prints(gradient)
+            self._arrived[name] = prints(gradient)
 
     def errors(self, sq_norms: Mapping[str, Float[Tensor, " m"]]) -> Float[Tensor, " k"]:
-        """Relative errors divided by what rounding explains: above one, something differs. NaN if nothing is finite."""
+        """How far each parameter is off, in units of what rounding explains: above one, something differs."""
         found, names = [], []
-        device = next(iter(self._to_compare.values())).device
-        zero = torch.zeros((), dtype=torch.float64, device=device)
+        zero = torch.zeros((), dtype=torch.float64, device=next(iter(self._to_compare.values())).device)
         largest = zero
         for place, alone in zip(self._places, self._alone, strict=True):
-            size = torch.stack([*alone.values(), zero]).sum()
-            largest = torch.maximum(largest, size)
+            whole = torch.stack([*alone.values(), zero]).sum()
+            largest = torch.maximum(largest, whole)
             for name, norm in alone.items():
                 rule = sq_norms[name][place] if name in sq_norms else zero
-                found.append(_ratio((rule - norm).abs(), size) / self._tolerance)
+                allowed = self._tolerance * torch.maximum(rule, norm) + self._floor * whole
+                found.append(_ratio((rule - norm).abs(), allowed))
                 names.append(f"alone {name}")
-        scale = torch.stack([p[0] for p in self._whole.values()] + [largest]).sum()
+        total = torch.stack([p[0] for p in self._whole.values()] + [largest]).sum()
         for name, expected in self._whole.items():
-            off = (self._arrived.get(name, torch.zeros_like(expected)) - expected).abs()
-            worst = torch.maximum(_ratio(off[0], scale), _ratio(off[1], scale.sqrt()))
-            found.append(worst / (10 * self._tolerance))
+            arrived = self._arrived.get(name, torch.zeros_like(expected))
+            off = arrived - expected
+            # A sum that nearly cancels is rounded relative to the examples that it is a sum of.
+            scale = expected[0] + arrived[0] + largest
+            norm_off = _ratio(off[0].abs(), self._tolerance * scale + self._floor * total)
+            other = _ratio(off[1].square(), self._tolerance**2 * scale + self._floor * total)
+            found.append(torch.maximum(norm_off, other) / 10)
             names.append(f"whole {name}")
         self._names = names
         return torch.stack([*found, zero])
@@ -133,24 +125,9 @@ class SelfCheck:
 
     def _gradients(self, losses: Tensor, weights: Tensor) -> dict[str, Tensor]:
         # Not `backward`: that would run the hooks of a distributed wrapper.
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [losses], list(self._to_compare.values()), [weights.to(losses)], retain_graph=True, allow_unused=True
-        )
+        found = gradients(losses, weights.to(losses), self._to_compare.values())
         return {name: g for name, g in zip(self._to_compare, found, strict=True) if g is not None}
 
 
-def _ratio(error: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, error / scale, error * 1e300)
-
-
-def _prints(gradient: Tensor) -> Float[Tensor, " 2"]:
-    """‖g‖² and ⟨g, z⟩ with z_k = cos k, block by block: equal norms of different tensors are told apart."""
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    flat = gradient.detach().reshape(-1)
-    total = torch.zeros(2, dtype=torch.float64, device=flat.device)
-    for start in range(0, flat.numel(), BLOCK):
-        values = flat[start : start + BLOCK].double()
-        places = torch.arange(start, start + len(values), dtype=torch.float64, device=flat.device)
-        total += torch.stack([values.dot(values), values.dot(places.cos_())])
-    return total
+def _ratio(error: Tensor, allowed: Tensor) -> Tensor:
+    return torch.where(error == 0, 0.0, error / allowed)
