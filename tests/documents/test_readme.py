@@ -53,7 +53,7 @@ def test_the_loop_with_the_added_lines_prints_what_is_shown(tmp_path):
 
     assert shape(said) == shape(TEXT[0])  # numbers differ between processors
     found, shown = (float(re.search(r"B_D = ([\d.]+)", text)[1]) for text in (said, TEXT[0]))
-    assert found == pytest.approx(shown, rel=0.1)
+    assert found == pytest.approx(shown, rel=0.3)  # shown with two digits
 
 
 def test_each_python_block_runs_alone_and_prints_what_is_shown(tmp_path):
