@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from variegrad.monitor import Monitor, Reading
     from variegrad.per_example import example_gradients, example_sq_norms, explain
     from variegrad.problems import Problem
+    from variegrad.reports import report
     from variegrad.training import TrainConfig, train, tune
 
 __version__ = "0.2.0"
@@ -59,6 +60,7 @@ _HOMES = {
     "measure": "measurement",
     "measure_differential": "measurement",
     "plan": "decision",
+    "report": "reports",
     "sign_probe": "estimators",
     "step_limits": "decision",
     "theory": "theory",
@@ -97,6 +99,7 @@ __all__ = [
     "measure",
     "measure_differential",
     "plan",
+    "report",
     "sign_probe",
     "step_limits",
     "theory",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from variegrad.shapes import Float
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # ‖Σg‖² at or below this fraction of its largest possible value n·Σ‖g‖² is rounding, not a direction.
 ZERO_TOTAL = 1e-12
@@ -226,6 +229,60 @@ class Diversity:
             raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
         return 1.0 if self.undefined else 1 / (1 + (batch_size - 1) / self.batch_size_bound)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as plain JSON: +inf is the string "inf", an undefined number null.
+
+        Returns:
+            Sums, bounds and flags, and `per_parameter` with each parameter's share S_l/S of 1/B_D.
+        """
+        total = sum(part.sq_norm_of_sum for part in self.per_parameter.values())
+        return {
+            "count": self.count,
+            "dimension": self.dimension,
+            **self._sums(),
+            "diversity": _json(self.diversity),
+            "batch_size_bound_without_replacement": _json(self.batch_size_bound_without_replacement),
+            "flags": [flag for flag in ("undefined", "zero_total", "conflicting") if getattr(self, flag)],
+            "per_parameter": {
+                name: {
+                    "dimension": part.dimension,
+                    **part._sums(),
+                    "share": part.sq_norm_of_sum / total if total and not self.zero_total else None,
+                }
+                for name, part in self.per_parameter.items()
+            },
+        }
+
+    def _sums(self) -> dict[str, Any]:
+        return {
+            "sum_sq_norms": self.sum_sq_norms,
+            "sq_norm_of_sum": self.sq_norm_of_sum,
+            "batch_size_bound": _json(self.batch_size_bound),
+        }
+
+    def plot(self) -> Figure:
+        """Efficiency 1/(1 + (B−1)/B_D) against the batch size.
+
+        Returns:
+            A matplotlib figure.
+        """
+        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only where it is asked for
+
+        bound = self.batch_size_bound
+        return efficiency_of(bound, bound, bound, title="Efficiency of a batch", digits=3)
+
+    def _repr_html_(self) -> str:
+        from variegrad.reports.single import in_digits, shown  # noqa: PLC0415 - as above
+
+        rows = [
+            ("batch-size bound B_D (examples)", in_digits(self.batch_size_bound, 3)),
+            ("without replacement B_wor (examples)", in_digits(self.batch_size_bound_without_replacement, 3)),
+            ("gradient diversity Δ_D", in_digits(self.diversity, 3)),
+            ("examples n", f"{self.count:,}"),
+            ("parameters d", f"{self.dimension:,}"),
+        ]
+        return shown(self.in_words(), rows, self.plot())
+
     def speed_up(self, batch_size: float) -> float:
         """Serial steps that one step of B examples is worth, at the same accuracy: B/(1 + (B−1)/B_D) ≤ B_D.
 
@@ -312,3 +369,9 @@ def _ratio(numerator: float, denominator: float) -> float:
     if denominator == 0:
         return math.nan if numerator == 0 else math.inf
     return numerator / denominator
+
+
+def _json(value: float) -> float | str | None:
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "inf" if value > 0 else "-inf"

@@ -46,7 +46,8 @@ def steps(path):
 
 def test_there_is_a_test_for_each_example():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "plain_loop", "with_accelerate", "with_ddp", "with_lightning", "with_tensorboard", "with_transformers",
+        "plain_loop", "with_accelerate", "with_ddp", "with_lightning", "with_mlflow", "with_tensorboard",
+        "with_trackio", "with_transformers", "with_wandb",
     }  # fmt: skip
 
 

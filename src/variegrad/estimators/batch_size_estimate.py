@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from variegrad.estimators.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
 from variegrad.moments import ZERO_TOTAL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Below this many independent values the jackknife's variance means nothing.
 MINIMUM_EXAMPLES = 8
@@ -66,6 +70,46 @@ class BatchSizeEstimate:
     def exact(self) -> bool:
         """The sample is the whole population: nothing is uncertain."""
         return self.standard_error == 0 and self.count == self.population
+
+    def to_dict(self) -> dict[str, Any]:
+        """The estimate as plain JSON: +inf is the string "inf", an undefined number null.
+
+        Returns:
+            Bound, interval, flags, and `parts` by name.
+        """
+        numbers = ("batch_size_bound", "low", "high", "lower_confidence_bound", "coherence", "standard_error")
+        same = ("confidence", "count", "population", "cannot_tell", "unbounded_above", "undefined")
+        return {
+            **{name: _json(getattr(self, name)) for name in numbers},
+            **{name: getattr(self, name) for name in same},
+            "parts": {name: part.to_dict() for name, part in self.parts.items()},
+        }
+
+    def plot(self) -> Figure:
+        """Efficiency 1/(1 + (B−1)/B_D) against the batch size, with the interval as a band.
+
+        Returns:
+            A matplotlib figure.
+        """
+        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only where it is asked for
+
+        bound = math.nan if self.cannot_tell else self.batch_size_bound
+        return efficiency_of(bound, self.low, self.high, title="Efficiency of a batch, estimated", digits=2)
+
+    def _repr_html_(self) -> str:
+        from variegrad.reports.single import in_digits, shown  # noqa: PLC0415 - as above
+
+        rows = [
+            ("batch-size bound B_D (examples)", "?" if self.cannot_tell else in_digits(self.batch_size_bound, 2)),
+            (f"{self.confidence:.0%} interval", f"{in_digits(self.low, 2)} – {in_digits(self.high, 2)}"),
+            ("at least", "?" if self.cannot_tell else in_digits(self.lower_confidence_bound, 2)),
+            ("examples looked at", f"{self.count:,}"),
+            *(
+                (f"· {name}", "?" if part.cannot_tell else in_digits(part.batch_size_bound, 2))
+                for name, part in self.parts.items()
+            ),
+        ]
+        return shown(self.in_words(), rows, self.plot())
 
     def in_words(self) -> str:
         """One sentence that says what may be concluded, degenerate cases included."""
@@ -182,3 +226,9 @@ def _per_row(example: float, examples_per_row: float) -> float:
 def _slope(row: float, examples_per_row: float) -> float:
     """The derivative dρ/dρ_w."""
     return examples_per_row / (row + examples_per_row * (1 - row)) ** 2
+
+
+def _json(value: float) -> float | str | None:
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else "inf" if value > 0 else "-inf"

@@ -34,6 +34,7 @@ from variegrad.monitor.schedule import Schedule
 from variegrad.monitor.sources.examples import Examples, Refused
 from variegrad.monitor.sources.self_check import SelfCheck, to_compare
 from variegrad.monitor.sources.sign_probe import probed_sq_norm
+from variegrad.monitor.summary import Summary, summarize
 from variegrad.monitor.window import Window
 from variegrad.per_example.check import Schedule as CheckSchedule
 from variegrad.per_example.evaluate import trained_parameters, unwrap
@@ -243,6 +244,14 @@ class Monitor:
         assert world is not None
         self._exchange = Lockstep(self._schedule, self._accumulate, world)
         return ddp.communication_hook(self._exchange, inner)
+
+    def summary(self) -> Summary:
+        """What the readings so far come to, for the end of a run: `print(monitor.summary())`.
+
+        Returns:
+            Counts, the typical and the least bound, the efficiency of the usual batch, and what gave no reading.
+        """
+        return summarize(self.history)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text that survive a checkpoint, five for each pooled reading.

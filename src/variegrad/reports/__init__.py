@@ -2,5 +2,6 @@
 
 from variegrad.reports.figures import bound_along_run, efficiency, layers, mechanisms
 from variegrad.reports.page import write_report
+from variegrad.reports.single import report
 
-__all__ = ["bound_along_run", "efficiency", "layers", "mechanisms", "write_report"]
+__all__ = ["bound_along_run", "efficiency", "layers", "mechanisms", "report", "write_report"]
