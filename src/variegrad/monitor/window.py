@@ -6,6 +6,7 @@ with one over the pairs. Any weights that do not depend on the gradients leave t
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from variegrad.estimators.pooled import pooled_estimate
 
 # Longer windows give an interval of an average over the past: while training moves, it misses B_D at the last step.
 USUAL = 8
+# Of the error that an interval may make, this part is left to chance, and the rest to what changes within the window.
+MOVEMENT = 0.4
 
 
 class Step(NamedTuple):
@@ -70,12 +73,13 @@ class Window:
         self._steps.clear()
 
     def estimate(self, *, population: int | None, confidence: float) -> BatchSizeEstimate:
-        """B̂_D over the window; no interval below 8 steps."""
-        return pooled_estimate(
+        """B̂_D over the window, with an interval that holds B_D at its last step; none below 8 steps."""
+        found = pooled_estimate(
             [(s.pairs, s.pairs * s.mean_product, s.pairs * s.mean_sq_norm) for s in self._steps],
             population=population,
-            confidence=confidence,
+            confidence=1 - MOVEMENT * (1 - confidence),
         )
+        return dataclasses.replace(found, confidence=confidence)
 
     def state(self) -> list[list[float]]:
         """The steps as plain numbers."""
