@@ -1,6 +1,7 @@
 """`variegrad train --resume`: one command for the first start and every one after it, on any number of workers."""
 
 import errno
+import importlib
 import json
 import os
 import random
@@ -186,6 +187,20 @@ def test_a_run_that_is_stopped_in_any_way_and_resumed_is_the_run_that_was_not(
         == 1 + sum(end != "SIGKILL" or number > 0 for number, end in enumerate(ends))
         or "SIGKILL" in ends
     )
+
+
+def test_a_request_to_stop_that_comes_twice_is_one_and_a_later_one_ends_the_process(monkeypatch):
+    training = importlib.import_module("variegrad.cli.train")
+    world = World()
+    with training.ends_together(world) as came:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # of a scheduler, a terminal and torchrun
+            signal.raise_signal(number)
+        assert came == [signal.SIGTERM]
+        assert world.stop_requested
+        monkeypatch.setattr(training, "TWICE_SECONDS", 0.0)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_batch_size_that_changes_on_resuming_is_recorded_and_stays_changed(variegrad, tmp_path, monkeypatch):

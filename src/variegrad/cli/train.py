@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +26,7 @@ from variegrad.training.checkpoint import Run
 from variegrad.training.update import Update
 
 INTERRUPTED = "interrupted"
+TWICE_SECONDS = 2.0  # within which two signals are one request
 NOMINAL_BATCH = 64  # what the step sizes of the built-in problems are for
 
 
@@ -210,7 +213,9 @@ def _reached(log: TrainingLog, target: float | None) -> bool:
 
 @contextmanager
 def ends_together(world: World) -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM request that all workers stop after the current update; a second one ends this process now.
+    """Ctrl-C and SIGTERM request that all workers stop after the current update; another one, later, ends this process.
+
+    The same request may come twice: a terminal or scheduler sends it to every process, and torchrun passes it on.
 
     Args:
         world: the workers.
@@ -219,12 +224,16 @@ def ends_together(world: World) -> Iterator[list[int]]:
         The signals that came.
     """
     came: list[int] = []
+    first = math.inf
 
     def ask(number: int, _frame: object) -> None:
-        if came:
+        nonlocal first
+        if time.monotonic() - first > TWICE_SECONDS:
             raise KeyboardInterrupt
-        came.append(number)
-        world.request_stop()
+        if not came:
+            came.append(number)
+            first = time.monotonic()
+            world.request_stop()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
