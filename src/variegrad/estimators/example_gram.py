@@ -16,6 +16,7 @@ from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows
+from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
 # Gradients that only a loop over the examples gives are kept up to this size; larger parameters are sketched.
@@ -56,13 +57,13 @@ def gradients_of(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[Gra
         per_example = evaluate(model, losses, batch)
         if not len(per_example):
             raise ValueError("batch: it holds no examples. Pass 64 to 256 of them (at least 8, for an interval).")
-        capture = engine_of(model).kept(model, losses, batch, per_example, trained)
+        capture = engine_of(model).kept(step := Step.of(model, losses, batch, per_example, trained))
         left = trained if capture is None else {name: trained[name] for name in capture.uncovered}
 
         def looped() -> Iterator[dict[str, Tensor]]:
             if capture is None:
                 return ({n: g.unsqueeze(0) for n, g in one.items()} for one in fallback.loop(per_example, left))
-            return fallback.gradients(model, losses, batch, per_example, left, capture.known)
+            return fallback.gradients(step, left, capture.known)
 
         yield GradientsOf(len(per_example), per_example.device, trained, capture, left, looped)
 

@@ -20,6 +20,7 @@ from variegrad.per_example.evaluate import Losses, NotFinite, evaluate
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.matmul import Outer
+from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
 # Rows, their draws and their sums stand beside each other for a moment: smaller tiles than where only norms are wanted.
@@ -86,9 +87,9 @@ class ExampleGradients:
         per_example: Float[Tensor, " b"],
         parameters: Mapping[str, nn.Parameter],
     ) -> None:
-        self._model, self._losses, self._batch = model, losses, batch
         self._per_example, self._parameters = per_example, parameters
-        self._capture = engine_of(model).kept(model, losses, batch, per_example, parameters)
+        self._step = Step.of(model, losses, batch, per_example, parameters)
+        self._capture = engine_of(model).kept(self._step)
 
     def __iter__(self) -> Iterator[Product | Tile]:
         if self._capture is None:
@@ -110,9 +111,7 @@ class ExampleGradients:
                 stop = min(start + step, len(self._per_example))
                 yield self._checked(name, start, self._capture.rows(name, start, stop, parameter))
         if left:
-            yield from self._of_chunks(
-                fallback.gradients(self._model, self._losses, self._batch, self._per_example, left, self._capture.known)
-            )
+            yield from self._of_chunks(fallback.gradients(self._step, left, self._capture.known))
 
     def tiles(self) -> Iterator[Tile]:
         """The same with every product formed, a tile at a time.

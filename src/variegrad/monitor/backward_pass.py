@@ -178,7 +178,7 @@ class BackwardPass:
         if self._capture is not None:
             self._capture.finish(self._parameters)
             if self._capture.late:
-                self._capture.known.leave_out(self._capture.late)
+                self._capture.known.leave_out(self._capture.late, self._capture.graph)
                 raise Unusable(f"how {sorted(self._capture.late)} are used changed from one batch to the next")
             norms = torch.stack(list(self._capture.sq_norms.values())).sum(0)
         if self.check is not None:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from variegrad.keys import generator
-from variegrad.per_example.graph import ACCUMULATE, REARRANGE, edges_below, leaf
+from variegrad.per_example.graph import ACCUMULATE, REARRANGE, base_name, edges_below, leaf, settings
 from variegrad.per_example.graph import outputs as outputs_of
-from variegrad.per_example.trust import base_name, settings
 
 TRIALS = 4
 ENTRIES = 8

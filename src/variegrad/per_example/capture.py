@@ -12,30 +12,20 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from variegrad.per_example.graph import Arc, Graph, Use
+from variegrad.per_example.check import mismatch_of_ways
+from variegrad.per_example.graph import Graph
 from variegrad.per_example.knowledge import Knowledge
-from variegrad.per_example.ownership import Layout
+from variegrad.per_example.ownership import block_sums
 from variegrad.per_example.plan import Disagreement, Plan, following
 from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
 from variegrad.per_example.rules.contribution import sq_norms
-from variegrad.per_example.verify import disagreement
-from variegrad.shapes import Float
+from variegrad.per_example.state import aside
+from variegrad.per_example.uses import Use
+from variegrad.shapes import Float, Inexact
 
 
 class Capture:
-    """Collects ‖∇f_i‖² while a backward pass runs, and Σ∇f_i where that is cheaper than leaving it to autograd.
-
-    Args:
-        graph: the graph of the losses.
-        known: its owners.
-        count: b.
-        plan: which variants to take.
-        l1: whether ‖∇f_i‖₁ is wanted as well.
-        examples: whose norms are wanted; None for all.
-        totals: whether Σ∇f_i is made here too; always left to autograd where the norms of some examples are wanted.
-        keep: whether nothing is summed, and the gradients themselves can be asked for afterwards (`gradients`).
-        rehearse: whether it is only found out which rules decline (`late`).
-    """
+    """Collects ‖∇f_i‖² while a backward pass runs, and Σ∇f_i where that is cheaper than leaving it to autograd."""
 
     def __init__(
         self,
@@ -59,19 +49,18 @@ class Capture:
         self.totals: dict[str, Tensor] = {}
         self.l1_norms: Float[Tensor, " m"] | None = None
         self.visits: dict[Node, list[tuple[str, Use]]] = defaultdict(list)
-        self.uses: dict[str, list[Use]] = {}
+        self.uses: dict[str, list[Use]] = {name: known.found(graph, name) for name in known.uses}
+        # With `sums`, what a trial of the layouts needs of this pass; whether a gate that was shut has opened.
+        self.sums: dict[Node, Tensor] | None = None
+        self.awake: Tensor | None = None
+        self.touched = self.retained = False
         self._kept: dict[str, list[tuple[Use, Contribution]]] = defaultdict(list)
         self._derived: list[tuple[str, Use, Tensor]] = []
         self._waiting: list[tuple[Node, Tensor]] = []
         self.uncovered = [name for name in graph.leaves if name in known.uncovered]
-        program = known.program(graph)
-        self.bottom = [graph.order[number] for number in program.bottom]
-        for name, each in program.uses.items():
-            self.uses[name] = [
-                Use(Arc(graph.order[number], slot), tuple(graph.order[k] for k in chain))
-                for number, slot, chain in each
-            ]
-            for use in self.uses[name]:
+        self.bottom = [graph.order[number] for number in known.bottom]
+        for name, each in self.uses.items():
+            for use in each:
                 self.visits[use.arc.node].append((name, use))
 
         # Norms of a few examples say nothing of the sum: autograd makes it as in any step, and rules see a few rows.
@@ -81,29 +70,33 @@ class Capture:
             self.bottom = []
 
     def run(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], *, retain: bool) -> None:
-        """The backward pass itself.
-
-        Args:
-            per_example: the losses.
-            parameters: the trained parameters.
-            retain: whether the graph is still needed afterwards.
-        """
+        """The backward pass itself."""
         left = [name for name in parameters if name in self.left_to_autograd]
+        asleep = self.known.sleeping(self.graph)
         targets: list[Any] = [GradientEdge(node, 0) for node in self.bottom] + [parameters[name] for name in left]
-        if not targets:
+        if not targets and not asleep:
             return
         handles = self.listen(skip=self.bottom)
         try:
             ones = torch.ones_like(per_example)
             # Where autograd runs through what prepares a parameter, the rules' own way down there must remain.
+            self.retained = retain
             retain = retain or self.known.deferred or any(not use.plain for name in left for use in self.uses[name])
-            gradients = torch.autograd.grad([per_example], targets, [ones], retain_graph=retain, allow_unused=True)
+            with aside(parameters.values()) as passes:
+                gradients = torch.autograd.grad(
+                    [per_example], [*targets, *asleep], [ones], retain_graph=retain, allow_unused=True
+                )
+                self.touched = passes.touched
         finally:
             for handle in handles:
                 handle.remove()
         with torch.no_grad():
-            received: list[Tensor | None] = list(gradients)
-            del gradients
+            received: list[Tensor | None] = list(gradients[: len(targets)])
+            beneath: list[Tensor | None] = list(gradients[len(targets) :])
+            arrived = [g for g in beneath if g is not None]
+            if arrived:
+                self.awake = torch.stack([(g != 0).any().to(per_example.device) for g in arrived]).any()
+            del gradients, beneath, arrived
             while self._waiting:
                 self.receive(*self._waiting.pop())
             for name, gradient in zip(left, received[len(self.bottom) :], strict=True):
@@ -117,14 +110,7 @@ class Capture:
                 self.finish(parameters)
 
     def listen(self, skip: Iterable[Node] = ()) -> list[RemovableHandle]:
-        """Hook the nodes of the graph that some rule serves.
-
-        Args:
-            skip: nodes that need no hook.
-
-        Returns:
-            Handles, to be removed after the pass.
-        """
+        """Hook the nodes of the graph that some rule serves."""
         skipped = set(skip)
 
         def arrived(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
@@ -140,14 +126,10 @@ class Capture:
         ]
 
     def receive(self, node: Node, gradient: Tensor) -> None:
-        """An output gradient has been made: let the rules of its node use it.
-
-        Args:
-            node: where.
-            gradient: ∂(Σ losses)/∂(output of the node).
-        """
-        layout = self.known.owner(self.graph, node)
-        assert isinstance(layout, Layout)
+        """An output gradient has been made: let the rules of its node use it."""
+        layout = self.known.layout(self.graph, node)
+        if self.sums is not None:
+            self.sums[node] = block_sums(gradient, layout, self.count)
         with following(self.plan), _no_autocast(gradient.device):
             visit = Visit(node, gradient.detach(), layout, self.count, self.examples)
             for name, use in self.visits[node]:
@@ -169,11 +151,7 @@ class Capture:
                     self._kept[name].append((use, part))
 
     def finish(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Settle the parameters with several uses, or prepared ones, and carry sums down to the parameters.
-
-        Args:
-            parameters: the trained parameters.
-        """
+        """Settle the parameters with several uses, or prepared ones, and carry sums down to the parameters."""
         with following(self.plan), _no_autocast(next(iter(parameters.values())).device):
             for name, parts in self._kept.items():
                 if name in self.late:
@@ -195,27 +173,11 @@ class Capture:
         return [name for name in self.uses if name not in self.late]
 
     def kept(self, name: str) -> list[tuple[Use, Contribution]]:
-        """What each use contributes to a parameter's gradients; needs `keep`.
-
-        Args:
-            name: the parameter.
-
-        Returns:
-            The uses that a gradient reached.
-        """
+        """What each use contributes to a parameter's gradients; needs `keep`."""
         return self._kept.get(name, [])
 
     def gradients(self, start: int, stop: int, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        """∇f_i of examples start … stop−1, for the parameters that rules cover; needs `keep`.
-
-        Args:
-            start: the first example.
-            stop: one past the last.
-            parameters: the trained parameters, or those of them that are wanted.
-
-        Returns:
-            Name → (stop − start, *shape).
-        """
+        """∇f_i of examples start … stop−1, for the parameters that rules cover; needs `keep`."""
         with torch.no_grad(), _no_autocast(next(iter(parameters.values())).device):
             return {
                 name: _sum_down(self._kept[name], start, stop, parameters[name]) if self._kept[name]
@@ -224,29 +186,14 @@ class Capture:
             }  # fmt: skip
 
     def rows(self, name: str, start: int, stop: int, parameter: nn.Parameter) -> Float[Tensor, "t ..."]:
-        """∇f_i of examples start … stop−1 for one parameter that rules cover; needs `keep`.
-
-        Args:
-            name: the parameter.
-            start: the first example.
-            stop: one past the last.
-            parameter: itself.
-
-        Returns:
-            Shape (stop − start, *shape).
-        """
+        """∇f_i of examples start … stop−1 for one parameter that rules cover; needs `keep`."""
         with torch.no_grad(), following(self.plan), _no_autocast(parameter.device), _naming(name):
             if not self._kept.get(name):
                 return parameter.new_zeros(stop - start, *parameter.shape)
             return _sum_down(self._kept[name], start, stop, parameter)
 
     def add_gradients(self, chunks: Iterable[dict[str, Tensor]], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Take per-example gradients that a fallback has formed.
-
-        Args:
-            chunks: name → (t, *shape), in the order of the examples.
-            parameters: those that they are of.
-        """
+        """Take per-example gradients that a fallback has formed."""
         norms: dict[str, list[Tensor]] = {name: [] for name in parameters}
         absolute = []
         for chunk in chunks:
@@ -254,7 +201,7 @@ class Capture:
                 norms[name].append(sq_norms(rows.detach()))
                 self.totals[name] = self.totals[name] + rows.sum(0) if name in self.totals else rows.sum(0)
             if self.l1:
-                absolute.append(torch.stack([_l1(rows) for rows in chunk.values()]).sum(0))
+                absolute.append(torch.stack([l1_norms(rows) for rows in chunk.values()]).sum(0))
         at = slice(None) if self.examples is None else self.examples
         for name, parts in norms.items():
             self.sq_norms[name] = torch.cat(parts)[at]
@@ -263,7 +210,7 @@ class Capture:
 
     def _settle(self, name: str, use: Use, part: Contribution) -> None:
         if self.l1:
-            self._add_l1(torch.cat([_l1(part.rows(*tile)) for tile in part.tiles()]))
+            self._add_l1(torch.cat([l1_norms(part.rows(*tile)) for tile in part.tiles()]))
         summed = part.summed(total=name not in self.left_to_autograd)
         self.sq_norms[name] = summed.sq_norms
         if summed.total is not None:
@@ -279,7 +226,7 @@ class Capture:
             rows = _sum_down(parts, start, stop, parameter)
             norms.append(sq_norms(rows))
             if self.l1:
-                absolute.append(_l1(rows))
+                absolute.append(l1_norms(rows))
             if summing:
                 total = rows.sum(0) if total is None else total.add_(rows.sum(0))
         self.sq_norms[name] = torch.cat(norms)
@@ -293,14 +240,7 @@ class Capture:
 
 
 def as_one(parts: Sequence[tuple[Use, Contribution]]) -> tuple[Use, Contribution] | None:
-    """All uses of a parameter as one contribution of the same norms, where their layouts allow it.
-
-    Args:
-        parts: the uses and what they contribute.
-
-    Returns:
-        A use of that layout and their sum; None where each must be carried down to the parameter first.
-    """
+    """All uses of a parameter as one contribution of the same norms, where their layouts allow it."""
     kinds = {use.kind for use, _ in parts}
     if None in kinds or not all(use.keeps_norms for use, _ in parts):
         return None
@@ -327,7 +267,7 @@ class _naming:  # noqa: N801 - a context manager at every node of every pass: a 
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Disagreement):
-            raise disagreement(self.name, error) from error
+            raise mismatch_of_ways(self.name, error) from error
 
 
 def _index(examples: Sequence[int]) -> Tensor | slice:
@@ -344,8 +284,10 @@ def _sum_down(
     return sum(others, start=first)
 
 
-def _l1(rows: Tensor) -> Float[Tensor, " t"]:
-    rows = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
+def l1_norms(rows: Inexact[Tensor, "t ..."]) -> Float[Tensor, " t"]:
+    """‖row‖₁ in float64; a complex entry counts as two."""
+    if rows.is_complex():
+        rows = torch.view_as_real(rows.resolve_conj())
     return rows.flatten(1).abs().sum(1, dtype=torch.float64) if rows.dim() > 1 else rows.abs().double()
 
 

@@ -1,27 +1,28 @@
 """The check of per-example gradients against the loop: what is compared, how closely, and at which batches.
 
 A reference is one backward pass for an example alone and one for the (weighted) sum of all, on the batch's own graph,
-by `autograd.grad`: nothing is accumulated. Gradients are reduced at once to two numbers for each parameter, ‖g‖² and a
-projection ⟨g, u⊗v⟩ that tells different gradients of equal norm apart; they stay on the device and are read once. Each
-parameter is compared relative to itself, plus what rounding may leave where terms cancel.
+by `autograd.grad`: nothing is accumulated, no hook of the user runs. Gradients are reduced at once to two numbers for
+each parameter, ‖g‖² and a projection ⟨g, u⊗v⟩ that tells different gradients of equal norm apart; they stay on the
+device and are read once. Each parameter is compared relative to itself, plus what rounding may leave of it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from variegrad.keys import generator
+from variegrad.per_example.plan import Disagreement
+from variegrad.per_example.rules.rounding import LOW_PRECISION_TOLERANCE, TOLERANCE
+from variegrad.per_example.state import aside
 from variegrad.shapes import Float
 
-# Relative error of ‖∇f_i‖² that rounding may explain, and the part of the whole ‖∇f_i‖² that cancellation may leave.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-LOW_PRECISION_TOLERANCE = 0.1
-FLOOR = {torch.float64: 1e-20, torch.float32: 1e-8}
+# The part of the whole ‖∇f_i‖² that cancellation may leave of one parameter's.
+FLOOR = {torch.float64: 1e-20, torch.float32: 1e-8, torch.complex128: 1e-20, torch.complex64: 1e-8}
 LOW_PRECISION_FLOOR = 1e-3
 
 
@@ -69,9 +70,9 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
         places, values = None, gradient if gradient.dim() else gradient.unsqueeze(0)
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
-    values = values.reshape(len(values), -1)
     if not values.numel():
         return torch.zeros(2, dtype=torch.float64, device=values.device)
+    values = values.reshape(len(values), -1)
     rows = torch.arange(len(values), device=values.device) if places is None else places
     columns = (torch.arange(values.shape[1], device=values.device, dtype=torch.float64) / 2 + 1).cos()
     projection = rows.double().cos() @ (values @ columns.to(values.dtype)).double()
@@ -79,11 +80,14 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
 
 
 def gradients(
-    per_example: Float[Tensor, " b"], weights: Float[Tensor, " b"], parameters: Iterable[Tensor]
+    per_example: Float[Tensor, " b"], weights: Float[Tensor, " b"], parameters: Iterable[Tensor], *, hooks: bool = False
 ) -> list[Tensor | None]:
     """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated; the graph is kept."""
-    with torch.enable_grad():
-        return list(torch.autograd.grad([per_example], [*parameters], [weights], retain_graph=True, allow_unused=True))
+    targets = [*parameters]
+    if not targets:
+        return []
+    with torch.enable_grad(), aside(targets, hooks=hooks):
+        return list(torch.autograd.grad([per_example], targets, [weights], retain_graph=True, allow_unused=True))
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class Reference:
         def pass_of(scale: Tensor) -> Tensor:
             found = gradients(per_example, scale, parameters.values())
             zero = torch.zeros(2, dtype=torch.float64, device=per_example.device)
-            return torch.stack([zero if g is None else prints(g).to(zero.device) for g in found]).cpu()
+            rows = [zero if g is None else prints(g).to(zero.device) for g in found]
+            return torch.stack(rows).cpu() if rows else torch.zeros(0, 2, dtype=torch.float64)
 
         places = torch.arange(len(per_example), device=per_example.device)
         return cls(
@@ -126,6 +131,12 @@ class Reference:
             whole=pass_of(weights),
             dtype=dtype,
         )
+
+    def with_hooks(self, per_example: Float[Tensor, " b"], hooked: Mapping[str, nn.Parameter]) -> Reference:
+        """With the sums of parameters whose hooks run, too: these must be the sums of what the hooks make of each."""
+        found = gradients(per_example, torch.ones_like(per_example), hooked.values(), hooks=True)
+        rows = [torch.zeros(2, dtype=torch.float64) if g is None else prints(g).cpu() for g in found]
+        return replace(self, names=(*self.names, *hooked), whole=torch.cat((self.whole, torch.stack(rows))))
 
     @property
     def finite(self) -> bool:
@@ -145,7 +156,7 @@ class Reference:
     def worst_norm(self, example: int, sq_norms: Mapping[str, float]) -> tuple[str, float] | None:
         """The parameter whose ‖c_i∇f_i‖² differs most, and by what relative amount; None if none does."""
         expected = self.alone[example][:, 0]
-        found = torch.tensor([sq_norms.get(name, 0.0) for name in self.names], dtype=torch.float64)
+        found = torch.tensor([sq_norms.get(name, 0.0) for name in self.names[: len(expected)]], dtype=torch.float64)
         allowed = self.tolerance * torch.maximum(found, expected) + self.floor * expected.sum()
         return self._worst((found - expected).abs(), allowed)
 
@@ -168,7 +179,7 @@ class Reference:
         return worst or self._worst((found[:, 1] - self.whole[:, 1]).square(), self.tolerance**2 * scale + left)
 
     def _worst(self, off: Tensor, allowed: Tensor) -> tuple[str, float] | None:
-        if bool((off <= allowed).all()):
+        if bool((off <= allowed).all()):  # also if there is none
             return None
         excess = torch.where(off <= allowed, 0.0, off / allowed.clamp(min=torch.finfo(torch.float64).tiny))
         k = int(excess.argmax())
@@ -181,4 +192,13 @@ def mismatch(name: str, relative: float) -> RuntimeError:
         f"the per-example gradients of parameter {name!r} differ from the loop by a relative {relative:.2g}: refusing "
         "to return them. Does the backward pass of this model change from call to call, or is it non-linear (a hook "
         "that clips gradients)? variegrad.per_example.loop_gradients is slow and always right."
+    )
+
+
+def mismatch_of_ways(name: str, found: Disagreement) -> RuntimeError:
+    """The refusal of gradients that two variants of a rule do not agree on."""
+    return RuntimeError(
+        f"the per-example gradients of parameter {name!r} differ between {found.ways[0]!r} and {found.ways[1]!r}, two "
+        f"ways of the rule {found.rule!r} that must agree, by {found.relative:.2g} times what rounding may explain: "
+        "refusing to return them. variegrad.per_example.loop_gradients is slow and always right."
     )

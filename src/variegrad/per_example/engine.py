@@ -3,33 +3,38 @@
 The graph shows every use of every parameter; a use whose output gradient is owned row by row goes to the rule of its
 node, from inside the backward pass, so that each output gradient is freed as soon as it was used. The pass is asked for
 the lowest of these nodes only, and therefore skips every weight gradient that a rule forms itself.
+
+One line: a structure is known or learnt (`learn`); a pass runs (`capture`), while what data may change is tried; what
+came out is checked on a schedule (`check`). Whatever no rule serves goes to the loop (`fallback`).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example import fallback
-from variegrad.per_example.capture import Capture
-from variegrad.per_example.capture import _l1 as l1_norms
-from variegrad.per_example.coupling import refuse_if_coupled, refuse_training_batch_norm
-from variegrad.per_example.evaluate import Losses
-from variegrad.per_example.first_use import by_the_loop, check_rows, learn_from_a_few, learn_from_all
-from variegrad.per_example.graph import Graph, read_graph
+from variegrad.per_example.capture import Capture, l1_norms
+from variegrad.per_example.check import Reference, Schedule, mismatch, prints
+from variegrad.per_example.coupling import refuse_broadcast, refuse_if_coupled, refuse_training_batch_norm
+from variegrad.per_example.evaluate import evaluate
 from variegrad.per_example.knowledge import Knowledge
-from variegrad.per_example.ownership import NotFinite
+from variegrad.per_example.learn import learn, learn_from_a_few
+from variegrad.per_example.ownership import NotFinite, Trial
 from variegrad.per_example.plan import Plan
+from variegrad.per_example.routing import in_order
 from variegrad.per_example.rules.contribution import sq_norms
-from variegrad.per_example.trust import structure
-from variegrad.per_example.verify import mismatch
+from variegrad.per_example.state import hooked
+from variegrad.per_example.step import Step
 from variegrad.shapes import Float
+
+# Structures that are remembered, and how often a batch is learnt anew before the loop takes it.
+REMEMBERED, ATTEMPTS = 128, 3
 
 
 @dataclass(frozen=True)
@@ -52,362 +57,302 @@ class Engine:
 
     Args:
         measured: whether variants are chosen by timing each once; otherwise by counting operations, deterministically.
-        verify: whether two examples are checked against the loop when a structure is first met.
+        verify: whether numbers are compared with the loop, on a schedule.
     """
 
     def __init__(self, *, measured: bool = True, verify: bool = True) -> None:
         self.plan = Plan(measured=measured)
         self.verify = verify
-        self.known: dict[int, Knowledge] = {}
+        self.known: OrderedDict[int, Knowledge] = OrderedDict()
+        self._schedule, self._schedule_of_rows = Schedule(), Schedule()
 
-    def norms(
-        self,
-        model: nn.Module,
-        losses: Losses,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        l1: bool = False,
-        examples: Sequence[int] | None = None,
-    ) -> Norms:
-        """‖∇f_i‖² for each example (or for some) and Σ∇f_i over all; uses up the graph of the losses.
-
-        Args:
-            model: the unwrapped model.
-            losses: the user's function, for the fallbacks.
-            batch: the batch, for the fallbacks.
-            per_example: `losses(model, batch)`.
-            parameters: the trained parameters.
-            l1: whether ‖∇f_i‖₁ is wanted as well.
-            examples: the examples whose norms are wanted; None for all.
-
-        Returns:
-            The norms.
+    def norms(self, step: Step, *, l1: bool = False, examples: Sequence[int] | None = None) -> Norms:
+        """‖∇f_i‖² for each example (or for some) and Σ∇f_i over all; frees the graph of the losses.
 
         Raises:
             ValueError: if the examples are coupled, or those asked for are not in the batch.
             RuntimeError: if the check against the loop fails.
         """
-        count = len(per_example)
-        wanted = list(range(count)) if examples is None else list(examples)
-        if examples is not None and (len({*wanted}) != len(wanted) or not wanted or not {*wanted} <= {*range(count)}):
+        wanted = list(range(step.count)) if examples is None else list(examples)
+        if examples is not None and (
+            len({*wanted}) != len(wanted) or not wanted or not {*wanted} <= {*range(step.count)}
+        ):
             raise ValueError(
-                f"examples must be different indices from 0 to {count - 1}, at least one; got {wanted[:8]}."
+                f"examples must be different indices from 0 to {step.count - 1}, at least one; got {wanted[:8]}."
             )
-        graph = self.graph(per_example, parameters)
-        if count == 1 or graph.hides_parameters:
-            return _looped(per_example, parameters, l1, wanted)
-        try:
-            known = self.knowledge(graph, model, losses, batch, per_example, parameters)
-        except NotFinite:
-            return _not_finite(model, losses, batch, per_example, parameters, wanted)
-        if known.everything_looped:
-            return _looped(per_example, parameters, l1, wanted)
-        if l1 and self.verify and not known.rows_verified and not graph.opaque:
-            self._check_kept(graph, known, per_example, parameters)
-        if not self.verify or known.verified:
-            return self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples)
-        return self._checked(graph, known, model, losses, batch, per_example, parameters, l1, examples)
+        if not step.count:
+            none = step.per_example.detach().double()
+            zeros = {name: torch.zeros_like(p) for name, p in step.parameters.items()}
+            return Norms(sq_norms=dict.fromkeys(zeros, none), total=zeros, l1_norms=none if l1 else None)
+        known = self._ready(step)
+        if known is None:
+            return _looped(step, wanted, l1=l1)
+        key = step.structure
+        due = self.verify and self._schedule.due(key) and not known.just_checked
+        known.just_checked = False
+        if l1 and self.verify and not known.rows_checked and not step.graph.opaque:
+            self._check_rows(step, known)
+        # Norms of a few examples say nothing of the sum: autograd makes it as in any step. Of more than half of them
+        # the cheaper way is to take the norms of all, whose rules make the sum as well.
+        seen = examples if examples is None or 2 * len(wanted) <= step.count else None
+        for _ in range(ATTEMPTS):
+            retain = due or not known.certain or bool(step.graph.opaque)
+            capture = self._pass(step, known, retain=retain, l1=l1, examples=seen)
+            if capture is None:
+                self._schedule.again(key)
+                known = self._relearnt(step, key)
+                if known is None or known.looped:
+                    return _looped(step, wanted, l1=l1)
+                due = self.verify
+                continue
+            if capture.late:
+                known.leave_out(capture.late, step.graph)
+                if not capture.retained:  # the graph is gone
+                    assert step.losses is not None
+                    again = evaluate(step.model, step.losses, step.batch)
+                    step = Step.of(step.model, step.losses, step.batch, again, step.parameters)
+                continue
+            found = _norms(step, capture, wanted if seen is None else None)
+            if not due or self._checked(step, known, key, found, wanted):
+                return found
+            break
+        return _looped(step, wanted, l1=l1)
 
-    def _checked(
-        self,
-        graph: Graph,
-        known: Knowledge,
-        model: nn.Module,
-        losses: Losses,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-        l1: bool,
-        examples: Sequence[int] | None,
-        retain: bool = False,
-    ) -> Norms:
-        wanted = list(range(len(per_example))) if examples is None else list(examples)
-        expected = by_the_loop(graph, per_example, parameters, sorted({wanted[0], wanted[-1]}))
-        # A custom Function may hold parameters that the graph does not show: then only the loop sees them.
-        retain = retain or bool(graph.opaque)
-        found = self._visit(graph, known, model, losses, batch, per_example, parameters, l1, examples, retain=retain)
-        worst = expected.worst_mismatch(found.sq_norms, found.total, wanted)
-        if worst is None:
-            known.verified = expected.finite
-            return found
-        if graph.opaque:
-            known.everything_looped = True
-            return _looped(per_example, parameters, l1, wanted)
-        raise mismatch(*worst)
-
-    def gradients(
-        self,
-        model: nn.Module,
-        losses: Losses,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-        step: int,
-    ) -> Iterator[dict[str, Float[Tensor, "t ..."]]]:
-        """∇f_i themselves, `step` examples at a time.
-
-        Args:
-            model: the unwrapped model.
-            losses: the user's function, for the fallbacks.
-            batch: the batch, for the fallbacks.
-            per_example: `losses(model, batch)`.
-            parameters: the trained parameters.
-            step: examples at once.
-
-        Yields:
-            Parameter → (t, *shape).
-        """
-        count = len(per_example)
-        refuse_training_batch_norm(model)
-        graph = self.graph(per_example, parameters)
-        looped = count == 1 or graph.hides_parameters
-        if not looped:
-            try:
-                known = self.knowledge(graph, model, losses, batch, per_example, parameters)
-                looped = known.everything_looped or bool(graph.opaque)
-            except NotFinite:
-                looped = True
-        if looped:
-            yield from _stacked(fallback.loop(per_example, parameters), step)
+    def gradients(self, step: Step, size: int) -> Iterator[dict[str, Float[Tensor, "t ..."]]]:
+        """∇f_i themselves, `size` examples at a time: parameter → (t, *shape)."""
+        capture = self.kept(step, retain=True)
+        if capture is None:
+            yield from _stacked(fallback.loop(step.per_example, step.parameters), size)
             return
-        capture = Capture(graph, known, count, self.plan, keep=True)
-        capture.run(per_example, parameters, retain=True)
-        rest = {name: parameters[name] for name in (*capture.uncovered, *capture.late)}
-        others = _stacked(fallback.loop(per_example, rest), step) if rest else None
-        if self.verify and not known.rows_verified:
-            expected = by_the_loop(graph, per_example, parameters, (0, count - 1))
-            if expected.finite:
-                check_rows(capture, expected, parameters, count)
-                known.rows_verified = True
-        for start in range(0, count, step):
-            rows = capture.gradients(start, min(start + step, count), parameters)
+        rest = {name: step.parameters[name] for name in capture.uncovered}
+        others = _stacked(fallback.loop(step.per_example, rest), size) if rest else None
+        for start in range(0, step.count, size):
+            stop = min(start + size, step.count)
+            rows = capture.gradients(start, stop, step.parameters)
             if others is not None:
                 rows.update(next(others))
-            absent = parameters.keys() - rows.keys()
             yield {
-                name: parameters[name].new_zeros(min(step, count - start), *parameters[name].shape)
-                if name in absent else rows[name]
-                for name in parameters
-            }  # fmt: skip
+                name: rows[name] if name in rows else p.new_zeros(stop - start, *p.shape)
+                for name, p in step.parameters.items()
+            }
 
-    def kept(
-        self,
-        model: nn.Module,
-        losses: Losses,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> Capture | None:
-        """What rules keep of each example's gradient, after one backward pass; the graph is kept where it is needed.
+    def kept(self, step: Step, *, retain: bool = False) -> Capture | None:
+        """What rules keep of each example's gradient, after one backward pass; None if only the loop is right.
 
-        Args:
-            model: the unwrapped model.
-            losses: the user's function, for the fallbacks.
-            batch: the batch, for the fallbacks.
-            per_example: `losses(model, batch)`.
-            parameters: the trained parameters.
-
-        Returns:
-            The capture, checked against the loop at its first use; None where only the loop is right.
+        The graph is kept if it is asked for, or if some parameter is left to the fallback.
         """
-        refuse_training_batch_norm(model)
-        graph = self.graph(per_example, parameters)
-        if len(per_example) == 1 or graph.hides_parameters:
+        refuse_training_batch_norm(step.model)
+        known = self._ready(step)
+        if known is None or step.graph.opaque:
             return None
-        try:
-            known = self.knowledge(graph, model, losses, batch, per_example, parameters)
-        except NotFinite:
-            return None
-        if known.everything_looped or graph.opaque:
-            return None
-        capture = Capture(graph, known, len(per_example), self.plan, keep=True)
-        verified = known.rows_verified or not self.verify
-        capture.run(per_example, parameters, retain=bool(capture.uncovered) or not verified)
-        if not verified:
-            expected = by_the_loop(graph, per_example, parameters, (0, len(per_example) - 1))
-            if expected.finite:
-                check_rows(capture, expected, parameters, len(per_example))
-                known.rows_verified = True
-        if capture.late:
-            known.leave_out(capture.late)
-            raise RuntimeError(
-                f"how {sorted(capture.late)} are used changed from one batch to the next "
-                f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
+        key = step.structure
+        due = self.verify and self._schedule_of_rows.due(key)
+        for _ in range(ATTEMPTS):
+            capture = self._pass(
+                step, known, retain=True if due or known.uncovered or not known.certain else retain, keep=True
             )
-        return capture
+            if capture is None:
+                self._schedule_of_rows.again(key)
+                known = self._relearnt(step, key)
+                if known is None or known.looped:
+                    return None
+                due = self.verify
+                continue
+            if capture.late:
+                known.leave_out(capture.late, step.graph)
+                if capture.retained:
+                    continue
+                raise RuntimeError(
+                    f"how {sorted(capture.late)} are used differs from earlier batches "
+                    f"({', '.join(sorted(set(capture.late.values())))}), and the graph is gone: call again; they go to "
+                    "the fallback from now on."
+                )
+            if due:
+                places = (
+                    {0, step.count - 1} if not known.rows_checked else {self._schedule_of_rows.example(key, step.count)}
+                )
+                self._compare_rows(step, known, capture, sorted(places))
+            return capture
+        return None
 
-    def graph(self, per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]) -> Graph:
-        """The graph of the losses.
+    def knowledge(self, step: Step) -> Knowledge:
+        """What is known of graphs of this structure; learnt now if it is not known, or does not fit this batch.
 
-        Args:
-            per_example: the losses.
-            parameters: the trained parameters.
-
-        Returns:
-            Their graph.
+        Raises:
+            ValueError: if the examples are coupled.
+            NotFinite: if some gradient is not finite.
         """
-        assert per_example.grad_fn is not None
-        return read_graph(per_example.grad_fn, parameters)
-
-    def knowledge(
-        self,
-        graph: Graph,
-        model: nn.Module,
-        losses: Losses | None,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> Knowledge:
-        """What is known of graphs of this structure; learnt now where it is not, or not for certain.
-
-        Args:
-            graph: the graph of the losses.
-            model: the unwrapped model.
-            losses: the user's function; None where only the losses are at hand.
-            batch: the batch.
-            per_example: the losses.
-            parameters: the trained parameters.
-
-        Returns:
-            The owners of its gradients and the uses of each parameter.
-        """
-        key = structure(graph)
+        key = step.structure
         known = self.known.get(key)
         if known is None:
-            check = partial(self._check_few, model, losses, parameters) if self.verify and losses is not None else None
-            known = learn_from_a_few(graph, model, losses, batch, len(per_example), parameters, check)
-            if known is not None:
+            refuse_broadcast(step)
+            conclusive = learn_from_a_few(step)
+            if conclusive is not None:
+                known, few = conclusive
+                if self.verify:
+                    self._check_few(few, known)
+                    known.just_checked = True
                 if known.suspects:
-                    refuse_if_coupled(graph, model, losses, batch, per_example, known.suspects)
-                self.known[key] = known
-        if known is None or not known.certain or not known.fits(graph, len(per_example)):
-            fresh = learn_from_all(graph, model, losses, batch, per_example, parameters)
-            if known is not None:
-                fresh.verified, fresh.rows_verified = known.verified, known.rows_verified
-                fresh.vectorize = known.vectorize
-                fresh.uncovered = {**known.uncovered, **fresh.uncovered}
-                fresh.everything_looped = known.everything_looped
-            self.known[key] = known = fresh
+                    refuse_if_coupled(step, known.suspects)
+        if known is None or not known.fits(step.graph, step.count):
+            known = _updated(known, learn(step))
+            self._schedule.again(key)
+            self._schedule_of_rows.again(key)
+        self.known[key] = known
+        self.known.move_to_end(key)
+        while len(self.known) > REMEMBERED:
+            self.known.popitem(last=False)
         return known
 
-    def _check_few(
+    def _ready(self, step: Step) -> Knowledge | None:
+        """What is known of this graph; None if the loop must serve it."""
+        if step.count == 1 or step.graph.hides_parameters:
+            return None
+        try:
+            known = self.knowledge(step)
+        except NotFinite:
+            return None
+        return None if known.looped else known
+
+    def _relearnt(self, step: Step, key: int) -> Knowledge | None:
+        try:
+            known = self.known[key] = _updated(self.known.get(key), learn(step))
+        except NotFinite:
+            return None
+        return known
+
+    def _pass(
         self,
-        model: nn.Module,
-        losses: Losses,
-        parameters: Mapping[str, nn.Parameter],
-        graph: Graph,
+        step: Step,
         known: Knowledge,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-    ) -> None:
-        count = len(per_example)
-        self._check_kept(graph, known, per_example, parameters)
-        if not known.rows_verified:
+        *,
+        retain: bool,
+        l1: bool = False,
+        examples: Sequence[int] | None = None,
+        keep: bool = False,
+    ) -> Capture | None:
+        """One backward pass through the rules; None if what was known does not hold for this batch."""
+        capture = Capture(step.graph, known, step.count, self.plan, l1=l1, examples=examples, keep=keep)
+        trial = None
+        if not known.routed or not in_order([step.graph.order[k] for k in known.in_order]):
+            # Data decide whose row is whose: one more pass, under other weights, shows whether it is as it was.
+            key = self._schedule._batches.get(step.structure, 0)
+            layouts = known.layouts(step.graph)
+            trial = Trial(step.per_example, layouts, step.ends, step.graph.coarsest, key)
+            capture.sums = {}
+        rest = {name: step.parameters[name] for name in capture.uncovered}
+        if rest and not keep:
+            capture.add_gradients(fallback.gradients(step, rest, known), rest)
+        capture.run(step.per_example, step.parameters, retain=retain)
+        if step.graph.opaque and capture.touched:
+            known.looped = True
+            return None
+        if capture.awake is not None and bool(capture.awake):
+            return None
+        if trial is not None and capture.sums is not None and trial.failed(capture.sums):
+            return None
+        return capture
+
+    def _checked(self, step: Step, known: Knowledge, key: int, found: Norms, wanted: list[int]) -> bool:
+        """Compare with the loop; False if a custom Function hides parameters, so that the loop must serve."""
+        first = not known.rows_checked and self._schedule._batches.get(key, 0) <= 1
+        places = sorted({wanted[0], wanted[-1]}) if first else [wanted[self._schedule.example(key, len(wanted))]]
+        try:
+            _compare(step, found, wanted, places)
+        except RuntimeError:
+            if not step.graph.opaque:
+                raise
+            known.looped = True
+            return False
+        return True
+
+    def _check_few(self, few: Step, known: Knowledge) -> None:
+        self._check_rows(few, known)
+        for examples in (None, (0,)):
+            capture = Capture(few.graph, known, few.count, self.plan, examples=examples)
+            rest = {name: few.parameters[name] for name in capture.uncovered}
+            if rest:
+                capture.add_gradients(fallback.loop_rows(few, rest), rest)
+            capture.run(few.per_example, few.parameters, retain=True)
+            wanted = list(range(few.count)) if examples is None else [*examples]
+            _compare(few, _norms(few, capture, None), wanted, sorted({wanted[0], wanted[-1]}))
+
+    def _check_rows(self, step: Step, known: Knowledge) -> None:
+        capture = Capture(step.graph, known, step.count, None, keep=True)
+        capture.run(step.per_example, step.parameters, retain=True)
+        if not capture.late:
+            self._compare_rows(step, known, capture, [0, step.count - 1])
+
+    def _compare_rows(self, step: Step, known: Knowledge, capture: Capture, examples: list[int]) -> None:
+        served = {name: step.parameters[name] for name in capture.covered}
+        reference = Reference.of(step.per_example, served, examples, step.graph.coarsest)
+        if not served or not reference.finite:
             return
-        for examples in (None, (0, count - 1)):
-            self._checked(
-                graph, known, model, losses, batch, per_example, parameters, False, examples, retain=True
-            )  # fmt: skip
-
-    def _check_kept(
-        self, graph: Graph, known: Knowledge, per_example: Tensor, parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        count = len(per_example)
-        expected = by_the_loop(graph, per_example, parameters, (0, count - 1))
-        if not expected.finite:
-            return
-        kept = Capture(graph, known, count, None, keep=True)
-        kept.run(per_example, parameters, retain=True)
-        check_rows(kept, expected, parameters, count)
-        known.rows_verified = True
-
-    def _visit(
-        self,
-        graph: Graph,
-        known: Knowledge,
-        model: nn.Module,
-        losses: Losses,
-        batch: Batch,
-        per_example: Float[Tensor, " b"],
-        parameters: Mapping[str, nn.Parameter],
-        l1: bool,
-        examples: Sequence[int] | None,
-        retain: bool = False,
-    ) -> Norms:
-        # Autograd's sum beside the norms of many examples would cost more than the norms of all.
-        count, wanted = len(per_example), examples
-        if examples is not None and 2 * len(examples) > count:
-            examples = None
-        capture = Capture(graph, known, count, self.plan, l1=l1, examples=examples)
-        rest = {name: parameters[name] for name in capture.uncovered}
-        if rest:
-            capture.add_gradients(fallback.gradients(model, losses, batch, per_example, rest, known), rest)
-        capture.run(per_example, parameters, retain=retain)
-        if capture.late:
-            known.leave_out(capture.late)
-            raise RuntimeError(
-                f"how {sorted(capture.late)} are used changed from one batch to the next "
-                f"({', '.join(sorted(set(capture.late.values())))}); they go to the fallback from now on: call again."
-            )
-        zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=per_example.device)
-        sq_norms = {name: capture.sq_norms.get(name, zeros) for name in parameters}
-        l1_norms = capture.l1_norms
-        if wanted is not examples:
-            at = torch.as_tensor(wanted, device=per_example.device)
-            sq_norms = {name: norms[at] for name, norms in sq_norms.items()}
-            l1_norms = None if l1_norms is None else l1_norms[at]
-        return Norms(
-            sq_norms=sq_norms,
-            total={
-                name: capture.totals[name] if name in capture.totals else torch.zeros_like(p)
-                for name, p in parameters.items()
-            },
-            l1_norms=l1_norms,
-        )
+        for i in examples:
+            rows = capture.gradients(i, i + 1, served)
+            worst = reference.worst_norm(i, {name: float(prints(r[0])[0]) for name, r in rows.items()})
+            if worst is not None:
+                raise mismatch(*worst)
+        known.rows_checked = True
 
 
-def _stacked(gradients: Iterator[dict[str, Tensor]], step: int) -> Iterator[dict[str, Tensor]]:
-    while waiting := list(islice(gradients, step)):
+def _updated(before: Knowledge | None, fresh: Knowledge) -> Knowledge:
+    if before is not None:
+        fresh.vectorize, fresh.looped = before.vectorize, before.looped
+    return fresh
+
+
+def _compare(step: Step, found: Norms, wanted: list[int], places: list[int]) -> None:
+    """Compare norms and the sum with the loop's; a hook of the user is asked whether it is linear."""
+    own = {name: step.parameters[name] for name in hooked(step.parameters)}
+    plain = {name: p for name, p in step.parameters.items() if name not in own}
+    reference = Reference.of(step.per_example, plain, places, step.graph.coarsest)
+    if own:
+        reference = reference.with_hooks(step.per_example, own)
+    if not reference.finite:
+        return
+    names = list(plain)
+    for i in places:
+        values = torch.stack([found.sq_norms[name][wanted.index(i)] for name in names]).tolist() if names else []
+        if worst := reference.worst_norm(i, dict(zip(names, values, strict=True))):
+            raise mismatch(*worst)
+    sums = torch.stack([prints(found.total[name]).to(step.per_example.device) for name in reference.names]).cpu()
+    sizes = torch.stack([found.sq_norms[name].sum() for name in reference.names]).tolist()
+    scale = step.count / len(wanted)
+    named = dict(zip(reference.names, (scale * size for size in sizes), strict=True))
+    if worst := reference.worst_sum(dict(zip(reference.names, sums, strict=True)), named):
+        raise mismatch(*worst)
+
+
+def _norms(step: Step, capture: Capture, wanted: list[int] | None) -> Norms:
+    zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=step.per_example.device)
+    norms = {name: capture.sq_norms.get(name, zeros) for name in step.parameters}
+    l1 = capture.l1_norms
+    if (wanted is not None and len(wanted) != capture.wanted) or (wanted is not None and wanted != sorted(wanted)):
+        at = torch.as_tensor(wanted, device=zeros.device)
+        norms = {name: each[at] for name, each in norms.items()}
+        l1 = None if l1 is None else l1[at]
+    total = {n: capture.totals[n] if n in capture.totals else torch.zeros_like(p) for n, p in step.parameters.items()}
+    return Norms(sq_norms=norms, total=total, l1_norms=l1)
+
+
+def _stacked(found: Iterator[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+    while waiting := list(islice(found, size)):
         yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}
 
 
-def _not_finite(
-    model: nn.Module,
-    losses: Losses,
-    batch: Batch,
-    per_example: Float[Tensor, " b"],
-    parameters: Mapping[str, nn.Parameter],
-    wanted: list[int],
-) -> Norms:
-    # Within the batch one infinite derivative spoils every example (0·∞ is NaN): alone, each shows its own.
-    if shared_length(batch) is None:
-        return _looped(per_example, parameters, l1=True, wanted=wanted)
-    norms: dict[str, list[Tensor]] = {name: [] for name in parameters}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for i in wanted:
-        alone = losses(model, map_tensors(lambda t, i=i: t[i : i + 1], batch))  # type: ignore[misc]
-        for name, gradient in fallback.one_gradient(alone, 0, parameters).items():
-            norms[name].append(gradient.double().square().sum())
-            total[name] += gradient
-    return Norms(sq_norms={name: torch.stack(rows) for name, rows in norms.items()}, total=total)
-
-
-def _looped(
-    per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], l1: bool, wanted: list[int]
-) -> Norms:
+def _looped(step: Step, wanted: list[int], *, l1: bool) -> Norms:
     chosen = set(wanted)
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    norms: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    total = {name: torch.zeros_like(p) for name, p in step.parameters.items()}
+    norms: dict[str, list[Tensor]] = {name: [] for name in step.parameters}
     absolute = []
-    for i, gradient in enumerate(fallback.loop(per_example, parameters)):
+    for i, gradient in enumerate(fallback.loop(step.per_example, step.parameters)):
         for name, g in gradient.items():
             total[name] += g
             if i in chosen:
                 norms[name].append(sq_norms(g.detach().unsqueeze(0)))
         if l1 and i in chosen:
-            absolute.append(torch.stack([l1_norms(g.unsqueeze(0))[0] for g in gradient.values()]).sum())
+            absolute.append(torch.stack([l1_norms(g.detach().unsqueeze(0))[0] for g in gradient.values()]).sum())
     order = torch.tensor([sorted(chosen).index(i) for i in wanted])
     return Norms(
         sq_norms={name: torch.cat(rows)[order] for name, rows in norms.items()},

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from variegrad.batches import Batch, tensors
+from variegrad.batches import Batch, shared_length, tensors
 from variegrad.per_example.recurrent import unfused
+from variegrad.per_example.state import left_as_found as left_as_found  # noqa: PLC0414 - its old place
 from variegrad.shapes import Float
 
 Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
@@ -24,17 +25,7 @@ class NotFinite(ValueError):  # noqa: N818
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and `DistributedDataParallel`: the same parameters, an ordinary graph.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The innermost module.
-
-    Raises:
-        TypeError: if it is no module.
-    """
+    """The model inside `torch.compile` and `DistributedDataParallel`: the same parameters, an ordinary graph."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}.")
     while True:
@@ -47,17 +38,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter that requires a gradient, once, by its first name.
-
-    Args:
-        model: an unwrapped model.
-
-    Returns:
-        Name → parameter.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """Every parameter that requires a gradient, once, by its first name."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError(
@@ -68,46 +49,34 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " b"]:
-    """`losses(model, batch)`, checked: one finite, differentiable loss for each example of the batch.
-
-    Args:
-        model: an unwrapped model, in the mode the user chose.
-        losses: the user's function.
-        batch: any nesting of tensors whose first dimension is the example.
-
-    Returns:
-        The losses with their graph, shape (b,).
-
-    Raises:
-        TypeError: if it returns no tensor, or integers.
-        ValueError: if the shape is not (b,), a loss is not finite, or there is no graph to differentiate.
-    """
+    """`losses(model, batch)`, checked: one finite, differentiable loss for each example of the batch."""
     with torch.enable_grad(), _eager(), unfused(model):
         per_example = losses(model, batch)
-        # What the function really returns is not known before `check_losses`.
-        if getattr(per_example, "is_leaf", False) and per_example.requires_grad:
-            per_example = per_example.clone()  # losses that are a parameter: a graph of one node
     check_losses(per_example)
-    lengths = {len(t) for t in tensors(batch) if t.dim()}
-    if lengths and len(per_example) not in lengths:
-        raise ValueError(
-            f"losses(model, batch) must return one loss per example: got {len(per_example)} losses for a batch whose "
-            f"tensors have first dimension {', '.join(map(str, sorted(lengths)))}. "
-            "Average or sum over positions (tokens, pixels) first, so that each example keeps one number."
-        )
+    if per_example.grad_fn is None:  # a parameter itself
+        per_example = per_example.clone()
+    _refuse_positions(per_example, batch)
     return per_example
 
 
+def _refuse_positions(per_example: Tensor, batch: Batch) -> None:
+    # The number of examples is the number of losses. But if all tensors share a first dimension, losses that are not
+    # one for each row, group of rows, column or tensor are a mistake: a forgotten average.
+    rows, found, size = shared_length(batch), tensors(batch), len(per_example)
+    if rows is None or size in (0, rows) or rows < 2:
+        return
+    positions = any(t.dim() > 1 and size == t.shape[0] * t.shape[1] for t in found)
+    grouped = rows % size == 0 or len(found) % size == 0 or all(t.shape[1:2] == (size,) for t in found)
+    if positions or not grouped:
+        raise ValueError(
+            f"losses(model, batch) must return one loss per example: got {size} losses for a batch whose tensors have "
+            f"first dimension {rows}. Average or sum over positions (tokens, pixels) first, so that each example keeps "
+            "one number; or flatten the batch, if every position is an example."
+        )
+
+
 def check_losses(per_example: object) -> None:
-    """Refuse anything but a finite, differentiable tensor of shape (b,).
-
-    Args:
-        per_example: what the user's function returned.
-
-    Raises:
-        TypeError: if it is no tensor, or one of integers.
-        ValueError: if the shape is not (b,), a loss is not finite, or there is no graph to differentiate.
-    """
+    """Refuse anything but a finite, differentiable tensor of shape (b,)."""
     wanted = "losses(model, batch) must return one loss per example, a tensor of shape (b,)"
     if not isinstance(per_example, Tensor):
         raise TypeError(f"{wanted}; got {type(per_example).__name__}.")
@@ -136,52 +105,6 @@ def check_losses(per_example: object) -> None:
             f"the loss of example {first} of the batch is {per_example[first].item()}. "
             "Check this example's input and target, and the weights."
         )
-
-
-@contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Give back the model's modes and buffers and the global random state as they were, whatever happens inside.
-
-    Args:
-        model: the model to protect.
-
-    Yields:
-        Nothing.
-    """
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
-        try:
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
-
-
-@contextmanager
-def on_copies_of_buffers(model: nn.Module) -> Iterator[None]:
-    """Let the model read and write copies of its buffers: a graph that exists keeps what it has saved of them.
-
-    Args:
-        model: the model.
-
-    Yields:
-        Nothing.
-    """
-    found = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    copies = {id(buffer): buffer.detach().clone() for _, _, buffer in found}
-    try:
-        for module, name, buffer in found:
-            module._buffers[name] = copies[id(buffer)]
-        yield
-    finally:
-        for module, name, buffer in found:
-            module._buffers[name] = buffer
 
 
 @contextmanager

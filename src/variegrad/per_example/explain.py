@@ -11,8 +11,10 @@ from torch import nn
 from variegrad.batches import Batch
 from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.engine import Engine
-from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
+from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
 from variegrad.per_example.plan import following
+from variegrad.per_example.state import left_as_found
+from variegrad.per_example.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +93,15 @@ def explain(model: nn.Module, losses: Losses, batch: Batch) -> Explanation:
         count = len(per_example)
         if count < 2:
             raise ValueError(f"explain needs a batch of at least 2 examples; got {count}.")
-        graph = engine.graph(per_example, parameters)
-        if graph.hides_parameters:
+        step = Step.of(model, losses, batch, per_example, parameters)
+        if step.graph.hides_parameters:
             why = "fallback: a re-entrant checkpoint hides its parameters from the graph"
             served = [
                 Served(parameter=n, shape=tuple(p.shape), uses=(), rule=why, milliseconds=None, megabytes=None)
                 for n, p in parameters.items()
             ]
             return Explanation(examples=count, served=tuple(served))
-        known = engine.knowledge(graph, model, losses, batch, per_example, parameters)
-        capture = Capture(graph, known, count, engine.plan, keep=True)
+        capture = Capture(step.graph, engine.knowledge(step), count, engine.plan, keep=True)
         capture.run(per_example, parameters, retain=True)
         with torch.no_grad(), following(engine.plan):
             return Explanation(

@@ -7,15 +7,20 @@ on the full batch's own graph, which is always right, whatever the model does, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.graph import ACCUMULATE, leaf
 from variegrad.per_example.knowledge import Knowledge
+from variegrad.per_example.state import aside, hooked, left_as_found
+from variegrad.per_example.step import Step
+from variegrad.per_example.uses import MIXED_AT
 from variegrad.shapes import Float
 
 # The share of free memory that a chunk of per-example gradients may take, and its bound: larger chunks gain nothing.
@@ -24,42 +29,39 @@ CHUNK_BYTES = 256 << 20
 
 
 def loop(per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
-    """∇f_i for one example after the other, each by its own backward pass over the full batch's graph.
-
-    Args:
-        per_example: the losses; their graph is kept.
-        parameters: those wanted.
-
-    Yields:
-        Name → gradient, for each example.
-    """
+    """∇f_i for one example after the other, each by its own backward pass over the full batch's graph."""
+    hidden = reentrant(per_example)
     for i in range(len(per_example)):
-        yield one_gradient(per_example, i, parameters)
+        yield one_gradient(per_example, i, parameters, hidden=hidden)
 
 
 def one_gradient(
-    per_example: Float[Tensor, " b"], example: int, parameters: Mapping[str, nn.Parameter]
+    per_example: Float[Tensor, " b"],
+    example: int,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    hidden: bool | None = None,
 ) -> dict[str, Tensor]:
-    """∇f_i by `backward`, which goes where `grad` may not: into re-entrant checkpoints.
+    """∇f_i; `.grad` is left as it was, and hooks that step an optimizer do not run.
 
-    Args:
-        per_example: the losses; their graph is kept.
-        example: i.
-        parameters: those wanted.
-
-    Returns:
-        Name → gradient; zero where the loss does not depend on the parameter. `.grad` is left as it was.
+    By `autograd.grad`, unless the graph hides parameters: only `backward` reaches those of re-entrant checkpoints and
+    of custom Functions that differentiate inside.
     """
-    before = {name: p.grad for name, p in parameters.items()}
-    try:
-        for p in parameters.values():
-            p.grad = None
-        with torch.enable_grad():  # a caller may have switched it off around a graph that exists
-            per_example[example].backward(retain_graph=True, inputs=_inputs(per_example, parameters))
+    targets = [*parameters.values()]
+    hidden = reentrant(per_example) if hidden is None else hidden
+    leaves = _leaves(per_example) if hidden else []
+    # A caller may have switched gradients off around a graph that exists.
+    with torch.enable_grad(), aside([*targets, *leaves], hooks=True) as passes:
+        if not hidden:
+            loss = per_example[example]
+            found = torch.autograd.grad([loss], targets, retain_graph=True, allow_unused=True)
+            if not passes.touched:
+                return {name: _dense(g, p) for (name, p), g in zip(parameters.items(), found, strict=True)}
+            for p in targets:
+                p.grad = None
+        # `inputs=` keeps other leaves' .grad untouched, but torch refuses it through re-entrant checkpoints.
+        per_example[example].backward(retain_graph=True, inputs=None if hidden else targets)
         return {name: _dense(p.grad, p) for name, p in parameters.items()}
-    finally:
-        for name, p in parameters.items():
-            p.grad = before[name]
 
 
 def _dense(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
@@ -68,41 +70,28 @@ def _dense(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _inputs(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Sequence[Tensor] | None:
-    # `inputs=` keeps other leaves' .grad untouched, but torch refuses it through re-entrant checkpoints.
-    return None if reentrant(per_example) else list(parameters.values())
-
-
 def reentrant(per_example: Tensor) -> bool:
-    """Whether the graph holds a re-entrant checkpoint, whose parameters the graph does not show.
+    """Whether the graph holds a re-entrant checkpoint, whose parameters the graph does not show."""
+    return any(node.name().startswith("CheckpointFunction") for node in _nodes(per_example))
 
-    Args:
-        per_example: the losses.
 
-    Returns:
-        Whether it does.
-    """
-    seen, stack = set(), [per_example.grad_fn]
+def _leaves(per_example: Tensor) -> list[Tensor]:
+    return [leaf(node) for node in _nodes(per_example) if node.name() == ACCUMULATE]
+
+
+def _nodes(per_example: Tensor) -> set[Node]:
+    seen: set[Node] = set()
+    stack = [per_example.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().startswith("CheckpointFunction"):
-            return True
-        seen.add(node)
-        stack.extend(child for child, _ in node.next_functions)
-    return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(child for child, _ in node.next_functions)
+    return seen
 
 
 def chunk_size(parameters: Mapping[str, nn.Parameter]) -> int:
-    """How many examples' gradients fit a small share of the free memory.
-
-    Args:
-        parameters: whose gradients.
-
-    Returns:
-        At least 1.
-    """
+    """How many examples' gradients fit a small share of the free memory."""
     each = sum(p.numel() * p.element_size() for p in parameters.values())
     device = next(iter(parameters.values())).device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
@@ -117,36 +106,19 @@ def _free_memory() -> int:
         return int(CHUNK_BYTES / MEMORY_SHARE)
 
 
-def can_vectorize(model: nn.Module, batch: Batch) -> bool:
-    """Whether vmap over single examples may be tried at all.
+def can_vectorize(step: Step) -> bool:
+    """Whether vmap over single examples may be tried: they can be cut out, and `functional_call` is safe.
 
-    Args:
-        model: the unwrapped model.
-        batch: the batch.
-
-    Returns:
-        False where examples cannot be sliced out, or where `functional_call` would corrupt the model: it replaces
-        for good the parameters of a module that is registered at two paths (pytorch#164759).
+    It replaces for good the parameters of a module that is registered at two paths (pytorch#164759).
     """
-    paths = sum(1 for _ in model.named_modules(remove_duplicate=False))
-    return shared_length(batch) is not None and paths == sum(1 for _ in model.named_modules())
+    paths = sum(1 for _ in step.model.named_modules(remove_duplicate=False))
+    return step.can_be_cut and paths == sum(1 for _ in step.model.named_modules())
 
 
 def vectorized(
     model: nn.Module, losses: Losses, batch: Batch, parameters: Mapping[str, nn.Parameter], chunk: int | None = None
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """∇f_i by vmap(grad), a chunk of examples at a time, with respect to `parameters` only.
-
-    Args:
-        model: the unwrapped model; `can_vectorize` must hold.
-        losses: the user's function.
-        batch: the batch.
-        parameters: those wanted.
-        chunk: examples at once; None for what fits.
-
-    Yields:
-        Name → (t, *shape) for each chunk, and the losses (t,) of its examples alone.
-    """
+    """∇f_i by vmap(grad), a chunk of examples at a time, with respect to `parameters` only."""
     count = shared_length(batch)
     assert count is not None
     values = {name: p.detach() for name, p in parameters.items()}
@@ -174,61 +146,48 @@ class _Functional(nn.Module):
         return torch.func.functional_call(self, self.weights, (losses, batch))
 
 
-def gradients(
-    model: nn.Module,
-    losses: Losses | None,
-    batch: Batch,
-    per_example: Float[Tensor, " b"],
-    parameters: Mapping[str, nn.Parameter],
-    known: Knowledge,
-) -> Iterator[dict[str, Tensor]]:
-    """∇f_i for every example with respect to `parameters`, in chunks: by vmap where that agrees with the loop.
-
-    Args:
-        model: the unwrapped model.
-        losses: the user's function; None where only the losses are at hand.
-        batch: the batch.
-        per_example: the losses; their graph is kept.
-        parameters: those wanted.
-        known: remembers whether vmap works for this structure.
-
-    Yields:
-        Name → (t, *shape) for each chunk.
-    """
-    if losses is not None and known.vectorize is not False and can_vectorize(model, batch):
+def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowledge) -> Iterator[dict[str, Tensor]]:
+    """∇f_i for every example with respect to some parameters, in chunks: by vmap if that agrees with the loop."""
+    # What examples share may be theirs together in ways that only the batch's own graph has.
+    mixed = any(known.uncovered.get(name, "").startswith(MIXED_AT) for name in parameters)
+    if known.vectorize is not False and not mixed and can_vectorize(step) and not hooked(parameters):
         if known.vectorize is None:
-            known.vectorize = _agrees(model, losses, batch, per_example, parameters)
+            known.vectorize = _agrees(step, parameters)
         if known.vectorize:
+            assert step.losses is not None
             start = 0
-            for rows, alone in vectorized(model, losses, batch, parameters):
-                within = per_example[start : start + len(alone)].detach()
+            for rows, alone in vectorized(step.model, step.losses, step.batch, parameters):
+                within = step.per_example[start : start + len(alone)].detach()
                 if torch.allclose(alone, within, rtol=1e-9 if alone.dtype == torch.float64 else 1e-4, atol=0):
                     yield rows
                 else:  # these losses are others alone than within the batch: only its own graph is right
                     for i in range(start, start + len(alone)):
-                        yield {name: g.unsqueeze(0) for name, g in one_gradient(per_example, i, parameters).items()}
+                        gradient = one_gradient(step.per_example, i, parameters, hidden=False)
+                        yield {name: g.unsqueeze(0) for name, g in gradient.items()}
                 start += len(alone)
             return
-    for gradient in loop(per_example, parameters):
+    yield from loop_rows(step, parameters)
+
+
+def loop_rows(step: Step, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """The loop's gradients, one a chunk."""
+    for gradient in loop(step.per_example, parameters):
         yield {name: g.unsqueeze(0) for name, g in gradient.items()}
 
 
-def _agrees(
-    model: nn.Module,
-    losses: Losses,
-    batch: Batch,
-    per_example: Float[Tensor, " b"],
-    parameters: Mapping[str, nn.Parameter],
-) -> bool:
-    two = map_tensors(lambda t: t[:2], batch)
+def _agrees(step: Step, parameters: Mapping[str, nn.Parameter]) -> bool:
+    assert step.losses is not None
+    two = map_tensors(lambda t: t[:2], step.batch)
     try:
-        found, _ = next(vectorized(model, losses, two, parameters))
-    except Exception:  # noqa: BLE001
+        with left_as_found(step.model):
+            found, _ = next(vectorized(step.model, step.losses, two, parameters))
+    except Exception:  # noqa: BLE001 - vmap has many ways to refuse a model
         return False
-    for i in range(min(2, len(per_example))):
-        for name, g in one_gradient(per_example, i, parameters).items():
+    for i in range(min(2, step.count)):
+        for name, gradient in one_gradient(step.per_example, i, parameters).items():
+            g = gradient.detach()
             tolerance = 1e-9 if g.dtype in (torch.float64, torch.complex128) else 1e-4
-            wide = torch.complex128 if g.is_complex() else torch.float64
-            if float((found[name][i] - g).detach().to(wide).norm()) > tolerance * float(g.to(wide).norm()) + 1e-30:
+            off = torch.linalg.vector_norm(found[name][i] - g).detach()
+            if float(off) > tolerance * float(torch.linalg.vector_norm(g)) + 1e-30:
                 return False
     return True

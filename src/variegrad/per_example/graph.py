@@ -6,14 +6,15 @@ patched, wrapped or hooked onto modules, and what a rule does not know is *seen*
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 from torch.nn.parallel import distributed
 
 # Node names are torch's, stable for years but not promised: everything that depends on them is listed by name here
@@ -34,51 +35,22 @@ _HANDS_ON = getattr(distributed, "_DDPSink", None)
 
 
 def saved(node: Node, name: str) -> Any:
-    """What a node keeps for its backward pass.
-
-    Args:
-        node: the node.
-        name: the name of the tensor or setting in torch's own formula.
-
-    Returns:
-        Its value.
-    """
+    """What a node keeps for its backward pass."""
     return getattr(node, f"_saved_{name}")
 
 
 def leaf(node: Node) -> Any:
-    """The parameter of an `AccumulateGrad` node.
-
-    Args:
-        node: the node.
-
-    Returns:
-        The leaf tensor.
-    """
+    """The parameter of an `AccumulateGrad` node."""
     return node.variable  # type: ignore[attr-defined]
 
 
 def outputs(node: Node) -> Sequence[Any]:
-    """Shape and type of each output of the operation that a node is the backward of.
-
-    Args:
-        node: the node.
-
-    Returns:
-        An object with `shape` and `dtype` for each.
-    """
+    """Shape and type of each output of the operation that a node is the backward of."""
     return node._input_metadata
 
 
 def hands_on(node: Node) -> bool:
-    """Whether a node of a custom Function is known to hand each gradient on unchanged.
-
-    Args:
-        node: the node.
-
-    Returns:
-        Whether it is.
-    """
+    """Whether a node of a custom Function is known to hand each gradient on unchanged."""
     return _HANDS_ON is not None and getattr(type(node), "_forward_cls", None) is _HANDS_ON
 
 
@@ -97,14 +69,7 @@ def edges_below(node: Node, output: int) -> tuple[tuple[Node | None, int], ...]:
 
 
 def awaits_first_pass(graph: Graph) -> bool:
-    """Whether a DistributedDataParallel(static_graph=True) takes the next pass for its first, and starts to average.
-
-    Args:
-        graph: of losses above the wrapper's output.
-
-    Returns:
-        Whether no further pass may come before the loop's own.
-    """
+    """Whether a DistributedDataParallel(static_graph=True) takes the next pass for its first, and starts to average."""
     wrappers = [node.ddp_weakref() for node in graph.order if hands_on(node)]  # type: ignore[attr-defined]
     return any(ddp.static_graph and not ddp._static_graph_delay_allreduce_enqueued for ddp in wrappers)
 
@@ -128,6 +93,7 @@ class Graph:
         leaves: parameter name → its `AccumulateGrad` node, where the losses depend on it.
         signature: equal for graphs of equal structure, whatever the sizes.
         opaque: names of nodes made by custom Functions, which may hide parameters.
+        strays: leaves that require a gradient and are no trained parameter of the model.
     """
 
     root: Node
@@ -136,6 +102,7 @@ class Graph:
     leaves: Mapping[str, Node]
     signature: int
     opaque: tuple[str, ...]
+    strays: list[Tensor]
 
     @cached_property
     def above(self) -> Mapping[Node, list[Arc]]:
@@ -175,21 +142,14 @@ class Graph:
 
 
 def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
-    """Walk the graph once from the losses down to the parameters.
-
-    Args:
-        root: `losses.grad_fn`.
-        parameters: name → trained parameter.
-
-    Returns:
-        The graph, with the users of every node.
-    """
+    """Walk the graph once from the losses down to the parameters."""
     names = {id(p): name for name, p in parameters.items()}
     number = {root: 0}
     order = [root]
     leaves: dict[str, Node] = {}
     shape: list[object] = []
-    opaque = []
+    opaque: list[str] = []
+    strays: list[Tensor] = []
     for node in order:  # grows while it is walked
         kind = node.name()
         shape.append(kind)
@@ -198,107 +158,76 @@ def read_graph(root: Node, parameters: Mapping[str, nn.Parameter]) -> Graph:
             shape.append(name)
             if name is not None:
                 leaves[name] = node
+            else:
+                strays.append(leaf(node))
             continue
         if isinstance(node, _CUSTOM) and not hands_on(node):
             opaque.append(kind)
-        for child, _ in node.next_functions:
+        for child, output in node.next_functions:
             if child is None:
                 shape.append(-1)
                 continue
             if child not in number:
                 number[child] = len(order)
                 order.append(child)
-            shape.append(number[child])
-    return Graph(root, order, number, leaves, hash(tuple(shape)), tuple(opaque))
+            shape.append((number[child], output))
+    return Graph(root, order, number, leaves, hash(tuple(shape)), tuple(opaque), strays)
 
 
-@dataclass(frozen=True, eq=False)
-class Use:
-    """One use of a parameter: what the rule of `arc.node` sees in its input `arc.slot` is `chain` of the parameter.
-
-    Attributes:
-        arc: the node whose output gradient is owned row by row, and which input of it this is.
-        chain: the nodes between that input and the parameter, top first; empty where it is the parameter itself.
-    """
-
-    arc: Arc
-    chain: tuple[Node, ...]
-
-    @property
-    def edge(self) -> GradientEdge:
-        """Where the gradient with respect to this input flows on downwards."""
-        return GradientEdge(*self.below)
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of this input: of the derived parameter."""
-        node, output = self.below
-        return leaf(node).shape if node.name() == ACCUMULATE else torch.Size(outputs(node)[output].shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of this input."""
-        node, output = self.below
-        return leaf(node).dtype if node.name() == ACCUMULATE else outputs(node)[output].dtype
-
-    @property
-    def turned(self) -> bool:
-        """Whether a plain use is of the transpose."""
-        return sum(node.name() == "TBackward0" for node in self.chain) % 2 == 1
-
-    @property
-    def below(self) -> tuple[Node, int]:
-        """The node that made this input, and which of its outputs it is."""
-        node, output = self.arc.node.next_functions[self.arc.slot]
-        assert node is not None
-        return node, output
-
-    @property
-    def keeps_norms(self) -> bool:
-        """Whether ‖∇ of this input‖ is ‖∇ of the parameter‖: the chain only rearranges, pads or casts."""
-        return not self.chain or all(
-            node.name() in REARRANGE or node.name() in EMBED_IN_ZEROS or _reads_each_row_once(node)
-            for node in self.chain
-        )
-
-    @property
-    def plain(self) -> bool:
-        """Whether what the rule saw is the parameter itself or its transpose."""
-        return all(node.name() == "TBackward0" for node in self.chain)
-
-    @property
-    def kind(self) -> tuple[str, ...] | None:
-        """Equal for two uses only if their inputs have the same layout of the same parameter; None if unsure."""
-        names = tuple(node.name() for node in self.chain if node.name() not in ("ToCopyBackward0", "CloneBackward0"))
-        return names if set(names) <= {"TBackward0"} else None
+def base_name(node: Node) -> str:
+    """A node's kind without its suffix: `AddmmBackward0` is `Addmm`."""
+    return _base_name(node.name())
 
 
-def _reads_each_row_once(node: Node) -> bool:
-    if node.name() != "EmbeddingBackward0" or saved(node, "scale_grad_by_freq"):
-        return False
-    indices: Tensor = saved(node, "indices")
-    padded = bool((indices == saved(node, "padding_idx")).any())
-    return not padded and torch.unique(indices).numel() == indices.numel()
+@cache
+def _base_name(name: str) -> str:
+    return name.rstrip("0123456789").removesuffix("Backward")
 
 
-def lowest(graph: Graph, nodes: Iterable[Node]) -> list[Node]:
-    """Those of the nodes that have none of the others below them: reaching these, a backward pass visits all.
+# Saved numbers that decide where examples go; sizes do not belong here, since they differ from batch to batch.
+_DECIDES = re.compile(
+    r"_saved_(.*dim.*|.*axis.*|keepdim|training|transposed|repeats|shifts|normalized_shape|source|destination)"
+)
+_saved_names: dict[type, tuple[str, ...]] = {}
 
-    Args:
-        graph: the graph.
-        nodes: some nodes of it.
 
-    Returns:
-        The lowest of them.
-    """
-    wanted = set(nodes)
-    covered: set[Node] = set()
-    # In reverse breadth-first order a node may still come before one below it, so climb from each node instead.
-    for node in wanted:
-        climb = [arc.node for arc in graph.above[node]]
-        while climb:
-            upper = climb.pop()
-            if upper not in covered:
-                covered.add(upper)
-                climb.extend(arc.node for arc in graph.above[upper])
-    return [node for node in wanted if node not in covered]
+def settings(node: Node) -> tuple[object, ...]:
+    """What besides its kind decides where a node sends the examples: dimensions, flags, and which sizes are one."""
+    kind = type(node)
+    if kind not in _saved_names:
+        _saved_names[kind] = tuple(name for name in dir(node) if _DECIDES.fullmatch(name))
+    found: list[object] = [size == 1 for meta in outputs(node)[:1] for size in meta.shape]
+    for name in _saved_names[kind]:
+        value = getattr(node, name, None)
+        if name == "_saved_normalized_shape" and value is not None:
+            found.append(len(value))
+        elif not isinstance(value, Tensor | float):
+            found.append(tuple(value) if isinstance(value, list) else value)
+    return tuple(found)
+
+
+def structure(graph: Graph) -> int:
+    """Equal for graphs in which examples go the same ways, whatever the sizes and the numbers."""
+    return hash((graph.signature, tuple([settings(node) for node in graph.order if node.name() != ACCUMULATE])))
+
+
+def dimensions(node: Node, name: str, rank: int) -> set[int]:
+    """The dimensions that a node has saved under a name, counted from the front; all of them if none is named."""
+    value = getattr(node, f"_saved_{name}", None)
+    if value is None:
+        return set(range(rank))
+    several = value if isinstance(value, Sequence) else (value,)
+    found = {(int(d) - (1 << 64) if int(d) >= 1 << 63 else int(d)) % max(rank, 1) for d in several}
+    return found or set(range(rank))
+
+
+def ancestors(graph: Graph, nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that lie between the losses and the given ones, these not among them unless one is above another."""
+    found: set[Node] = set()
+    climb = [arc.node for node in nodes for arc in graph.above[node]]
+    while climb:
+        node = climb.pop()
+        if node not in found:
+            found.add(node)
+            climb.extend(arc.node for arc in graph.above[node])
+    return found

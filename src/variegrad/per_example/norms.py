@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from variegrad.per_example import fallback
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine, Norms
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
 # What was learnt of a model lives exactly as long as the model does.
@@ -28,7 +29,10 @@ def engine_of(model: nn.Module) -> Engine:
     Returns:
         Its engine.
     """
-    return _engines.setdefault(model, Engine())
+    engine = _engines.get(model)
+    if engine is None:
+        engine = _engines[model] = Engine()
+    return engine
 
 
 def batch_norms(
@@ -56,13 +60,8 @@ def batch_norms(
     model = unwrap(model)
     parameters = trained_parameters(model)
     refuse_training_batch_norm(model)
-    per_example = evaluate(model, losses, batch)
-    if not len(per_example):
-        none = torch.zeros(0, dtype=torch.float64, device=per_example.device)
-        totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        return Norms(dict.fromkeys(parameters, none), totals, none if l1 else None)
-    engine = engine_of(model) if engine is None else engine
-    return engine.norms(model, losses, batch, per_example, parameters, l1=l1, examples=examples)
+    step = Step.of(model, losses, batch, evaluate(model, losses, batch), parameters)
+    return (engine_of(model) if engine is None else engine).norms(step, l1=l1, examples=examples)
 
 
 def example_sq_norms(
@@ -85,14 +84,22 @@ def example_sq_norms(
         RuntimeError: if the first use's check of two examples against the loop fails.
     """
     norms = batch_norms(model, losses, batch, examples=examples)
-    for name, parameter in trained_parameters(unwrap(model)).items():
-        total, before = norms.total[name].to(parameter.dtype), parameter.grad
-        if before is None:
-            parameter.grad = total if total.is_sparse else total.contiguous()
-        else:  # a dense tensor takes a sparse one, not the other way round
-            parameter.grad = total + before if before.is_sparse else before + total
+    accumulate(trained_parameters(unwrap(model)), norms.total)
     parts = list(norms.sq_norms.values())
     return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
+
+
+def accumulate(parameters: Mapping[str, nn.Parameter], total: Mapping[str, Tensor]) -> None:
+    """Add sums to `.grad` as backward does: in place, or in the layout of the parameter if there is none."""
+    with torch.no_grad():
+        for name, p in parameters.items():
+            gradient = total[name].detach().to(p.dtype)
+            if p.grad is None:
+                p.grad = gradient if gradient.is_sparse else torch.empty_like(p).copy_(gradient)
+            elif p.grad.is_sparse and not gradient.is_sparse:
+                p.grad = gradient + p.grad
+            else:
+                p.grad.add_(gradient)
 
 
 def example_gradients(
@@ -120,8 +127,8 @@ def example_gradients(
     per_example = evaluate(model, losses, batch)
     if not len(per_example):
         return
-    step = chunk_size or fallback.chunk_size(parameters)
-    yield from engine_of(model).gradients(model, losses, batch, per_example, parameters, step)
+    step = Step.of(model, losses, batch, per_example, parameters)
+    yield from engine_of(model).gradients(step, chunk_size or fallback.chunk_size(parameters))
 
 
 def loop_gradients(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[dict[str, Tensor]]:

@@ -2,21 +2,25 @@
 
 One more backward pass with the losses weighted by powers of two, c_i = 2^(digit of i): backward is linear, so an entry
 that belongs to example i alone is multiplied by exactly c_i, rounding included. Entries where examples have been mixed
-(the gradient of a weight, anything below batch statistics) are not, and are seen to be nobody's.
+(the gradient of a weight, anything below batch statistics) are not, and belong to no single example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from variegrad.per_example.state import aside
 from variegrad.shapes import Float
 
-DIGIT_BITS = 3
+# How many exponents weights may have, by the coarsest type of the graph: 2⁻³² … 2³¹ stay far from overflow in float32.
+EXPONENT_BITS = {torch.float64: 9, torch.float16: 3}
+USUAL_BITS = 6
 SAMPLES = 1024
 BLOCK = 1 << 16
 RATIO_TOLERANCE = 1e-5
@@ -39,15 +43,7 @@ class Layout:
     single: bool = False
 
     def split(self, gradient: Tensor, count: int) -> Tensor:
-        """The gradient with its example dimension in front: (b, …, rest of `dim`, …).
-
-        Args:
-            gradient: a tensor of this layout.
-            count: b.
-
-        Returns:
-            A view of shape (b, *shape with `dim` divided by b).
-        """
+        """The gradient with its example dimension in front: (b, …, rest of `dim`, …); a view."""
         rest = gradient.shape[self.dim] // count
         if rest == 1 and self.dim == 0:
             return gradient.unsqueeze(1)
@@ -58,126 +54,177 @@ class Layout:
         return view.movedim(self.dim if self.example_major else self.dim + 1, 0)
 
 
-# What probing can say of a gradient: its layout; MIXED (no example's own); IRREGULAR (examples' own, in no pattern);
-# ZERO (nothing but zeros was seen).
-MIXED = "mixed"
-IRREGULAR = "irregular"
-ZERO = "zero"
-Owner = Layout | str
+class Unowned(Enum):
+    """What probing says of a gradient that has no layout."""
+
+    MIXED = "no entry belongs to a single example"
+    IRREGULAR = "every entry belongs to one example, in no pattern"
+    ZERO = "only zeros arrived"
+    UNREADABLE = "a gradient arrived that is not dense"
+
+
+Owner = Layout | Unowned
 
 
 class NotFinite(Exception):  # noqa: N818
     """Some gradient is infinite or not a number: nothing can be learnt from this batch."""
 
 
+def _weights(per_example: Tensor, dtype: torch.dtype, order: Tensor) -> tuple[int, int, list[Tensor]]:
+    """Weights 2^(digit − offset), one vector for each digit of `order`: no two examples have all of them in common."""
+    bits = EXPONENT_BITS.get(dtype, USUAL_BITS)
+    # In 16 bits losses are only weighed down: they may be scaled close to overflow.
+    offset = (1 << bits) - 1 if dtype == torch.float16 else 1 << (bits - 1)
+    digits = max(1, -(-(len(order) - 1).bit_length() // bits)) if len(order) > 1 else 0
+    exponents = [((order >> (bits * k)) & ((1 << bits) - 1)) - offset for k in range(digits)]
+    return bits, offset, [torch.exp2(e.to(per_example)) for e in exponents]
+
+
 def probe_ownership(
-    per_example: Float[Tensor, " b"], nodes: Iterable[Node], edges: Sequence[Tensor]
+    per_example: Float[Tensor, " b"], nodes: Iterable[Node], edges: Sequence[Tensor], dtype: torch.dtype
 ) -> Mapping[tuple[Node, int], Owner]:
-    """Measure who owns the gradients that arrive at `nodes`.
+    """Measure who owns the gradients that arrive at each output of `nodes`, from samples of their entries.
 
     Args:
         per_example: the losses; their graph is kept.
         nodes: where to look.
         edges: the parameters below them, where the backward passes end.
-
-    Returns:
-        (node, number of its output) → owner.
+        dtype: the coarsest type of the graph.
 
     Raises:
         NotFinite: if some gradient is not finite.
     """
     count = len(per_example)
-    examples = torch.arange(count, device=per_example.device)
-    digits = max(1, -(-(count - 1).bit_length() // DIGIT_BITS)) if count > 1 else 0
-    weights = [torch.ones_like(per_example)]
-    for position in range(digits):
-        digit = (examples >> (DIGIT_BITS * position)) & ((1 << DIGIT_BITS) - 1)
-        weights.append(torch.exp2(digit.to(per_example.dtype)))
-
+    bits, offset, weights = _weights(per_example, dtype, torch.arange(count, device=per_example.device))
     shapes: dict[tuple[Node, int], torch.Size] = {}
     where: dict[tuple[Node, int], Tensor] = {}
+    unreadable: set[tuple[Node, int]] = set()
     seen: list[dict[tuple[Node, int], Tensor]] = []
+    largest: list[Tensor] = []
 
     def sample(node: Node, gradients: tuple[Tensor | None, ...]) -> None:
         for output, arrived in enumerate(gradients):
-            if arrived is None or arrived.layout is not torch.strided:
+            if arrived is None:
                 continue
             key, gradient = (node, output), arrived.detach()
-            if gradient.numel() and not bool(torch.isfinite(torch.linalg.vector_norm(gradient, torch.inf))):
-                raise NotFinite
+            if gradient.layout is not torch.strided or gradient.is_nested:
+                unreadable.add(key)
+                continue
+            if gradient.numel():
+                largest.append(torch.linalg.vector_norm(gradient, torch.inf).to(per_example))
             if key not in where:
                 shapes[key] = gradient.shape
                 where[key] = _places(gradient)
             picked = _at(gradient, where[key])
-            seen[-1][key] = (picked.abs() if picked.is_complex() else picked).double().cpu()
+            seen[-1][key] = (picked.abs() if picked.is_complex() else picked).double()
 
     handles = [node.register_prehook(lambda g, node=node: sample(node, g)) for node in nodes]
     try:
-        for weight in weights:
+        for weight in (torch.ones_like(per_example), *weights):
             seen.append({})
-            torch.autograd.grad([per_example], edges, [weight], retain_graph=True, allow_unused=True)
+            _pass_to(edges, per_example, weight)
     finally:
         for handle in handles:
             handle.remove()
-    first, rest = seen[0], seen[1:]
-    return {
-        key: _owner(first[key], [r[key] for r in rest], where[key].cpu(), shapes[key], count)
-        for key in first
-        if all(key in r for r in rest)
-    }
+    if largest and not bool(torch.stack(largest).isfinite().all()):
+        raise NotFinite
+    # Read once, at the end: no pass waits for the host.
+    first, *rest = ({key: values.cpu() for key, values in each.items()} for each in seen)
+    found: dict[tuple[Node, int], Owner] = dict.fromkeys(unreadable, Unowned.UNREADABLE)
+    for key, base in first.items():
+        if all(key in each for each in rest):
+            owner = _owners(base, [each[key] for each in rest], bits, offset, exact=_repeats_exactly(per_example))
+            found[key] = _layout(owner, where[key].cpu()[_known(base)], shapes[key], count)
+    return found
 
 
-def confirm_ownership(
-    per_example: Float[Tensor, " b"], layouts: Mapping[Node, Layout], edges: Sequence[Tensor]
-) -> set[Node]:
-    """Check layouts that were found from samples on every entry: one sum for each example, under random weights.
+def _pass_to(edges: Sequence[Tensor], per_example: Tensor, weight: Tensor) -> None:
+    with torch.enable_grad(), aside(edges):
+        torch.autograd.grad([per_example], edges, [weight], retain_graph=True, allow_unused=True)
+
+
+def _repeats_exactly(per_example: Tensor) -> bool:
+    # Kernels of other devices may add in another order each time: small entries then differ by more than their size.
+    return per_example.device.type == "cpu"
+
+
+def block_sums(gradient: Tensor, layout: Layout, count: int) -> Float[Tensor, "b 2"]:
+    """For each example, the projection of its entries onto a fixed direction, and their norm."""
+    rows = layout.split(gradient.detach(), count).reshape(count, -1)
+    if rows.is_complex():
+        rows = torch.view_as_real(rows).flatten(1)
+    rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    places = torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device).cos_()
+    return torch.stack((rows @ places, torch.linalg.vector_norm(rows, dim=1)), 1).double()
+
+
+class Trial:
+    """Whether layouts hold on every entry of this batch: sums of each example under weights against those without.
 
     Args:
         per_example: the losses; their graph is kept.
-        layouts: node → layout to check.
+        layouts: node → layout.
         edges: the parameters below them.
-
-    Returns:
-        The nodes where some entry is not its example's own.
+        dtype: the coarsest type of the graph.
+        passes: weighted backward passes; None for as many as tell any two examples apart.
     """
-    count = len(per_example)
-    random = torch.Generator().manual_seed(count)
-    sums: list[dict[Node, Tensor]] = []
 
-    def reduce(node: Node, gradient: Tensor | None) -> None:
-        if gradient is None or gradient.is_complex() or gradient.shape[layouts[node].dim] % count:
-            return
-        parts = []
-        for row in layouts[node].split(gradient.detach(), count):  # an example at a time: no copy of the whole
-            values = row.reshape(-1).double()
-            places = torch.arange(len(values), dtype=torch.float64, device=values.device).cos_()
-            parts.append(torch.stack((values @ places, values.norm())))
-        sums[-1][node] = torch.stack(parts)
+    def __init__(
+        self,
+        per_example: Float[Tensor, " b"],
+        layouts: Mapping[Node, Layout],
+        edges: Sequence[Tensor],
+        dtype: torch.dtype,
+        key: int = 0,
+    ) -> None:
+        self._per_example, self._layouts, self._edges, self.count = per_example, layouts, edges, len(per_example)
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.count + 1000 * key))
+        _, _, self._weights = _weights(per_example, dtype, order.to(per_example.device))
+        self._weighted = [self._pass(weight) for weight in self._weights]
 
-    weights = [torch.zeros(count, dtype=torch.long)]
-    weights += [torch.randint(0, 1 << DIGIT_BITS, (count,), generator=random) for _ in range(2)]
-    handles = [node.register_prehook(lambda g, node=node: reduce(node, g[0])) for node in layouts]
-    try:
-        for exponents in weights:
-            sums.append({})
-            scale = torch.exp2(exponents.to(per_example))
-            torch.autograd.grad([per_example], edges, [scale], retain_graph=True, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    wrong = set()
-    # Scaling by powers of two is exact, so on one processor sums agree to the last bit; elsewhere order may differ.
-    tolerance = 1e-9 if per_example.device.type == "cpu" else 1e-4
-    for node, base in sums[0].items():
-        for exponents, found in zip(weights[1:], sums[1:], strict=True):
-            if node not in found:
-                wrong.add(node)
+    def _pass(self, weight: Tensor) -> dict[Node, Tensor]:
+        sums: dict[Node, Tensor] = {}
+
+        def reduce(node: Node, gradient: Tensor | None) -> None:
+            if gradient is not None and self._cuts(node, gradient):
+                sums[node] = block_sums(gradient, self._layouts[node], self.count)
+
+        handles = [node.register_prehook(lambda g, node=node: reduce(node, g[0])) for node in self._layouts]
+        try:
+            _pass_to(self._edges, self._per_example, weight)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sums
+
+    def _cuts(self, node: Node, gradient: Tensor) -> bool:
+        layout = self._layouts[node]
+        return layout.dim < gradient.dim() and gradient.shape[layout.dim] % self.count == 0
+
+    def unweighted(self) -> dict[Node, Tensor]:
+        """The sums without weights, by a pass of its own."""
+        return self._pass(torch.ones_like(self._per_example))
+
+    def failed(self, base: Mapping[Node, Tensor]) -> set[Node]:
+        """The nodes where some entry is not its example's own.
+
+        Args:
+            base: node → its `block_sums` under weights of one.
+        """
+        # Scaling by powers of two is exact, so on one processor sums agree to the last bit; elsewhere order may differ.
+        tolerance = 1e-7 if _repeats_exactly(self._per_example) else 1e-4
+        wrong: set[Node] = set()
+        for scale, weighted in zip(self._weights, self._weighted, strict=True):
+            wrong |= base.keys() ^ weighted.keys()
+            shared = [node for node in base if node in weighted]
+            if not shared:
                 continue
-            scale = torch.exp2(exponents.double()).to(base.device)
-            off = (found[node][:, 0] - base[:, 0] * scale).abs()
-            if bool((off > tolerance * scale * (base[:, 1] + 1e-300)).any()):
-                wrong.add(node)
-    return wrong
+            scaled = scale.double().unsqueeze(1)
+            off = torch.stack([(weighted[n] - base[n] * scaled).abs().amax(1) for n in shared])
+            allowed = torch.stack([tolerance * (base[n][:, 1] + 1e-300) for n in shared]) * scaled[:, 0]
+            bad = ((off > allowed) | ~off.isfinite()).any(1).tolist()
+            wrong |= {node for node, is_bad in zip(shared, bad, strict=True) if is_bad}
+        return wrong
 
 
 def _places(gradient: Tensor) -> Tensor:
@@ -203,22 +250,38 @@ def _at(gradient: Tensor, places: Tensor) -> Tensor:
     return gradient[torch.unravel_index(places, gradient.shape)]
 
 
-def _owner(base: Tensor, scaled: list[Tensor], where: Tensor, shape: torch.Size, count: int) -> Owner:
-    known = base.abs() > 1e-7 * base.abs().max() if base.numel() else torch.zeros(0, dtype=torch.bool)
+def _known(base: Tensor) -> Tensor:
+    return base.abs() > 1e-7 * base.abs().max() if base.numel() else torch.zeros(0, dtype=torch.bool)
+
+
+def _owners(base: Tensor, scaled: list[Tensor], bits: int, offset: int, *, exact: bool) -> Tensor | Unowned:
+    """The example that owns each entry that is not negligible."""
+    known = _known(base)
     if not bool(known.any()):
-        return ZERO
-    base, where = base[known], where[known]
+        return Unowned.ZERO
+    base = base[known]
     owner = torch.zeros(len(base), dtype=torch.long)
     for position, values in enumerate(scaled):
         ratio = values[known] / base
-        digit = ratio.clamp(min=2.0**-4).log2().round()
+        digit = ratio.clamp(min=2.0**-600).log2().round()
         off = (ratio / torch.exp2(digit) - 1).abs()
-        if bool(((off > RATIO_TOLERANCE) | (digit < 0) | (digit >= 1 << DIGIT_BITS) | (ratio <= 0)).any()):
-            return MIXED
-        owner += digit.long() << (DIGIT_BITS * position)
+        digit += offset
+        wrong = (off > RATIO_TOLERANCE) | (digit < 0) | (digit >= 1 << bits) | (ratio <= 0)
+        # Where kernels repeat up to rounding only, entries count by their size.
+        if bool(wrong.any()) and (exact or float(base.abs()[wrong].sum()) > RATIO_TOLERANCE * float(base.abs().sum())):
+            return Unowned.MIXED
+        owner += digit.clamp(0, (1 << bits) - 1).long() << (bits * position)
+    return owner
+
+
+def _layout(owner: Tensor | Unowned, where: Tensor, shape: torch.Size, count: int) -> Owner:
+    if isinstance(owner, Unowned):
+        return owner
+    if bool((owner >= count).any()):
+        return Unowned.MIXED
     fits = list(_fitting(owner, where, shape, count))
     if not fits:
-        return IRREGULAR
+        return Unowned.IRREGULAR
     dim, example_major = fits[-1]
     return Layout(dim, example_major, certain=len(fits) == 1, single=shape[dim] == count)
 

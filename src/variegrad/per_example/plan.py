@@ -22,13 +22,7 @@ CLOSE = 1.3
 
 
 class Disagreement(RuntimeError):  # noqa: N818
-    """Two ways to the same sums that differ by more than rounding.
-
-    Args:
-        rule: what they are ways of.
-        ways: the names of the two.
-        relative: by how much they differ.
-    """
+    """Two ways to the same sums that differ by more than rounding."""
 
     def __init__(self, rule: str, ways: tuple[str, str], relative: float) -> None:
         super().__init__(f"{ways[0]!r} and {ways[1]!r}, two ways of the rule {rule!r}, differ")
@@ -36,16 +30,7 @@ class Disagreement(RuntimeError):  # noqa: N818
 
 
 class Plan:
-    """Choices by key, and what each candidate took when it was tried.
-
-    Args:
-        measured: whether candidates are timed; otherwise the first is taken.
-
-    Attributes:
-        chosen: key → name of the way taken.
-        seconds: key → name → measured seconds.
-        agreed: (rule, kind of way) that agreed with another at least once.
-    """
+    """Choices by key, and what each candidate took when it was tried."""
 
     def __init__(self, *, measured: bool = True) -> None:
         self.measured = measured
@@ -55,11 +40,7 @@ class Plan:
 
 
 class following:  # noqa: N801 - a context manager, entered at every node of every pass: a generator would cost more
-    """Let `choose` measure and remember in this plan, in this thread, inside the block.
-
-    Args:
-        plan: the plan; None for the first candidate always.
-    """
+    """Let `choose` measure and remember in this plan, in this thread, inside the block."""
 
     __slots__ = ("before", "plan")
 
@@ -80,20 +61,7 @@ def choose(
     apart: Callable[[Result, Result], float],
     witness: Mapping[str, Way[Result]] | None = None,
 ) -> Result:
-    """Run the fastest of several ways to the same result.
-
-    Args:
-        key: what the choice depends on: the rule's name, then shapes, type.
-        ways: name → way; the first is the default.
-        apart: how far two results are apart, in units of what rounding may explain.
-        witness: slower ways that are worth no timing, to compare a sole way with the first time.
-
-    Returns:
-        The result.
-
-    Raises:
-        Disagreement: if two ways differ by more than rounding.
-    """
+    """Run the fastest of several ways to the same result."""
     plan: Plan | None = getattr(_active, "plan", None)
     if plan is None:
         return next(iter(ways.values()))()
@@ -123,14 +91,7 @@ def choose(
 
 
 def chosen(key: object) -> str | None:
-    """What the active plan chose for a key.
-
-    Args:
-        key: as for `choose`.
-
-    Returns:
-        The name of the way; None where there is no plan or no choice yet.
-    """
+    """What the active plan chose for a key."""
     plan: Plan | None = getattr(_active, "plan", None)
     return None if plan is None else plan.chosen.get(key)
 

@@ -18,10 +18,11 @@ from variegrad.monitor.loss import Watched
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine
-from variegrad.per_example.evaluate import left_as_found
+from variegrad.per_example.graph import structure
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import NotFinite
-from variegrad.per_example.trust import structure
+from variegrad.per_example.state import left_as_found
+from variegrad.per_example.step import Step
 
 USUAL = 16
 # Norms are averaged over so many readings.
@@ -88,7 +89,8 @@ class Examples:
         except (ValueError, RuntimeError) as error:
             reason = str(error)
         if reason is not None:
-            self._refused[key] = reason
+            if known is None or not known.dormant:  # a gate may open
+                self._refused[key] = reason
             raise Refused(reason)
         assert known is not None
         self._known[key] = known
@@ -103,7 +105,7 @@ class Examples:
             raise ValueError("a re-entrant activation checkpoint hides parameters")
         with left_as_found(self._model):  # a checkpoint runs its part of the model again
             return self._engine.knowledge(
-                watched.graph, self._model, None, None, watched.per_example(), self._parameters
+                Step(self._model, None, None, watched.per_example(), self._parameters, watched.graph)
             )
 
     def _rehearsed(self, watched: Watched, known: Knowledge) -> str | None:
@@ -131,13 +133,15 @@ class Examples:
 
 
 def _unserved(known: Knowledge) -> str | None:
-    if known.everything_looped:
+    if known.looped:
         return "the graph hides parameters"
     if known.deferred:
         return "activation checkpoints give their inputs out only once"
     if known.uncovered:
         name, why = next(iter(known.uncovered.items()))
         return f"parameter {name!r}: {why}"
+    if known.dormant:
+        return "a gate lets no gradient through yet"
     if not known.certain:
         return "whose row is whose would have to be measured anew for every batch of this model"
     return None

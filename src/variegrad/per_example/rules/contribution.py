@@ -54,36 +54,14 @@ class Contribution(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Float[Tensor, "t ..."]:
-        """The gradients of examples start … stop−1 themselves.
-
-        Args:
-            start: the first example.
-            stop: one past the last.
-
-        Returns:
-            Shape (stop − start, *shape).
-        """
+        """The gradients of examples start … stop−1 themselves."""
 
     def summed(self, *, total: bool = True) -> Summed:
-        """‖g_i‖² and Σg_i; rules override this with cheaper ways.
-
-        Args:
-            total: whether Σg_i is wanted.
-
-        Returns:
-            Both.
-        """
+        """‖g_i‖² and Σg_i; rules override this with cheaper ways."""
         return by_tiles(self.rows, self.tiles(), total=total)
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
-        """The ranges of examples whose gradients fit a tile.
-
-        Args:
-            tile_bytes: how large a tile may be.
-
-        Returns:
-            (start, stop) pairs that cover all examples.
-        """
+        """The ranges of examples whose gradients fit a tile."""
         step = max(1, tile_bytes // max(1, 4 * self.shape.numel()))
         return [(i, min(i + step, self.count)) for i in range(0, self.count, step)]
 
@@ -92,14 +70,7 @@ class Contribution(ABC):
         return None
 
     def merged(self, other: Contribution) -> Contribution | None:  # noqa: ARG002
-        """Both uses as one contribution of the same kind, where that is cheap.
-
-        Args:
-            other: another use of the same parameter in the same shape.
-
-        Returns:
-            Their sum, or None where there is no such form.
-        """
+        """Both uses as one contribution of the same kind, where that is cheap."""
         return None
 
 
@@ -155,16 +126,7 @@ class Together(Contribution):
 
 
 def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]], *, total: bool = True) -> Summed:
-    """Form the gradients a tile at a time, and square and add them while they are in cache.
-
-    Args:
-        form: (start, stop) → the gradients of these examples, in any layout of one shape.
-        tiles: ranges that cover all examples.
-        total: whether their sum is wanted.
-
-    Returns:
-        Norms, and the sum in that layout.
-    """
+    """Form the gradients a tile at a time, and square and add them while they are in cache."""
     norms: list[Tensor] = []
     sums: Tensor | None = None
     for start, stop in tiles:
@@ -185,14 +147,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def combine(parts: Sequence[Contribution]) -> Contribution:
-    """The sum of several uses of one parameter, in one shape.
-
-    Args:
-        parts: at least one.
-
-    Returns:
-        One contribution; the cheapest form that is exact.
-    """
+    """The sum of several uses of one parameter, in one shape."""
     merged = [parts[0]]
     for part in parts[1:]:
         for k, kept in enumerate(merged):
@@ -205,14 +160,7 @@ def combine(parts: Sequence[Contribution]) -> Contribution:
 
 
 def sq_norms(rows: Inexact[Tensor, "b ..."]) -> Float[Tensor, " b"]:
-    """‖row‖² in float64, at the speed of a float32 norm; complex rows are pairs of reals.
-
-    Args:
-        rows: one gradient a row.
-
-    Returns:
-        Squared norms.
-    """
+    """‖row‖² in float64, at the speed of a float32 norm; complex rows are pairs of reals."""
     if rows.is_complex():
         rows = torch.view_as_real(rows.resolve_conj())
     if rows.dim() > 1 and rows.dtype == torch.float32 and rows.numel() <= SHORT:

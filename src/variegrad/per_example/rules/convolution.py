@@ -17,7 +17,6 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
-from variegrad.per_example.rules.agreement import rows_apart, sums_apart
 from variegrad.per_example.rules.contribution import (
     TILE_BYTES,
     Contribution,
@@ -27,6 +26,7 @@ from variegrad.per_example.rules.contribution import (
     by_tiles,
     sq_norms,
 )
+from variegrad.per_example.rules.rounding import rows_apart, sums_apart
 from variegrad.per_example.rules.visit import Visit
 from variegrad.shapes import Float
 
@@ -45,17 +45,7 @@ class Geometry:
     output_padding: tuple[int, ...]
 
     def weight_gradient(self, inputs: Tensor, gradient: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
-        """∂W for the whole of `inputs`, by the library's own kernel.
-
-        Args:
-            inputs: (N, C, …).
-            gradient: at the output.
-            weight: for its shape only.
-            groups: a further factor of the number of groups.
-
-        Returns:
-            In the weight's shape.
-        """
+        """∂W for the whole of `inputs`, by the library's own kernel."""
         _, result, _ = torch.ops.aten.convolution_backward(
             gradient, inputs, weight, None, self.stride, self.padding, self.dilation, self.transposed,
             self.output_padding, self.groups * groups, [False, True, False],
@@ -133,14 +123,7 @@ class Convolution(Contribution):
         return ("convolution", *sizes, self.inputs.dtype, self.geometry)
 
     def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
-        """The exact ways to the same sums.
-
-        Args:
-            total: whether Σg_i is wanted.
-
-        Returns:
-            Name → way.
-        """
+        """The exact ways to the same sums."""
         forms: dict[str, tuple[Callable[[int, int], Tensor], int]] = {}
         plain = not self.geometry.transposed and self.inputs.shape[1] == 1
         if self._pointwise:
@@ -215,19 +198,7 @@ class Convolution(Contribution):
 
 
 def convolution(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """Y = X ∗ W + bias.
-
-    Args:
-        visit: the convolution.
-        slot: 1 for the weight, 2 for the bias.
-        shape: of the parameter.
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: for the input, or where examples do not run along the batch.
-    """
+    """Y = X ∗ W + bias."""
     node = visit.node
     if slot == INPUT or visit.layout.dim != 0:
         raise NotCovered("a convolution whose examples do not run along its batch")

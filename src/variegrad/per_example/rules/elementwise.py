@@ -14,30 +14,12 @@ from variegrad.per_example.rules.visit import Visit
 
 
 def add(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = a + α·b: ∂Y itself, times α for the second term.
-
-    Args:
-        visit: the sum.
-        slot: which term is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = a + α·b: ∂Y itself, times α for the second term."""
     return _scaled(visit, shape, saved(visit.node, "alpha") if slot == 1 else 1)
 
 
 def sub(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = a − α·b.
-
-    Args:
-        visit: the difference.
-        slot: which term is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = a − α·b."""
     return _scaled(visit, shape, -saved(visit.node, "alpha") if slot == 1 else 1)
 
 
@@ -47,31 +29,13 @@ def _scaled(visit: Visit, shape: Size, scale: float | int) -> Dense:
 
 
 def mul(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = a·b: ∂Y times the other factor.
-
-    Args:
-        visit: the product.
-        slot: which factor is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = a·b: ∂Y times the other factor."""
     other = saved(visit.node, "other") if slot == 0 else saved(visit.node, "self")
     return Dense(visit.reduced(visit.rows(visit.gradient) * visit.factor(other), shape))
 
 
 def div(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = a/b: ∂Y/b for the numerator, −∂Y·a/b² for the denominator.
-
-    Args:
-        visit: the quotient.
-        slot: which part is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = a/b: ∂Y/b for the numerator, −∂Y·a/b² for the denominator."""
     divisor = visit.factor(saved(visit.node, "other"))
     entries = visit.rows(visit.gradient) / divisor
     if slot == 1:
@@ -80,19 +44,7 @@ def div(visit: Visit, slot: int, shape: Size) -> Contribution:
 
 
 def prelu(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = max(x, 0) + w·min(x, 0): ∂Y·min(x, 0).
-
-    Args:
-        visit: the activation.
-        slot: 1, the slope.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: for its input.
-    """
+    """Y = max(x, 0) + w·min(x, 0): ∂Y·min(x, 0)."""
     if slot != 1:
         raise NotCovered("the input of an activation")
     below: Tensor = visit.rows(saved(visit.node, "self")).clamp(max=0)
@@ -100,33 +52,12 @@ def prelu(visit: Visit, slot: int, shape: Size) -> Contribution:
 
 
 def expand(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """Y = w expanded: ∂Y, summed over the copies of each example.
-
-    Args:
-        visit: the expansion.
-        slot: 0.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = w expanded: ∂Y, summed over the copies of each example."""
     return _scaled(visit, shape, 1)
 
 
 def repeat(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """Y = w repeated: ∂Y, summed over the copies of each example (InstanceNorm repeats its weight for every example).
-
-    Args:
-        visit: the repetition.
-        slot: 0.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: if examples run within the repeated block.
-    """
+    """Y = w repeated: ∂Y, summed over the copies of each example; InstanceNorm repeats its weight so."""
     layout, gradient = visit.layout, visit.gradient
     block = (1,) * (gradient.dim() - len(shape)) + tuple(shape)
     # Every dimension is (copies, block); the examples must run along the copies.

@@ -89,20 +89,7 @@ class Lookup(Contribution):
 
 
 def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """Y = W[tokens].
-
-    Args:
-        visit: the look-up.
-        slot: 0, the table.
-        shape: (V, d).
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: where examples run along d.
-        ValueError: with `scale_grad_by_freq`, which couples the examples.
-    """
+    """Y = W[tokens]."""
     node = visit.node
     _refuse_frequencies(node)
     if visit.layout.dim == visit.gradient.dim() - 1:
@@ -113,20 +100,7 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
 
 
 def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y[bag] = Σ or mean of W[tokens of the bag], weighted on request.
-
-    Args:
-        visit: the look-up.
-        slot: 0, the table.
-        shape: (V, d).
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: for the maximum, for the weights of the tokens, or where several bags make one example.
-        ValueError: with `scale_grad_by_freq`, which couples the examples.
-    """
+    """Y[bag] = Σ or mean of W[tokens of the bag], weighted on request."""
     node, gradient = visit.node, visit.gradient
     _refuse_frequencies(node)
     mode, bags = int(saved(node, "mode")), len(gradient)

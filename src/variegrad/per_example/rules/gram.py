@@ -31,15 +31,7 @@ Gram = Float[Tensor, "b b"]
 
 
 def gram(part: Contribution, scale: Tensor | None = None) -> Gram:
-    """K of what one use of a parameter contributes, float64.
-
-    Args:
-        part: b gradients.
-        scale: elementwise factors, in the shape of one gradient.
-
-    Returns:
-        K_ij = ⟨s∘g_i, s∘g_j⟩.
-    """
+    """K of what one use of a parameter contributes, float64."""
     match part:
         case Outer() if scale is None and _few_rows(part):
             return _of_rows(part)
@@ -54,17 +46,7 @@ def gram(part: Contribution, scale: Tensor | None = None) -> Gram:
 
 
 def gram_of_tiles(form: Callable[[int, int], Tensor], count: int, size: int, scale: Tensor | None = None) -> Gram:
-    """K from the gradients themselves, two tiles of examples at a time.
-
-    Args:
-        form: (start, stop) → the gradients of these examples.
-        count: b.
-        size: entries of one gradient.
-        scale: elementwise factors.
-
-    Returns:
-        K, float64. If the gradients of all examples fit a tile they are formed once, else b/t times.
-    """
+    """K from the gradients themselves, two tiles of examples at a time."""
     step = max(1, SLICE_BYTES // (8 * max(1, size)))
     starts = range(0, count, step)
     blocks: dict[tuple[int, int], Tensor] = {}
@@ -78,15 +60,7 @@ def gram_of_tiles(form: Callable[[int, int], Tensor], count: int, size: int, sca
 
 
 def real_rows(rows: Inexact[Tensor, "t ..."], scale: Tensor | None = None) -> Float[Tensor, "t k"]:
-    """Gradients as rows of real numbers of at least single precision, complex ones as pairs.
-
-    Args:
-        rows: one gradient each; 0-d parameters have shape (t,).
-        scale: elementwise real factors; of pairs, (*shape, 2), for complex gradients.
-
-    Returns:
-        Shape (t, k).
-    """
+    """Gradients as rows of real numbers of at least single precision, complex ones as pairs."""
     real = torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows
     real = real.float() if real.dtype in (torch.bfloat16, torch.float16) else real
     real = real if scale is None else real * scale.to(real.dtype)
@@ -94,15 +68,7 @@ def real_rows(rows: Inexact[Tensor, "t ..."], scale: Tensor | None = None) -> Fl
 
 
 def products(a: Float[Tensor, "s k"], b: Float[Tensor, "t k"]) -> Float[Tensor, "s t"]:
-    """a·bᵀ in float64, at the speed of the rows' own type; neither overflows nor underflows.
-
-    Args:
-        a: real rows.
-        b: real rows.
-
-    Returns:
-        Inner products.
-    """
+    """a·bᵀ in float64, at the speed of the rows' own type; neither overflows nor underflows."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     one = a is b
     for left, right in zip(a.split(SHORT, 1), b.split(SHORT, 1), strict=True):

@@ -15,7 +15,6 @@ from torch import Size, Tensor
 
 from variegrad.per_example.graph import saved
 from variegrad.per_example.plan import choose, chosen
-from variegrad.per_example.rules.agreement import sums_apart
 from variegrad.per_example.rules.contribution import (
     TILE_BYTES,
     Contribution,
@@ -25,6 +24,7 @@ from variegrad.per_example.rules.contribution import (
     by_tiles,
     sq_norms,
 )
+from variegrad.per_example.rules.rounding import sums_apart
 from variegrad.per_example.rules.sparse import sparse_rows
 from variegrad.per_example.rules.visit import Visit
 from variegrad.shapes import Float
@@ -97,14 +97,7 @@ class Outer(Contribution):
         return ("outer", self.left.shape, self.right.shape, self.left.dtype)
 
     def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
-        """The exact ways to the same sums, cheapest by the count of operations first.
-
-        Args:
-            total: whether Σg_i is wanted.
-
-        Returns:
-            Name → way.
-        """
+        """The exact ways to the same sums, cheapest by the count of operations first."""
         if self.left.shape[1] == 1:
             return {"rank one": lambda: self._rank_one(total)}
         _, t, p = self.left.shape
@@ -187,31 +180,13 @@ class Stacked(Contribution):
 
 
 def mm(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = A·W: rows of A and of ∂Y (slot 1); or Y = W·A: columns (slot 0).
-
-    Args:
-        visit: the product.
-        slot: which factor is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = A·W: rows of A and of ∂Y (slot 1); or Y = W·A: columns (slot 0)."""
     node = visit.node
     return _product(visit, saved(node, "mat2") if slot == 0 else saved(node, "self"), slot, shape, 1.0)
 
 
 def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """Y = β·bias + α·A·W: the bias is slot 0, the factors are slots 1 and 2.
-
-    Args:
-        visit: the product.
-        slot: which input is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-    """
+    """Y = β·bias + α·A·W: the bias is slot 0, the factors are slots 1 and 2."""
     node = visit.node
     if slot == 0:
         beta = saved(node, "beta")
@@ -222,19 +197,7 @@ def addmm(visit: Visit, slot: int, shape: Size) -> Contribution:
 
 
 def bmm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """Y[k] = A[k]·W[k] for each k of a batched weight, the examples running along the rows (or columns) of every k.
-
-    Args:
-        visit: the product.
-        slot: which factor is the parameter.
-        shape: of the parameter's derived form.
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: if the examples run along k, so that the weight has a slice for each.
-    """
+    """Y[k] = A[k]·W[k] for each k of a batched weight, the examples running along the rows (or columns) of every k."""
     if visit.layout.dim == 0:
         raise NotCovered("a batched product whose examples run along its batch")
     factor: Tensor = saved(visit.node, "mat2") if slot == 0 else saved(visit.node, "self")

@@ -18,16 +18,7 @@ WEIGHT, BIAS = 1, 2
 
 
 def layer_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """x̂ = (x − mean)/std over the last dimensions.
-
-    Args:
-        visit: the normalisation.
-        slot: 1 for the weight, 2 for the bias.
-        shape: of the parameter.
-
-    Returns:
-        The contribution.
-    """
+    """x̂ = (x − mean)/std over the last dimensions."""
     _only_parameters(slot)
     rows = visit.rows(visit.gradient)
     if slot == BIAS:
@@ -39,16 +30,7 @@ def layer_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
 
 
 def rms_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
-    """x̂ = x/rms(x) over the last dimensions.
-
-    Args:
-        visit: the normalisation.
-        slot: 1, the weight.
-        shape: of the parameter.
-
-    Returns:
-        The contribution.
-    """
+    """x̂ = x/rms(x) over the last dimensions."""
     _only_parameters(slot)
     node = visit.node
     entries = visit.rows(saved(node, "input")) * visit.rows(saved(node, "result1"))
@@ -91,19 +73,7 @@ def group_norm(visit: Visit, slot: int, shape: Size) -> Contribution:
 
 
 def batch_norm(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
-    """x̂ by running statistics, channel by channel.
-
-    Args:
-        visit: the normalisation.
-        slot: 1 for the weight, 2 for the bias.
-        shape: (C,).
-
-    Returns:
-        The contribution.
-
-    Raises:
-        NotCovered: if statistics of the batch are used, or examples do not run along the batch.
-    """
+    """x̂ by running statistics, channel by channel."""
     _only_parameters(slot)
     node = visit.node
     if saved(node, "training") or saved(node, "running_mean") is None or visit.layout.dim != 0:

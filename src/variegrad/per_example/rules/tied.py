@@ -15,10 +15,10 @@ from torch import Size, Tensor
 
 from variegrad.per_example.plan import choose, chosen
 from variegrad.per_example.rules import contribution
-from variegrad.per_example.rules.agreement import sums_apart
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Summed, Together, sq_norms
 from variegrad.per_example.rules.embedding import Lookup
 from variegrad.per_example.rules.matmul import GRAM_FLOOR, Outer
+from variegrad.per_example.rules.rounding import sums_apart
 from variegrad.shapes import Float
 
 
@@ -72,14 +72,7 @@ class Tied(Contribution):
         return looked_up + self.product.bound()
 
     def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
-        """The exact ways to the same sums, cheapest by the count of operations first.
-
-        Args:
-            total: whether Σg_i is wanted.
-
-        Returns:
-            Name → way.
-        """
+        """The exact ways to the same sums, cheapest by the count of operations first."""
         t, (v, d) = self.product.left.shape[1], self.shape
         direct, gram = 2 * t * v * d, 2 * t * t * (v + d) + 2 * t * v * d * total
         ways: dict[str, Callable[[], Summed]] = {}
@@ -145,14 +138,7 @@ class Tied(Contribution):
 
 
 def combine(parts: Sequence[Contribution]) -> Contribution:
-    """The sum of several uses of one parameter, in one shape.
-
-    Args:
-        parts: at least one.
-
-    Returns:
-        One contribution; the cheapest form that is exact.
-    """
+    """The sum of several uses of one parameter, in one shape."""
     whole = contribution.combine(parts)
     if isinstance(whole, Together):
         match sorted(whole.parts, key=lambda part: type(part).__name__):

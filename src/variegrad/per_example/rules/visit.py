@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Size, Tensor
 from torch.autograd.graph import Node
 
@@ -35,16 +36,11 @@ class Visit:
     _gradient_rows: Tensor | None = field(default=None, init=False)  # of this layout: not carried over by `replace`
 
     def rows(self, tensor: Tensor) -> Shaped[Tensor, "m ..."]:
-        """A tensor that is laid out like the gradient, example by example.
-
-        Args:
-            tensor: of the gradient's layout.
-
-        Returns:
-            The wanted examples in front, what is left of their dimension in its place.
-        """
+        """A tensor that is laid out like the gradient, example by example."""
         if tensor is self.gradient and self._gradient_rows is not None:
             return self._gradient_rows
+        if tensor.layout is not torch.strided:
+            raise NotCovered(f"an input of layout {tensor.layout}")
         view = self.layout.split(tensor, self.count)
         rows = view if self.examples is None else view[self.examples]
         if tensor is self.gradient:
@@ -52,17 +48,7 @@ class Visit:
         return rows
 
     def factor(self, tensor: Tensor | float) -> Tensor | float:
-        """A factor that was broadcast against the output, ready to meet `rows(gradient)`.
-
-        Args:
-            tensor: the other factor: of the output's shape, or without examples of its own.
-
-        Returns:
-            Its rows, or itself with a dimension in front.
-
-        Raises:
-            NotCovered: if the factor has a shape that is neither.
-        """
+        """A factor that was broadcast against the output, ready to meet `rows(gradient)`."""
         if not isinstance(tensor, Tensor) or tensor.dim() == 0:
             return tensor
         dim = self.layout.dim - (self.gradient.dim() - tensor.dim())
@@ -74,32 +60,13 @@ class Visit:
         return self.rows(tensor[missing])
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Compute something that several rules of this node need, once.
-
-        Args:
-            name: what it is.
-            make: how.
-
-        Returns:
-            The value.
-        """
+        """Compute something that several rules of this node need, once."""
         if name not in self.memo:
             self.memo[name] = make()
         return self.memo[name]
 
     def reduced(self, rows: Float[Tensor, "m ..."], shape: Size) -> Float[Tensor, "m ..."]:
-        """Sum the gradient of a broadcast parameter over what it was broadcast along, example by example.
-
-        Args:
-            rows: the gradient before summing, as `rows` returns it.
-            shape: of the parameter; aligned to the last dimensions, as broadcasting does.
-
-        Returns:
-            Shape (m, *shape).
-
-        Raises:
-            NotCovered: if the parameter has entries of its own for each example.
-        """
+        """Sum the gradient of a broadcast parameter over what it was broadcast along, example by example."""
         aligned = (1,) * (rows.dim() - 1 - len(shape)) + tuple(shape)
         if len(aligned) != rows.dim() - 1 or aligned[self.layout.dim] != 1:
             raise NotCovered("a parameter with entries for each example")

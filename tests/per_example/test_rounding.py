@@ -8,14 +8,14 @@ from torch import nn
 
 from cases import energy
 from reference import loop_gradients
-from variegrad.per_example import first_use
+from variegrad.per_example import learn
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.norms import batch_norms, example_gradients
 from variegrad.per_example.plan import Disagreement, Plan, choose, following
-from variegrad.per_example.rules.agreement import rows_apart, sums_apart
 from variegrad.per_example.rules.contribution import Summed, by_tiles
 from variegrad.per_example.rules.convolution import Convolution
 from variegrad.per_example.rules.matmul import Outer
+from variegrad.per_example.rules.rounding import rows_apart, sums_apart
 
 
 def wrong_above(size, honest, attribute):
@@ -33,7 +33,7 @@ def wrong_above(size, honest, attribute):
 @pytest.mark.parametrize("attribute", ["total", "sq_norms"])
 @pytest.mark.parametrize("measured", [True, False])
 def test_a_way_that_is_wrong_only_at_full_size_is_refused_by_name(monkeypatch, attribute, measured):
-    monkeypatch.setattr(Outer, "_gram", wrong_above(first_use.MOST, Outer._gram, attribute))
+    monkeypatch.setattr(Outer, "_gram", wrong_above(learn.MOST, Outer._gram, attribute))
     model, batch = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, 20)), torch.randn(64, 5, 40)
     engine = Engine(measured=measured)
     if measured:
