@@ -35,7 +35,7 @@ BANNED = {
     r"\bdid not arrive\b": "never reached",
     r"noise is of any size\b": "non-negligible",
     r"\bof each single\b": "of each",
-    r"\bin a row\b": "consecutive; flattened and concatenated",
+    r"\b(?:numbers|parameters|tensors) in a row\b": "concatenated",
     r"\bsays? that, too\b": "says so",
     r"\bdrowned\b": "negligible",
     r"\bthe cable\b": "the network link",

@@ -94,7 +94,7 @@ def test_an_unfinished_run_says_how_to_go_on(ran, tmp_path):
     (tmp_path / "experiment.json").write_text((folder / "experiment.json").read_text())
     lines = (folder / "records.jsonl").read_text().splitlines()
     (tmp_path / "records.jsonl").write_text("\n".join(lines[1:]))
-    with pytest.raises(ValueError, match=r"1 of 12 records are missing\. Go on with: variegrad experiment theorem-6"):
+    with pytest.raises(ValueError, match=r"1 of 12 records are missing\. Resume with: variegrad experiment theorem-6"):
         open_run(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_a_folder_of_another_experiment_is_refused(ran):
 
 def test_runs_are_found_in_a_folder_or_below_it(ran, tmp_path):
     assert runs_below(ran("theorem-6")) == [ran("theorem-6")]
-    with pytest.raises(ValueError, match=r"no experiment\.json stands here or one folder below"):
+    with pytest.raises(ValueError, match=r"there is no experiment\.json here or one folder below"):
         runs_below(tmp_path)
     (tmp_path / "experiment.json").write_text("{")
     with pytest.raises(ValueError, match="not readable as an experiment's run"):

@@ -156,7 +156,8 @@ def _print_table(log: Path, found: Log) -> None:
     print_columns(
         f"Batch-size bound along {log.name}{which}",
         [Column(head=head, cells=cells) for head, cells in columns.items()],
-        caption="B_D (examples): estimate, interval and lower confidence bound (at least), ? if it cannot be told yet; "
+        caption="B_D (examples): estimate, interval and lower confidence bound (at least), ? if there are "
+        "not enough readings yet; "
         "B: batch size; efficiency: share of the batch that is not redundant.",
     )
 

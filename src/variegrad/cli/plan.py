@@ -51,7 +51,7 @@ def plan(
     ] = 0.1,
     delta: Annotated[
         float,
-        typer.Option(help="δ: how far beyond efficiency 1 to go; 1 wastes half.", callback=options.number(above=0)),
+        typer.Option(help="δ in B = 1 + δ·B_D; δ = 1 is 50 % efficient.", callback=options.number(above=0)),
     ] = 1.0,
     l2: Annotated[
         float,

@@ -1,4 +1,4 @@
-"""`variegrad report DIR`: one page of all experiments whose runs stand in a folder, redrawn from their records."""
+"""`variegrad report DIR`: one page of all experiments whose runs are in a folder, redrawn from their records."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _trained(
     evaluation: Evaluation | None,
     estimates: Every | None,
 ) -> Exception | None:
-    """Make the run's updates; what ended it before its time is returned, so that what was learnt can be kept."""
+    """Make the run's updates; what ended it before its time is returned, so that the weights can be kept."""
     if evaluation is not None and _reached(log, evaluation.target):
         return None
     with log:
@@ -152,7 +152,7 @@ def _write(
     errors: Console,
     failure: Exception | None,
 ) -> None:
-    """Keep what was learnt; if that fails, it ends all workers, unless something else has ended the run already."""
+    """Keep the weights; if that fails, it ends all workers, unless something else has ended the run already."""
     position = run.start if log.last is None else log.last.position
     try:
         with nullcontext() if failure else failing_together(run.world):

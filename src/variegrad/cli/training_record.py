@@ -82,7 +82,7 @@ def write(folder: Path, made: dict[str, Any], model: nn.Module) -> None:
 
 
 def refuse_a_used_folder(folder: Path, *, resume: bool) -> None:
-    """Nothing of another run is written over, and no run begins anew unasked.
+    """Nothing of another run is written over, and no run is restarted unasked.
 
     Args:
         folder: that a run is to write to.
@@ -103,7 +103,7 @@ def refuse_a_used_folder(folder: Path, *, resume: bool) -> None:
 
 
 def is_behind(folder: Path, position: Position) -> bool:
-    """Whether the record is missing or of an earlier moment than a run stands at: it was killed before it wrote.
+    """Whether the record is missing or of an earlier moment than the run: it was killed before it wrote.
 
     Args:
         folder: of the run.

@@ -1,7 +1,7 @@
 """A mechanism for each worker in anybody's DistributedDataParallel loop: gradients become (1/P) Σ_r m(g_r).
 
 g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
-that m meets the gradient of the mean loss. Without `no_sync` DDP would hand over what m has made before; that is
+that m meets the gradient of the mean loss. Without `no_sync` DDP would pass on what m has made before; that is
 refused, since m(m(g₁) + g₂) has another law. A sparse gradient is made dense for m and sparse by rows again. Draws do
 not depend on DDP's buckets. What travels is packed where that sends less than a dense sum (`packed_sum`); all ranks
 decide that together.
@@ -143,7 +143,7 @@ class MechanismHook:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another hook stood.
+        """Resume where another hook stopped.
 
         Args:
             state: of `state_dict`.

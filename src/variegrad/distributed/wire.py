@@ -7,8 +7,8 @@ A payload is a header of 40 bytes and a body of one kind:
 * `DENSE`: all coordinates;
 * `NOT_FINITE`: that the gradient was not finite, so that every worker learns it in the same step.
 
-There is no second quantisation. Only a zero's sign is not sent with a vector of ±c. What a payload may hold is told
-by the reader (length, number type, step, sender), never by the payload: anything else is `Refused`. The checksum
+There is no second quantisation. Only a zero's sign is not sent with a vector of ±c. The reader says what a payload may
+hold (length, number type, step, sender), never the payload: anything else is `Refused`. The checksum
 finds accidents; it is no signature (docs/developers/reliability.md). Numbers are little-endian, as on every machine
 that torch runs on.
 """

@@ -131,7 +131,7 @@ def open_run(folder: Path) -> Run:
     if missing := needed - found.records.keys():
         damaged = f" ({len(found.damaged)} damaged: {found.damaged[0]})" if found.damaged else ""
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(needed)} records are missing{damaged}. Go on with: {body['command']}"
+            f"{folder}: {len(missing)} of {len(needed)} records are missing{damaged}. Resume with: {body['command']}"
         )
     records = {key: found.records[key] for key in needed}
     return Run(
@@ -155,7 +155,7 @@ def runs_below(folder: Path) -> list[Path]:
     places = [path.parent for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
     if not places:
         raise ValueError(
-            f"{folder}: no {FILE} stands here or one folder below. Run an experiment first: "
+            f"{folder}: there is no {FILE} here or one folder below. Run an experiment first: "
             f"variegrad experiment theorem-6 --out {shlex.quote(str(folder))}"
         )
     return places

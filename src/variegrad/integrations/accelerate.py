@@ -62,7 +62,7 @@ class BatchSizeMonitor:
 
         Raises:
             TypeError: if an argument is no floating-point tensor.
-            ValueError: if shapes do not fit, there is no graph, or examples cannot be told apart.
+            ValueError: if shapes do not fit, there is no graph, or examples cannot be separated.
         """
         self.monitor.watch(loss, output=output)
 

@@ -53,7 +53,7 @@ def to_log(log: Callable[[dict[str, float], int], object], prefix: str = "varieg
 
 
 class Unread:
-    """Hands on each reading of a monitor once.
+    """Passes on each reading of a monitor once.
 
     Args:
         monitor: whose readings; those that it has by now count as handed on.
@@ -83,7 +83,7 @@ class Unread:
         return self._monitor.state_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from a checkpoint; what was read before it has been handed on.
+        """Continue from a checkpoint; earlier readings have been written.
 
         Args:
             state: of `state_dict`.

@@ -137,7 +137,7 @@ class History(Sequence[Reading]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint: with the file's readings up to it, or with the latest one where there is no file.
+        """Resume from a checkpoint: with the file's readings up to it, or with the latest one where there is no file.
 
         Args:
             state: of `state_dict`.

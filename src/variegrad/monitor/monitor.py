@@ -1,7 +1,7 @@
 """`Monitor`: B_D inside anybody's training loop, from the loop's own backward passes, by one line between the two.
 
 On one step in sixteen (more often at first) a random subset of the batch's examples gives M̂² and the gradients that
-arrive give ‖Σg‖²; if examples cannot be told apart, micro-batches or workers do, and at last a sign probe. The pairs
+arrive give ‖Σg‖²; if examples cannot be separated, micro-batches or workers do, and at last a sign probe. The pairs
 (Û, M̂²) are pooled over a window of such steps as a ratio of sums, with a jackknife interval.
 
 A monitor is a guest: after its first step it raises nothing, and every worker does the same whatever one of them lacks.
@@ -41,7 +41,7 @@ from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.per_example.graph import awaits_first_pass
 
 Hook = Callable[[Any, Any], Any]
-# After so many complaints in a row about one structure, the next source serves it, or it is left alone for a while.
+# After so many complaints about one structure, the next source serves it, or it is left alone for a while.
 PATIENCE = 3
 
 
@@ -125,7 +125,7 @@ class Monitor:
         self._started = False
         self._out_of_step = 0
         self._looks = 0
-        self._trouble: dict[int, tuple[int, int]] = {}  # structure → complaints in a row, and the look to wait for
+        self._trouble: dict[int, tuple[int, int]] = {}  # structure → consecutive complaints, and the look to wait for
         self._trained(trained_parameters(self._model))
         self._norm = norm_of(optimizer, self._model, self._parameters)
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
@@ -164,7 +164,7 @@ class Monitor:
         Raises:
             TypeError: in the first call that is looked at, if an argument is no floating-point tensor.
             ValueError: in the first call that is looked at, if shapes do not fit, there is no graph, or examples cannot
-                be told apart. Later calls warn once per kind of problem, and training goes on.
+                be separated. Later calls warn once per kind of problem, and training goes on.
         """
         self._calls += 1
         if self._calls <= self._asleep:
@@ -270,7 +270,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint.
+        """Resumes from a checkpoint.
 
         Args:
             state: of `state_dict`.
@@ -571,7 +571,7 @@ class Monitor:
     # ---- state
 
     def _trained(self, parameters: dict[str, nn.Parameter]) -> None:
-        """What is learnt of a model's graphs belongs to one set of parameters."""
+        """What is learned of a model's graphs belongs to one set of parameters."""
         self._parameters = parameters
         self._identities = [id(p) for p in parameters.values()]
         self._examples = Examples(self._model, parameters, self._most)

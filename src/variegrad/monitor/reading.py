@@ -44,7 +44,7 @@ class Reading:
         cannot_tell: more steps are needed before anything can be said.
         confidence: nominal level of the interval and of the bound, for this reading alone.
         pooled_steps: steps that the estimate rests on, the last one included.
-        skipped: steps left out so far because their gradients were not finite, or could not be told apart.
+        skipped: steps left out so far because their gradients were not finite, or could not be separated.
         population: n, the size of the data set behind the batches; None for fresh or augmented data.
         unit: what is counted: "examples", "sequences", "groups", ….
         group_size: examples per unit.

@@ -96,7 +96,7 @@ def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.
     if bypassed:
         raise Coupled(
             f"the loss also depends on parameter {bypassed!r} directly, not only through `output` (a weight penalty, "
-            "an auxiliary loss, or another output of the model): what belongs to one example cannot be told. Name all "
+            "an auxiliary loss, or another output of the model): what belongs to one example is not known. Name all "
             "outputs, watch(loss, output=(policy, value)), or watch the losses of the examples, "
             "monitor.watch(per_example), or move a penalty into the optimizer's weight_decay."
         )

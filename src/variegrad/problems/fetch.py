@@ -2,7 +2,7 @@
 
 Only `fetch` uses the network, and only when it is called. What arrives is checked against what is known of the
 published data (SHA-256 for MNIST; class counts in both splits, and the colour means of CIFAR-10, for the others), so
-that a changed upload or another order of rows is refused rather than learnt from.
+that a changed upload or another order of rows is refused rather than trained on.
 """
 
 from __future__ import annotations

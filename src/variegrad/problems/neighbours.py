@@ -34,7 +34,7 @@ def neighbours(dataset: Dataset[Any], held_out: Dataset[Any] | None = None, *, s
     """A data set and its neighbour: one example, chosen at random, is replaced by a different one.
 
     The replacement is drawn from `held_out`, as uniform stability asks for, or else from the data set itself. Examples
-    equal to the one they would replace are passed over, so that the two sets do differ.
+    equal to the one they would replace are skipped, so that the two sets do differ.
 
     Args:
         dataset: S, n examples.

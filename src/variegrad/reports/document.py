@@ -84,7 +84,7 @@ def number(value: object) -> float:
     """A number of the document as a float: "inf" is +inf, null is NaN.
 
     Args:
-        value: what stands in the document.
+        value: a value of the document.
 
     Returns:
         The float.
@@ -119,7 +119,7 @@ def points(document: Mapping[str, Any]) -> list[Point]:
     if document.get("schema") != SCHEMA:
         raise ValueError(
             f"document: its schema must be {SCHEMA!r}; got {document.get('schema')!r}. "
-            "Hand over what `variegrad measure --json` prints, from this version of variegrad."
+            "Pass what `variegrad measure --json` prints, from this version of variegrad."
         )
     return [_point(raw) for raw in document["points"]]
 

@@ -27,8 +27,8 @@ class HistoryPoint:
         bound: B̂_D; NaN where undefined.
         low: lower end of its interval.
         high: upper end; +inf where nothing bounds it from above.
-        lower_confidence_bound: 1 where nothing can be told yet.
-        cannot_tell: whether nothing can be told yet.
+        lower_confidence_bound: 1 where there are too few readings.
+        cannot_tell: whether there are too few readings.
         source: what the gradients were.
         pooled_steps: steps that it rests on.
         skipped: steps left out so far.
@@ -83,7 +83,7 @@ def history_points(document: Mapping[str, Any]) -> list[HistoryPoint]:
     if document.get("schema") != SCHEMA:
         raise ValueError(
             f"document: its schema must be {SCHEMA!r}; got {document.get('schema')!r}. "
-            "Hand over what `variegrad monitor --json` prints, from this version of variegrad."
+            "Pass what `variegrad monitor --json` prints, from this version of variegrad."
         )
     return [
         HistoryPoint(

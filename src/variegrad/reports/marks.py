@@ -1,6 +1,6 @@
 """What lies on the axes of every picture: lines with gaps, points at the edge, reference lines, logarithmic ticks.
 
-A log axis has no place for +inf and for an undefined number: such points stand at its edges, where they are seen.
+A log axis has no place for +inf and for an undefined number: such points are drawn at its edges, where they are seen.
 """
 
 from __future__ import annotations

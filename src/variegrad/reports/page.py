@@ -60,7 +60,7 @@ def write_report(document: Mapping[str, Any], folder: Path) -> Path:
     except (TypeError, ValueError) as problem:
         raise ValueError(
             f"document: it must be plain JSON, with +inf as the string 'inf' and undefined as None; {problem}. "
-            "Hand over what `variegrad measure --json` prints."
+            "Pass what `variegrad measure --json` prints."
         ) from problem
     drawn = {name: draw(document) for name, draw in PICTURES.items()}
     contents = {

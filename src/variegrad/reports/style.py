@@ -145,7 +145,7 @@ def in_figures(value: float) -> str:
         value: any float.
 
     Returns:
-        The text, in characters that stand in HTML and in pictures alike.
+        The text, in characters that work in HTML and in pictures alike.
     """
     if math.isnan(value):
         return "–"

@@ -1,4 +1,4 @@
-"""The constants that Theorems 2-10 ask for, on a problem at hand; each says whether it is a certificate or an estimate.
+"""The constants that Theorems 2-10 ask for, on a given problem; each says whether it is a certificate or an estimate.
 
 β (smoothness), μ (Polyak-Łojasiewicz), M² (second moment), D₀ = ‖w₀−w*‖² and F₀−F*. λ is the L2 coefficient of the
 loss and needs no function. Certificates come from the data (generalised linear models) or from inequalities;

@@ -128,7 +128,7 @@ class Flat:
 
 
 class FiledRows(CompressedRows):
-    """Compressed rows whose values and columns stand in two files of numbers; only the row pointers are in memory."""
+    """Compressed rows whose values and columns are in two files of numbers; only the row pointers are in memory."""
 
     def __init__(
         self, values: Flat, indices: Flat, indptr: NDArray[np.int64], *, columns: int, name: str, base: int = 0
@@ -239,7 +239,7 @@ def _npz(npz: Path, path: Path, folder: Path, stack: ExitStack) -> Rows:
         with archive.open("format.npy") as file:
             layout = np.lib.format.read_array(file, allow_pickle=False).item()
         if layout not in (b"csr", "csr"):
-            # Other layouts do not stand in the order of rows, so they are brought into it in memory.
+            # Other layouts are not in the order of rows, so they are brought into it in memory.
             return SparseRows(load_npz(npz), str(path))
         for member in ("data", "indices", "indptr", "shape"):
             archive.extract(f"{member}.npy", folder)

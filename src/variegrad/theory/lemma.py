@@ -23,7 +23,7 @@ def expected_sq_distance(
     gradients over M². A projection onto a convex set that holds w* can only lower the left side.
 
     Args:
-        gradients: ∇f_i(w), one a row.
+        gradients: ∇f_i(w), one per row.
         weights: w.
         target: w*, a minimiser or any other point.
         step_size: γ, sum-normalised.

@@ -252,7 +252,7 @@ class Survey:
         column_sums: Σ_i x_i.
         constant: the columns that hold one non-zero number in all rows.
         nonzeros: how many entries are not zero.
-        longest_row: the largest number of stored entries in a row.
+        longest_row: the largest number of stored entries per row.
         non_negative: whether no entry is negative.
     """
 

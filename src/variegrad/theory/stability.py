@@ -9,7 +9,7 @@ changed example and for B ≤ n, but fails for single examples. A certificate th
 example, B_D ≥ (n−1)/σ²_max (`GLMBound.leave_one_out`), needs no such term: τ₁(B) = (B−1)/(2/(γβ) − 1). That route is
 `leave_one_out`.
 
-And on η: a certificate for the data at hand makes η 0 or 1 *given these data*; R resampled data sets without a failure
+And on η: a certificate for the given data makes η 0 or 1 *given these data*; R resampled data sets without a failure
 only show η ≤ 1 − α^{1/R} (about 3/R at α = 0.05); for Gaussian features η has a formula
 (`gaussian_failure_probability`).
 """

@@ -58,7 +58,7 @@ class WorstCase:
 
     @property
     def points(self) -> Float64[np.ndarray, "n d"]:
-        """The 2d data points ±a·e_j, one a row."""
+        """The 2d data points ±a·e_j, one per row."""
         eye = math.sqrt(self.variance) * np.eye(self.dimension)
         return np.concatenate([eye, -eye])
 

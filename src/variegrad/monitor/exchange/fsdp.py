@@ -2,7 +2,7 @@
 
 W = Σ_j c_j²‖s_j‖² and V = ‖Σ_j c_j s_j‖² of `sums` are read where gradients are reduced: around a module's own
 reduce-scatter, this worker's whole gradient goes in and its shard of the sum comes out. Parameters of the graph are
-gathered copies, so examples are not told apart here. A backward pass that reduces ends, on every worker and whether it
+gathered copies, so examples are not separated here. A backward pass that reduces ends, on every worker and whether it
 was watched or not, with the count of `lockstep` and, at a due one, its small all-reduce.
 
 The interface is half private in torch (`set_custom_reduce_scatter`, and the object in its place): hence a file alone.

@@ -34,7 +34,7 @@ class Refused(Exception):  # noqa: N818
 
 
 class Examples:
-    """What was learnt of a model's graphs, and which of them this source cannot serve.
+    """What was learned of a model's graphs, and which of them this source cannot serve.
 
     Args:
         model: the unwrapped model.
