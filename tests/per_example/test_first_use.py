@@ -77,6 +77,7 @@ def test_the_graph_of_the_whole_batch_is_walked_once(examples):
     batch_norms(model, energy, batch, examples=examples)
     assert model.arrived.count(64) == 1
     assert set(model.arrived) == {64, learn.MOST}
+    batch_norms(model, energy, batch, examples=examples)  # the second batch is checked
     walked = len(model.arrived)
     batch_norms(model, energy, batch, examples=examples)
     assert len(model.arrived) == walked + 1

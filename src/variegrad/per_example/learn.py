@@ -19,7 +19,7 @@ from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import Trial, probe_ownership
 from variegrad.per_example.state import hooked, left_as_found, on_copies_of_buffers
 from variegrad.per_example.step import Step
-from variegrad.per_example.uses import MIXED_AT, Use, from_parameters_alone, uses_of
+from variegrad.per_example.uses import IRREGULAR_AT, MIXED_AT, Use, from_parameters_alone, uses_of
 
 # A new structure is learnt from this share of the examples, at least two and at most a few, if they are conclusive.
 FEW_SHARE, FEWEST, MOST = 1 / 8, 2, 7
@@ -55,7 +55,8 @@ def learn_from_a_few(step: Step) -> tuple[Knowledge, Step] | None:
             if alone.count != size or structure(alone.graph) != structure(step.graph):
                 return None
             known = observe(alone)
-            if not known.routed:
+            irregular = any(why.startswith(IRREGULAR_AT) for why in known.uncovered.values())
+            if not known.routed or irregular:  # of two or three examples, coupled ones may look like that
                 return None
             rehearse(alone, known)
             return known, alone

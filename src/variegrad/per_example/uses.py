@@ -29,6 +29,7 @@ from variegrad.per_example.ownership import Layout, Owner, Unowned
 from variegrad.per_example.rules import RULES
 
 MIXED_AT = "examples are mixed at"
+IRREGULAR_AT = "examples own different numbers of rows at"
 # A parameter that is prepared by more operations than this before its use is left to the fallback.
 MOST_BETWEEN = 256
 
@@ -154,7 +155,7 @@ def uses_of(  # noqa: PLR0912 - an answer for each kind of owner
                 break
             met.append(arc)
         elif owner is Unowned.IRREGULAR:
-            found.reason = f"examples own different numbers of rows at {arc.node.name()}"
+            found.reason = f"{IRREGULAR_AT} {arc.node.name()}"
             break
         elif owner is Unowned.UNREADABLE:
             found.reason = f"the gradient at {arc.node.name()} is not dense"
