@@ -1,6 +1,7 @@
 """Losses that depend on the rest of the batch are never cut in silence; sums take one copy to the host per batch."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from variegrad import measure
+from variegrad.per_example import differential
 
 
 def advantages(model, batch):
@@ -131,3 +133,42 @@ def test_a_sparse_table_has_a_sparse_sum() -> None:
         found, expected = measure(model, alone, batches), measure(dense, alone, batches)
     assert found.sum_sq_norms == pytest.approx(expected.sum_sq_norms, rel=1e-6)
     assert found.sq_norm_of_sum == pytest.approx(expected.sq_norm_of_sum, rel=1e-6)
+
+
+FIRST = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_generator_of_every_device_is_rewound(monkeypatch, devices) -> None:
+    states = {torch.device("cuda", 0): torch.tensor([5]), torch.device("cuda", 1): torch.tensor([7])}
+
+    class Module:
+        @staticmethod
+        def device_count():
+            return devices
+
+        @staticmethod
+        def get_rng_state(device=FIRST):
+            return states[device].clone()
+
+        @staticmethod
+        def set_rng_state(state, device=FIRST):
+            states[device] = state
+
+    class Spread(nn.Module):
+        def parameters(self, recurse=True):
+            return [SimpleNamespace(device=torch.device("cuda", k)) for k in range(devices)]
+
+        def buffers(self, recurse=True):
+            return [torch.zeros(1)]
+
+    monkeypatch.setattr(torch, "get_device_module", lambda _: Module)
+    before = torch.get_rng_state()
+    kept = differential._random_states(Spread(), Spread())
+    torch.rand(3)
+    for device in list(states)[:devices]:
+        states[device] = torch.tensor([0])
+    for set_state, value in kept:
+        set_state(value)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [int(states[torch.device("cuda", k)]) for k in range(devices)] == [5, 7][:devices]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from variegrad.estimators import GradientShape, estimate_from_gram, examples_needed, gradient_shape
+from variegrad.estimators import GradientShape, estimate_from_gram, examples_needed, gradient_shape, norms_needed
 
 
 def draw(rows: int, m: int, bound: float, spectrum, seed: int):
@@ -58,3 +58,24 @@ def test_high_dimension_needs_fewer_examples_than_the_bound() -> None:
 def test_impossible_questions_are_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(GradientShape(norm_cv2=1.0, alignment=1.0, effective_dimension=1.0))
+
+
+@pytest.mark.parametrize(("spread", "error"), [(0.3, 0.1), (1.0, 0.2), (1.5, 0.1)])
+def test_the_mean_norm_of_as_many_examples_as_are_needed_has_the_error_that_was_asked_for(spread, error) -> None:
+    norms = torch.exp(spread * torch.randn(400, generator=torch.Generator().manual_seed(0)).double())
+    m = norms_needed(error, float(norms.var() / norms.mean() ** 2), 400)
+    assert 1 < m < 400
+    draws = torch.stack(
+        [norms[torch.randperm(400, generator=torch.Generator().manual_seed(k))[:m]].mean() for k in range(400)]
+    )
+    # 400 draws know a standard deviation to 4 % (one standard error).
+    assert float(draws.std() / norms.mean()) == pytest.approx(error, rel=0.15)
+
+
+def test_norms_needed_in_its_corners() -> None:
+    assert norms_needed(0.1, 0.0, 64) == 1
+    assert norms_needed(1e-9, 2.0, 64) == 64
+    assert norms_needed(5.0, 0.1, 64) == 1
+    for arguments in ((0.0, 1.0, 8), (0.1, -1.0, 8), (0.1, math.nan, 8), (0.1, 1.0, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            norms_needed(*arguments)

@@ -175,3 +175,38 @@ def test_a_table_of_two_million_rows_costs_its_touched_rows(monkeypatch) -> None
         assert measure(model, losses, batches).count == 192
         assert vg.estimate(model, losses, batches[0]).count == 64
     assert largest < 100_000
+
+
+class Modes(nn.Module):
+    """A linear map between Fourier modes, with a complex weight or with its pair of reals."""
+
+    def __init__(self, pairs):
+        super().__init__()
+        torch.manual_seed(0)
+        w = torch.randn(4, 3, dtype=torch.cdouble)
+        self.w = nn.Parameter(torch.view_as_real(w).clone() if pairs else w)
+        self.bias = nn.Parameter(torch.randn(3).double())
+
+    def forward(self, x):
+        w = self.w if self.w.is_complex() else torch.view_as_complex(self.w)
+        return (torch.fft.fft(x) @ w).abs() + self.bias
+
+
+MECHANISMS = [vg.DropConnect(0.4), vg.Quantize(), vg.Langevin(0.5), vg.MomentMatched(vg.DropConnect(0.3))]
+
+
+@pytest.mark.parametrize("granularity", ["example", "worker"])
+@pytest.mark.parametrize("mechanism", MECHANISMS, ids=str)
+def test_a_mechanism_draws_for_complex_weights_what_it_draws_for_their_pairs(mechanism, granularity) -> None:
+    if granularity == "worker" and isinstance(mechanism, vg.MomentMatched):
+        pytest.skip("stands for many draws")
+    x = torch.randn(7, 4).double()
+    losses = lambda m, b: m(b).square().sum(1)  # noqa: E731
+    found = {}
+    for pairs in (False, True):
+        model = Modes(pairs)
+        vg.backward(model, losses, x, mechanism=mechanism, seed=3, samples_seen=14, granularity=granularity)
+        assert model.w.grad.dtype == model.w.dtype
+        found[pairs] = torch.view_as_real(model.w.grad) if not pairs else model.w.grad
+    torch.testing.assert_close(found[False], found[True])
+    assert found[True].abs().sum() > 0

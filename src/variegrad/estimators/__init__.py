@@ -20,7 +20,7 @@ from variegrad.estimators.from_batch import by_group, by_layer, by_parameter, es
 from variegrad.estimators.geometry import Euclidean, Preconditioned, Sign, Spectral, geometry_of
 from variegrad.estimators.pooled import pooled_estimate
 from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
-from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape
+from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape, norms_needed
 from variegrad.estimators.sign_probe import SignProbe, sign_probe
 from variegrad.estimators.step_moments import (
     StepMoments,
@@ -59,6 +59,7 @@ __all__ = [
     "gradient_shape",
     "moments_from_norms",
     "moments_from_workers",
+    "norms_needed",
     "pooled_estimate",
     "sgd_step_size_factor",
     "sign_probe",

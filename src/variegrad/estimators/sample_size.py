@@ -86,3 +86,30 @@ def examples_needed(relative_error: float, batch_size_bound: float, shape: Gradi
     linear = shape.norm_cv2 + 4 * shape.alignment * excess
     square = 2 * excess**2 / shape.effective_dimension
     return max(2, math.ceil((linear + math.sqrt(linear**2 + 4 * square * relative_error**2)) / (2 * relative_error**2)))
+
+
+def norms_needed(relative_error: float, norm_cv2: float, examples: int) -> int:
+    """How many of a batch's examples to look at: m of b, so that mean‖g‖² of the m is within ε of that of all b.
+
+    The relative variance of the mean of m of b is cv²(1/m − 1/b), drawn without replacement: m = cv²/(ε² + cv²/b).
+
+    Args:
+        relative_error: ε > 0, the standard error that is allowed, 0.1 for ±10 %.
+        norm_cv2: cv² = Var‖g‖²/M⁴, as measured (`gradient_shape`).
+        examples: b ≥ 1, examples in the batch.
+
+    Returns:
+        1 ≤ m ≤ b.
+
+    Raises:
+        ValueError: if ε is not positive, cv² is negative or not finite, or b is below one.
+    """
+    if not relative_error > 0:
+        raise ValueError(f"relative_error must be positive, such as 0.1 for ±10 %; got {relative_error}.")
+    if not 0 <= norm_cv2 < math.inf:
+        raise ValueError(f"norm_cv2 must be a finite number ≥ 0; got {norm_cv2}.")
+    if examples < 1:
+        raise ValueError(f"examples must be at least 1; got {examples}.")
+    if not norm_cv2:
+        return 1
+    return min(examples, max(1, math.ceil(norm_cv2 / (relative_error**2 + norm_cv2 / examples))))

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from variegrad.batches import Batch
 from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.draws import Draws
-from variegrad.mechanisms.example_gradients import ExampleGradients, Product, Tile, first_not_finite, not_finite
+from variegrad.mechanisms.example_gradients import (
+    ExampleGradients,
+    Product,
+    Tile,
+    as_reals,
+    first_not_finite,
+    not_finite,
+)
 from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.one_draw import WorkerKey, norm_of, row_of, surrogate, wide_of
@@ -96,7 +103,7 @@ def backward(
 
     def keyed(name: str, numbers: Sequence[int], purpose: str, norms: Tensor | None = None) -> Draws:
         at = samples_seen if purpose == "noise" else None  # once per step, not per sample
-        return Draws.keyed(seed, name, parameters[name], numbers, purpose=purpose, at=at, norms=norms)
+        return Draws.keyed(seed, name, as_reals(parameters[name]), numbers, purpose=purpose, at=at, norms=norms)
 
     try:
         if granularity == "worker":
@@ -176,7 +183,7 @@ def _moment_matched(
     numbers: Sequence[int],
     keyed: Keyed,
 ) -> Totals:
-    sums = {name: [wide_of(p).new_zeros(p.shape) for _ in range(2)] for name, p in parameters.items()}
+    sums = {name: [torch.zeros_like(wide_of(as_reals(p))) for _ in range(2)] for name, p in parameters.items()}
     with torch.no_grad():
         for part in found:
             first, second = sums[part.name]
@@ -203,7 +210,8 @@ def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tota
         for name, p in parameters.items():
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            totals[name] = gradient.to(wide_of(p).dtype)
+            gradient = as_reals(gradient)
+            totals[name] = gradient.to(wide_of(gradient).dtype)
     finally:
         for name, p in parameters.items():
             p.grad = held[name]
@@ -226,7 +234,10 @@ def _without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechani
 
 def _add_to_grad(mechanism: Mechanism, totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
     with torch.no_grad():
-        totals = {name: totals[name].to(parameter.dtype) for name, parameter in parameters.items()}
+        totals = {
+            name: torch.view_as_complex(totals[name].contiguous()) if p.is_complex() else totals[name].to(p.dtype)
+            for name, p in parameters.items()
+        }
         for name, total in totals.items():
             if not bool(torch.isfinite(total.sum())) and not bool(total.isfinite().all()):
                 raise NotFinite(

@@ -34,7 +34,7 @@ class Tile:
     Attributes:
         name: the parameter.
         start: the first example.
-        rows: the gradients, float32 or float64.
+        rows: the gradients, float32 or float64; of a complex parameter as pairs of reals, (t, *shape, 2).
     """
 
     name: str
@@ -162,11 +162,17 @@ class ExampleGradients:
         return Product(name, rows.detach(), columns.detach())
 
     def _checked(self, name: str, start: int, rows: Tensor) -> Tile:
+        rows = as_reals(rows)
         rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
         # One sum tells of any entry that is not finite; that of large entries may overflow, hence the second look.
         if not bool(torch.isfinite(rows.sum())):
             _refuse_not_finite(torch.isfinite(rows.reshape(len(rows), -1)).all(1), start, name)
         return Tile(name, start, rows)
+
+
+def as_reals(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, (*shape, 2): a mechanism meets real coordinates only."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
 
 
 def _refuse_not_finite(finite: Tensor, start: int, name: str) -> None:
