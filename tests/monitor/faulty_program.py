@@ -65,7 +65,7 @@ def train(monitored):
     model = ddp.module
     monitored = monitored and not (scenario == "no monitor on rank 1" and last)
     every = 2 if scenario == "other settings on rank 1" and last else 1
-    monitor = Monitor(ddp, every=every, warm_up=0, examples=64, accumulate=MICRO) if monitored else None
+    monitor = Monitor(ddp, every=every, warm_up=0, examples=64, window=64, accumulate=MICRO) if monitored else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     expected = []
     more = 2 * rank if scenario.startswith("join") else 0

@@ -373,8 +373,10 @@ class Monitor:
                 capture, rows = self._examples.capture(found, self._step, micro, self._rank())
             except Refused as reason:
                 if self._accumulate * self._workers() == 1:
-                    if found.coupled or hooked:
+                    if found.coupled:
                         raise ValueError(str(reason)) from reason
+                    if hooked:
+                        raise Unusable(f"{reason}, and there are no micro-batches to compare") from reason
                     probe = probed_sq_norm(found, self._model, self._parameters, self._norm, self._step, micro)
         # An extra backward pass would run the user's hooks on parameters once more.
         silent = hooked or found.coupled or self._sharded
