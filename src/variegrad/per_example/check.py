@@ -103,7 +103,7 @@ class Reference:
 
     names: tuple[str, ...]
     alone: Mapping[int, Float[Tensor, "p 2"]]
-    whole: Float[Tensor, "p 2"]
+    whole: Float[Tensor, "q 2"]
     dtype: torch.dtype
 
     @classmethod

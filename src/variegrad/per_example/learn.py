@@ -60,7 +60,7 @@ def learn_from_a_few(step: Step) -> tuple[Knowledge, Step] | None:
                 return None
             rehearse(alone, known)
             return known, alone
-    except (RuntimeError, IndexError, KeyError, TypeError, AssertionError):
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AssertionError):
         return None  # cutting the batch is an experiment: whatever it is, the whole batch will tell
 
 
