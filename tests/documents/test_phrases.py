@@ -13,7 +13,7 @@ TEXTS = {
     path: re.sub(r"#.*", "", path.read_text()) if path.suffix == ".py" else path.read_text()  # comments are not public
     for place in PLACES
     for path in sorted(ROOT.glob(place))
-    if path.name != "CHANGELOG.md" and "per_example" not in path.parts  # its docstrings are for its developers
+    if path.name != "CHANGELOG.md"
 }
 
 

@@ -47,7 +47,7 @@ class Schedule:
         return number % self.every == 0 or (number < self.every and number & (number - 1) == 0)
 
     def again(self, structure: int) -> None:
-        """Check the next batch too: something was learnt anew, was zero until now, or could not be compared."""
+        """Check the next batch too: something was learned anew, was zero until now, or could not be compared."""
         self._batches.pop(structure, None)
 
     def example(self, structure: int, count: int) -> int:

@@ -4,7 +4,7 @@ The graph shows every use of every parameter; a use whose output gradient is own
 node, from inside the backward pass, so that each output gradient is freed as soon as it was used. The pass is asked for
 the lowest of these nodes only, and therefore skips every weight gradient that a rule forms itself.
 
-One line: a structure is known or learnt (`learn`); a pass runs (`capture`), while what data may change is tried; what
+One line: a structure is known or learned (`learn`); a pass runs (`capture`), while what data may change is tried; what
 came out is checked on a schedule (`check`). Whatever no rule serves goes to the loop (`fallback`).
 """
 
@@ -33,7 +33,7 @@ from variegrad.per_example.state import hooked
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
-# Structures that are remembered, and how often a batch is learnt anew before the loop takes it.
+# Structures that are remembered, and how often a batch is learned anew before the loop takes it.
 REMEMBERED, ATTEMPTS = 128, 3
 
 
@@ -53,7 +53,7 @@ class Norms:
 
 
 class Engine:
-    """The engine of one model: what it has learnt of the model's graphs, and which variant is fastest where.
+    """The engine of one model: what it has learned of the model's graphs, and which variant is fastest where.
 
     Args:
         measured: whether variants are chosen by timing each once; otherwise by counting operations, deterministically.
@@ -176,7 +176,7 @@ class Engine:
         return None
 
     def knowledge(self, step: Step) -> Knowledge:
-        """What is known of graphs of this structure; learnt now if it is not known, or does not fit this batch.
+        """What is known of graphs of this structure; learned now if it is not known, or does not fit this batch.
 
         Raises:
             ValueError: if the examples are coupled.

@@ -1,4 +1,4 @@
-"""What has been learnt of graphs of one structure: who owns which gradient, and the uses of each parameter."""
+"""What has been learned of graphs of one structure: who owns which gradient, and the uses of each parameter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from variegrad.per_example.uses import Use, lowest, owner_of
 
 @dataclass
 class Knowledge:
-    """What has been learnt of graphs of one structure; sizes may differ. Nodes are numbers in the graph's order.
+    """What has been learned of graphs of one structure; sizes may differ. Nodes are numbers in the graph's order.
 
     Attributes:
         owners: (node, its output) → who owns the gradient there.

@@ -1,4 +1,4 @@
-"""What is learnt of a graph when its structure is first met: who owns which gradient, and the uses of each parameter.
+"""What is learned of a graph when its structure is first met: who owns which gradient, and the uses of each parameter.
 
 Backward passes under weights show the owners; where no other values could change them (`routing`), a few examples of
 the batch show the same as all, at the cost of a few, provided that their graph has the same structure.
@@ -21,7 +21,7 @@ from variegrad.per_example.state import hooked, left_as_found, on_copies_of_buff
 from variegrad.per_example.step import Step
 from variegrad.per_example.uses import IRREGULAR_AT, MIXED_AT, Use, from_parameters_alone, uses_of
 
-# A new structure is learnt from this share of the examples, at least two and at most a few, if they are conclusive.
+# A new structure is learned from this share of the examples, at least two and at most a few, if they are conclusive.
 FEW_SHARE, FEWEST, MOST = 1 / 8, 2, 7
 
 

@@ -16,7 +16,7 @@ from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters,
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
-# What was learnt of a model lives exactly as long as the model does.
+# What was learned of a model lives exactly as long as the model does.
 _engines: weakref.WeakKeyDictionary[nn.Module, Engine] = weakref.WeakKeyDictionary()
 
 

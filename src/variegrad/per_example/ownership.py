@@ -67,7 +67,7 @@ Owner = Layout | Unowned
 
 
 class NotFinite(Exception):  # noqa: N818
-    """Some gradient is infinite or not a number: nothing can be learnt from this batch."""
+    """Some gradient is infinite or not a number: nothing can be learned from this batch."""
 
 
 def _weights(per_example: Tensor, dtype: torch.dtype, order: Tensor) -> tuple[int, int, list[Tensor]]:

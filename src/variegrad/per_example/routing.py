@@ -32,7 +32,7 @@ def _same_place(here: Side, below: Side) -> bool:
 
 
 def elementwise(node: Node, here: Side, below: Mapping[int, Side]) -> bool:  # noqa: ARG001
-    """The example stands in the same dimension above and below."""
+    """The example is in the same dimension above and below."""
     return all(_same_place(here, side) for side in below.values())
 
 
@@ -73,7 +73,7 @@ def by_channel(node: Node, here: Side, below: Mapping[int, Side]) -> bool:  # no
 
 
 def elementwise_from_left(here: Side, below: Mapping[int, Side]) -> bool:
-    """The example stands in the same dimension, counted from the front."""
+    """The example is in the same dimension, counted from the front."""
     return all(
         side[0].dim == here[0].dim
         and side[0].example_major == here[0].example_major

@@ -22,7 +22,7 @@ class Step:
 
     Attributes:
         model: the unwrapped model.
-        losses: the user's function; None where only the losses are at hand (the Monitor).
+        losses: the user's function; None if only the losses are available (the Monitor).
         batch: what it was given.
         per_example: `losses(model, batch)`, with their graph.
         parameters: the trained parameters, by name.

@@ -79,7 +79,7 @@ class Dense(Contribution):
     """Gradients small enough to be formed at once: biases, scales, norms' weights.
 
     Attributes:
-        gradients: one a row.
+        gradients: one per row.
     """
 
     gradients: Float[Tensor, "b ..."]

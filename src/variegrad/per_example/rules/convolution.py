@@ -2,7 +2,7 @@
 
 The graph has the padded input, so every padding mode is already resolved. Each example's weight gradient is formed a
 tile at a time and squared while it is in cache; their sum is the weight gradient. The ways differ only in speed:
-one library call an example, one grouped convolution for a few examples, or patches and a batched product.
+one library call per example, one grouped convolution for a few examples, or patches and a batched product.
 """
 
 from __future__ import annotations
