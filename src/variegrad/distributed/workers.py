@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -515,4 +516,10 @@ def _group(rank: int, size: int, local_rank: int, *, backend: str | None, timeou
     finally:
         roll.end()
         if dist.is_initialized():
+            if roll.trouble is not None:
+                # An exchange is under way, and taking the group down, also at exit, would wait 30 minutes for it.
+                sys.stderr.write(f"RuntimeError: worker {rank} of {size}: {roll.trouble}\n")
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1)
             dist.destroy_process_group()
