@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := src tests benchmarks examples labs
 
-.PHONY: help demo test test-slow lint docs format picture bench faults netlab audit clean
+.PHONY: help demo test test-slow lint docs format picture bench faults netlab audit dist reproducible wheel-test sbom matrix clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -20,7 +20,7 @@ help:  ## Show this list
 	@echo "Installing the development tools from the lock …" && $(PIP) -e '.[dev]' && touch $@
 
 demo: .venv/runtime  ## Measure the embedded digits problem and write a report
-	$(BIN)/variegrad measure digits --report runs/digits
+	$(BIN)/variegrad measure digits --report runs/digits --overwrite
 
 test: .venv/dev  ## Run every test but the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
@@ -61,6 +61,27 @@ netlab: .venv/dev  ## Time training steps on a slow network (root), with a dated
 
 picture: demo  ## Renew the picture in the README from the demo
 	mkdir -p docs/pictures && cp runs/digits/bound-along-run.png docs/pictures/digits.png
+
+dist: .venv/dev  ## Build the wheel and the sdist into dist
+	rm -rf dist && $(BIN)/python labs/distribution.py build dist
+
+reproducible: .venv/dev  ## Build twice and compare every byte
+	$(BIN)/python labs/distribution.py reproducible
+
+sbom: .venv/dev  ## Write the bill of materials of the lock (CycloneDX) into dist
+	$(BIN)/python labs/distribution.py sbom dist
+
+WHEEL := build/wheel
+wheel-test: dist  ## Install the built wheel alone, use it, then test it with the sources absent
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL) && $(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet -c constraints.txt dist/variegrad-*.whl
+	cd $(WHEEL) && venv/bin/variegrad measure digits --max-examples 200 --report report && test -s report/report.html
+	$(WHEEL)/venv/bin/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis beartype jaxtyping zstandard
+	cp -r tests pyproject.toml $(WHEEL)/
+	cd $(WHEEL) && venv/bin/python -m pytest -q -m 'not slow' tests/cli tests/problems tests/report tests/test_measure.py tests/test_public_names.py
+
+matrix: .venv/python  ## Run the suite on the lowest declared, the locked and the newest versions
+	$(BIN)/python labs/matrix.py
 
 clean:  ## Remove what the other commands made
 	rm -rf .venv .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -164,9 +164,29 @@ def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
             f"data must be batches or a data set; got one {type(data).__name__}. For a single batch pass [batch]; for "
             "tensors of a whole data set pass torch.utils.data.TensorDataset(x, y)."
         )
+    if type(data).__module__ == "numpy":
+        raise TypeError(
+            "data must be batches or a data set of tensors; got a NumPy array. Pass "
+            "TensorDataset(torch.from_numpy(x), torch.from_numpy(y)) of torch.utils.data."
+        )
+    if isinstance(data, list) and data and not _is_batch(data[0]):
+        raise TypeError(
+            f"data must be batches, whose first dimension is the example; the first entry of the list is one example "
+            f"({_shapes(data[0])}). Wrap a list of examples: torch.utils.data.DataLoader(data, batch_size=64)."
+        )
     if not isinstance(data, Iterable):
         raise TypeError(f"data must be a DataLoader, a Dataset or an iterable of batches; got {type(data).__name__}.")
     return data
+
+
+def _is_batch(entry: Any) -> bool:
+    # Of an example such as (x, y), the label has no dimension; of a batch, every tensor has the example's.
+    found = tensors(entry)
+    return not (len(found) > 1 and any(t.dim() == 0 for t in found) and isinstance(entry, tuple | Mapping))
+
+
+def _shapes(entry: Any) -> str:
+    return "shapes " + ", ".join(str(tuple(t.shape)) for t in tensors(entry))
 
 
 class _Slices:
