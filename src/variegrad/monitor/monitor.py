@@ -171,10 +171,11 @@ class Monitor:
             return
         try:
             self._look(loss, output, self._groups if groups is None else groups)
-        except Exception as error:
+        except Exception as raised:  # noqa: BLE001 - raised below, or told and left out
+            error = _named(raised)
             first, self._started = not self._started, True
             if first and isinstance(error, ValueError | TypeError):
-                raise
+                raise error from (None if error is raised else raised)
             self._leave_out(_text(error))
             self._drop()
 
@@ -639,3 +640,12 @@ def _source(sums: StepSums, workers: int, micro_batches: int, last: BackwardPass
         return " × ".join(parts)
     unit = "examples" if last.watched.groups is None else "groups"
     return f"{round(sums.used)} of {round(sums.examples)} {unit}" + "".join(f", {part}" for part in parts)
+
+
+def _named(error: Exception) -> Exception:
+    """The commonest mistake of a loop by its name; any other error as it is."""
+    if isinstance(error, RuntimeError) and "backward through the graph a second time" in str(error):
+        return ValueError(
+            "watch: the loss has no graph any more. Call watch between forward and backward, not after it."
+        )
+    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -50,8 +50,19 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " b"]:
     """`losses(model, batch)`, checked: one finite, differentiable loss for each example of the batch."""
+    if isinstance(losses, nn.Module):
+        raise TypeError(
+            f"losses must be a function losses(model, batch) → (b,); got the module {type(losses).__name__}. Write, "
+            "for batches (x, y): losses = lambda model, batch: criterion(model(batch[0]), batch[1]), with "
+            "reduction='none' in the criterion."
+        )
     with torch.enable_grad(), _eager(), unfused(model):
-        per_example = losses(model, batch)
+        try:
+            per_example = losses(model, batch)
+        except TypeError as error:
+            if explained := _explained(error, batch):
+                raise TypeError(explained) from error
+            raise
     check_losses(per_example)
     if per_example.grad_fn is None:  # a parameter itself
         per_example = per_example.clone()
@@ -73,6 +84,20 @@ def _refuse_positions(per_example: Tensor, batch: Batch) -> None:
             f"first dimension {rows}. Average or sum over positions (tokens, pixels) first, so that each example keeps "
             "one number; or flatten the batch, if every position is an example."
         )
+
+
+def _explained(error: TypeError, batch: Batch) -> str:
+    """What is wrong if the batch of a user's function that failed is not made of tensors; else nothing."""
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+    parts = parts if isinstance(parts, list | tuple) else [parts]
+    if any(type(part).__module__ == "numpy" for part in parts):
+        return f"the batch holds NumPy arrays; make them tensors first, by torch.from_numpy ({error})."
+    if any(isinstance(part, int | float) for part in parts):
+        return (
+            f"the batch holds plain numbers ({error}). If the data are a list of examples, wrap it: "
+            "torch.utils.data.DataLoader(data, batch_size=64)."
+        )
+    return ""
 
 
 def check_losses(per_example: object) -> None:
