@@ -46,6 +46,9 @@ def seconds(call) -> float:
 
 
 def main() -> None:
+    alone = peak("step")  # first: a child begins with the peak of its parent
+    more, most = peak("estimate") - alone, peak("preconditioned") - alone
+    print(f"memory beyond a step: {more} MB, with a preconditioner {most} MB")
     model, batch = problem()
     second = {p: torch.rand_like(p) for p in model.parameters()}
     step(model, batch)
@@ -60,9 +63,6 @@ def main() -> None:
     print(f"first call: {first:.1f} training steps")
     for name, values in ratios.items():
         print(f"{name}: {statistics.median(values):.1f} training steps ({min(values):.1f} to {max(values):.1f})")
-    alone = peak("step")
-    more, most = peak("estimate") - alone, peak("preconditioned") - alone
-    print(f"memory beyond a step: {more} MB, with a preconditioner {most} MB")
 
 
 if __name__ == "__main__":

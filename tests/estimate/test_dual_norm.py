@@ -221,7 +221,9 @@ def test_preconditioned_squared_norms_of_sparse_and_complex_gradients() -> None:
     found = Preconditioned.of({waves: pairs}, {"w": waves}).sq_norm("w", waves.detach())
     truth = (torch.view_as_real(waves.detach()).square() / (pairs.sqrt() + 1e-8)).sum()
     assert float(found) == pytest.approx(float(truth), rel=1e-5)
-    assert float(Euclidean().sq_norm("w", waves.detach())) == pytest.approx(float(waves.abs().square().sum()), rel=1e-5)
+    assert float(Euclidean().sq_norm("w", waves.detach())) == pytest.approx(
+        float(waves.detach().abs().square().sum()), rel=1e-5
+    )
 
 
 def test_estimate_and_the_geometry_of_adam_agree(problem) -> None:

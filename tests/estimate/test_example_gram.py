@@ -140,6 +140,23 @@ def test_a_large_parameter_of_the_loop_is_sketched_with_exact_norms_and_sums(mon
     assert 0 < float(error) < 2 * float(truth.diagonal().mean()) / example_gram.SKETCH**0.5
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)])
+def test_scaled_products_of_a_wide_layer_are_sketched_with_exact_norms_and_sums(monkeypatch, shape) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*shape, bias=False), nn.Tanh(), nn.Linear(shape[1], 3, bias=False)).double()
+    batch = torch.randn(12, shape[0]).double(), torch.randint(3, (12,))
+    monkeypatch.setattr(gram, "EXACT", 1000)
+    scale = random_scales(trained_parameters(model))
+    rows = flat(loop_gradients(model, classify, batch)["0.weight"], scale["0.weight"])
+    truth, off = rows @ rows.T, ~torch.eye(12, dtype=torch.bool)
+    found = gram_by_part(model, classify, batch, str, random_scales)["0.weight"]
+    torch.testing.assert_close(found.diagonal(), truth.diagonal())
+    torch.testing.assert_close(found.sum(1), truth.sum(1))
+    error = (found - truth)[off].square().mean().sqrt()
+    # Inputs of unequal size make fewer sums count: Gaussian ones a third of them.
+    assert 0 < float(error) < 4 * float(truth.diagonal().mean()) / gram.SUMS**0.5
+
+
 class Largest(TorchDispatchMode):
     """The largest number of entries of any tensor that an operation makes."""
 

@@ -15,7 +15,7 @@ from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture, as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import engine_of
-from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows
+from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows, with_exact_sums
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
@@ -167,16 +167,3 @@ def sketch(rows: Float[Tensor, "t d"], name: str) -> Float[Tensor, "t k"]:
     padded = torch.nn.functional.pad(rows * signs, (0, -width % SKETCH))
     folded: Tensor = padded.unflatten(1, (-1, SKETCH))
     return folded.sum(1)
-
-
-def with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:
-    """K with the given diagonal and row sums; what is left after U-centring, and so tr(Σ²), is the sketch's."""
-    m = len(gram)
-    off = gram - torch.diag(gram.diagonal())
-    if m <= 2:
-        product = float(along[0] - norms[0]) if m == 2 else 0.0
-        return torch.diag(norms) + product * (1 - torch.eye(m, dtype=gram.dtype, device=gram.device))
-    missing = along - norms - off.sum(1)
-    shift = (missing - missing.sum() / (2 * (m - 1))) / (m - 2)
-    off = off + shift.unsqueeze(0) + shift.unsqueeze(1)
-    return off - torch.diag(off.diagonal()) + torch.diag(norms)

@@ -34,12 +34,12 @@ def estimate(
     output gradients of each layer), or from slices of the gradients.
 
     Time: one forward and one backward pass and, per layer with d weights and T positions, about 2b(T + b)d operations
-    for slices, or 4b²T²(p + q) for a p × q weight with few positions, whichever is less: a few training steps in most
-    models, and up to b/3 of them for wide linear layers with a preconditioner. Memory beyond a training step: inputs
-    and output gradients of all layers at once, and 100 MB. Layers that no rule covers take one backward pass per
-    example. Of these, parameters whose gradients do not fit 64 MB take a second one: their norms and ⟨∇f_i, Σ∇f⟩ are
-    exact, and the second-order term comes from a random sketch, which makes the interval slightly wider on average,
-    never the estimate.
+    for slices, or 4b²T²(p + q) for a p × q weight with few positions, whichever is less: a few training steps. Memory
+    beyond a training step: inputs and output gradients of all layers at once, and about 100 MB. Layers that no rule
+    covers take one backward pass per example. Two kinds of parameters have exact norms and ⟨∇f_i, Σ∇f⟩ and a randomly
+    sketched second-order term, which makes the interval slightly wider on average and leaves the estimate as it is:
+    those of such layers whose gradients exceed 64 MB (which takes a second pass), and, with a preconditioner, linear
+    layers of more than 65,536 weights with one position per example.
 
     Example:
         ```python

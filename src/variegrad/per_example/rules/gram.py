@@ -3,7 +3,8 @@
 No rule forms b gradients at once. Where every example has one row of each factor, K = XXᵀ∘DDᵀ; where it has a few,
 K_ij = Σ_{r of i, s of j} (x_r·x_s)(δ_r·δ_s); a table's rows meet only where two examples read the same one. Otherwise a
 slice of the parameter is formed for all examples, or, where that cannot be, the whole for two tiles of examples.
-Elementwise factors of the gradients (√P of a preconditioner) are applied to the slices.
+Elementwise factors of the gradients (√P of a preconditioner) are applied to the slices; of wide layers with one row per
+example, norms and row sums are then exact and the other products sketched.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from variegrad.shapes import Float, Inexact
 
 # The gradients of all examples that are formed at once, at most (one of one example where even that is larger).
 SLICE_BYTES = 48 << 20
+# Scaled products of one row per example have no factored form: layers above this size are sketched, into so many sums.
+EXACT, SUMS = 1 << 16, 1 << 12
 # Single-precision sums of products are kept this short, and added up in double precision.
 SHORT = 1 << 15
 
@@ -35,6 +38,8 @@ def gram(part: Contribution, scale: Tensor | None = None) -> Gram:
     match part:
         case Outer() if scale is None and _few_rows(part):
             return _of_rows(part)
+        case Outer() if scale is not None and part.left.shape[1] == 1 and part.shape.numel() > EXACT:
+            return _sketched(part, scale)
         case Lookup():
             return _of_lookups(part, scale)
         case Stacked():
@@ -102,6 +107,26 @@ def _of_rows(part: Outer) -> Gram:
         product = (left[here] @ left.T).mul_(right[here] @ right.T)
         found.append(product.view(-1, t, count, t).sum((1, 3)))
     return torch.cat(found) * part.scale**2
+
+
+def _sketched(part: Outer, scale: Tensor) -> Gram:
+    """⟨s∘δ_ix_iᵀ, s∘δ_jx_jᵀ⟩: norms and row sums exactly, other products by random signs over the shorter side."""
+    delta, x = part.left[:, 0] * part.scale, part.right[:, 0]
+    if delta.shape[1] > x.shape[1]:
+        delta, x, scale = x, delta, scale.T
+    delta, x = real_rows(delta), real_rows(x)
+    root = scale.to(x.dtype)
+    squares = root.square()
+    norms = ((delta.square() @ squares) * x.square()).sum(1, dtype=torch.float64)
+    along = ((delta @ (squares * (delta.T @ x))) * x).sum(1, dtype=torch.float64)
+    draws = torch.Generator().manual_seed(part.shape.numel())
+    total = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+    repeats = max(4, -(-SUMS // x.shape[1]))
+    for _ in range(repeats):
+        signs = torch.randint(2, (delta.shape[1],), generator=draws).mul_(2).sub_(1).to(delta)
+        rows = x * ((delta * signs) @ root)
+        total += products(rows, rows)
+    return with_exact_sums(total / repeats, norms, along)
 
 
 def _of_lookups(part: Lookup, scale: Tensor | None) -> Gram:
@@ -177,3 +202,16 @@ def _cuts(part: Contribution) -> list[tuple[int, int]]:
     each = 4 * part.count * max(1, part.shape.numel() // max(1, first))
     step = max(1, SLICE_BYTES // each)
     return [(low, min(low + step, first)) for low in range(0, first, step)]
+
+
+def with_exact_sums(gram: Gram, norms: Float[Tensor, " b"], along: Float[Tensor, " b"]) -> Gram:
+    """K with the given diagonal and row sums; what is left after U-centring, and so tr(Σ²), is the sketch's."""
+    m = len(gram)
+    off = gram - torch.diag(gram.diagonal())
+    if m <= 2:
+        product = float(along[0] - norms[0]) if m == 2 else 0.0
+        return torch.diag(norms) + product * (1 - torch.eye(m, dtype=gram.dtype, device=gram.device))
+    missing = along - norms - off.sum(1)
+    shift = (missing - missing.sum() / (2 * (m - 1))) / (m - 2)
+    off = off + shift.unsqueeze(0) + shift.unsqueeze(1)
+    return off - torch.diag(off.diagonal()) + torch.diag(norms)
