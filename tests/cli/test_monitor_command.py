@@ -64,8 +64,8 @@ def test_the_table_shows_the_latest_readings_and_a_sentence_what_they_mean(varie
     assert lines[2].split()[0] == "144"
     assert lines[13].split()[:6] == ["320", "100", "60.0", "200", "50.0", "64"]
     assert lines[-1] == (
-        "At step 320 the batch of 64 is probably near the limit: 44% to 76% of its examples count. "
-        "B_D is at least 50 examples with about 95% confidence, so a batch of 51 wastes at most half."
+        "Over steps 1–320 B_D was at least 50 examples (95% confidence). "
+        "A batch of 64 was 44% to 76% efficient: probably near the limit."
     )
 
 
@@ -89,7 +89,7 @@ def test_the_report_is_written_and_named(variegrad, log, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "history.json", "history.png", "history.svg", "report.html",
     ]  # fmt: skip
-    assert "At step 320 the batch of 64 is probably near the limit" in (folder / "report.html").read_text()
+    assert "A batch of 64 was 44% to 76% efficient: probably near the limit." in (folder / "report.html").read_text()
     with_json = variegrad("monitor", log, "--json", "--report", folder)
     strict(with_json.out)
     assert "report: " in with_json.err
@@ -189,14 +189,14 @@ def test_a_report_in_place_of_a_file_is_refused_before_anything_is_read(variegra
     [
         (
             {"bound": 900.0, "low": 800.0, "high": 1000.0, "lower": 790.0},
-            "the batch of 64 is well below the limit: 93%",
+            "A batch of 64 was 93% to 94% efficient: well below the limit",
         ),
-        ({"bound": 9.0, "low": 8.0, "high": 10.0, "lower": 7.0}, "is beyond the limit: 10% to 14%"),
-        ({"bound": math.inf, "high": math.inf, "lower": 50.0}, "cannot be judged yet: 44% to 100%"),
+        ({"bound": 9.0, "low": 8.0, "high": 10.0, "lower": 7.0}, "10% to 14% efficient: beyond the limit"),
+        ({"bound": math.inf, "high": math.inf, "lower": 50.0}, "44% to 100% efficient: undecided"),
         (ODD["undefined"], "every gradient was zero: any batch size is harmless"),
-        (ODD["cannot tell"], "Cannot tell yet: 1 step pooled so far, and B_D is not bounded from below. Let"),
+        (ODD["cannot tell"], "Not enough readings yet (1): B_D is not bounded from below. Let"),
         (ODD["cannot tell, bounded above"], "but it is at most 200 examples (95%)"),
-        ({"bound": 70.0, "low": 3.0, "high": 500.0, "lower": 2.5}, "cannot be judged yet: 4% to 89%"),
+        ({"bound": 70.0, "low": 3.0, "high": 500.0, "lower": 2.5}, "4% to 89% efficient: undecided"),
     ],
 )
 def test_the_sentence_says_no_more_than_is_known(of, words):

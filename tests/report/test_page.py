@@ -159,15 +159,15 @@ def test_headline_has_advice_and_key_numbers(ordinary: Document, tmp_path: Path)
     ordinary["points"][-1]["batch_size_bound"] = 12345.6
     text = Page(write_report(ordinary, tmp_path / "new" / "folder")).text
     assert ordinary["advice"] in text
-    assert "Bound at the start 41.26 examples, after 0 passes" in text
-    assert "Bound at the end 12,346 examples, after 9.12 passes" in text
-    assert "Smallest bound 1.5 examples, after 2.8 passes" in text
-    assert "Efficiency of B = 64 there 2 %" in text  # 1/(1 + 63/1.5) = 0.0233
+    assert "Start 41.3 examples, after 0 passes" in text
+    assert "End 12,300 examples, after 9.12 passes" in text
+    assert "Smallest 1.50 examples, after 2.8 passes" in text
+    assert "Efficiency at B = 64, tightest point 2 %" in text  # 1/(1 + 63/1.5) = 0.0233
 
 
 def test_quantities_that_were_not_measured_have_no_column(report: Report) -> None:
     text = Page(report("unscored")).text
-    table = text[text.index("Measured points") :]
+    table = text[text.index("Measurements") :]
     assert "test accuracy" in table
     assert "test loss" not in table
     assert "efficiency" not in table

@@ -108,7 +108,7 @@ def advice(reading: Reading) -> str:
         )
     found = reading.advice()
     regime = (
-        "whether it is near or beyond the limit is undecided"
+        "undecided whether below or beyond the limit"
         if found.regime is Regime.UNDECIDED
         else f"{'' if found.certain else 'probably '}{found.regime.value}"
     )

@@ -72,13 +72,13 @@ def plot(settings: Settings, records: Records) -> Figure:
         found = speed_ups(settings, records, workers)
         name = f"{workers} worker{'s' if workers > 1 else ''}"
         series.append(Series.of(name, sizes, [geometric(found[size]) for size in sizes]))
-    for workers in settings["workers"]:
+    for place, workers in enumerate(settings["workers"]):
         alpha, slope = _model(settings, records, workers)
         base = geometric(
             [_seconds(settings, records, settings["workers"][0], sizes[0], s) for s in seeds(settings)]
         ).mean
         law = [base / sizes[0] * size / (alpha + slope * size) for size in sizes]
-        series.append(Series.reference("α + c·B/P" if workers == settings["workers"][0] else "", sizes, law))
+        series.append(Series.reference("α + c·B/P" if workers == settings["workers"][0] else "", sizes, law, of=place))
     return panels("Speed-up of one pass", [("batch size B", "speed-up", series)], log_x=True, log_y=True)
 
 

@@ -62,7 +62,7 @@ def plot(settings: Settings, records: Records) -> Figure:
         f"Passes to {100 * settings['target']:g} % training accuracy",
         [("batch size B", "passes over the data", [
             Series.of("measured", sizes, [geometric(passes[size]) for size in sizes]),
-            Series.reference(f"1 + (B − 1)/{bound:.3g}", sizes, law),
+            Series.reference(f"efficiency law, $B_D$ = {bound:.3g}", sizes, law),
         ])], log_x=True, log_y=True,
     )  # fmt: skip
 

@@ -39,6 +39,7 @@ class Series:
         high: upper ends.
         joined: whether a line joins the points.
         quiet: whether it is a reference, dashed and grey.
+        belongs_to: place of the series whose reference it is: dashed in that colour.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Series:
     high: Sequence[float]
     joined: bool = True
     quiet: bool = False
+    belongs_to: int | None = None
 
     @classmethod
     def of(cls, label: str, x: Sequence[float], ranges: Sequence[Range], *, joined: bool = True) -> Series:
@@ -66,18 +68,19 @@ class Series:
         return cls(label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined)
 
     @classmethod
-    def reference(cls, label: str, x: Sequence[float], y: Sequence[float]) -> Series:
+    def reference(cls, label: str, x: Sequence[float], y: Sequence[float], of: int | None = None) -> Series:
         """A line to compare with: what theory says.
 
         Args:
             label: its name.
             x: where its points stand.
             y: their heights.
+            of: place of the series that it belongs to, in whose colour it is drawn.
 
         Returns:
             The series.
         """
-        return cls(label=label, x=list(x), mean=list(y), low=list(y), high=list(y), quiet=True)
+        return cls(label=label, x=list(x), mean=list(y), low=list(y), high=list(y), quiet=True, belongs_to=of)
 
 
 Panel = tuple[str, str, Sequence[Series]]
@@ -103,7 +106,7 @@ def panels(title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bo
             figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True
         ):
             for place, one in enumerate(series):
-                _draw(ax, one, place)
+                _draw(ax, one, place, log_y=log_y)
             ax.set_xlabel(x_name)
             ax.set_ylabel(y_name)
             if log_x:
@@ -119,18 +122,29 @@ def panels(title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bo
         return laid_out(figure)
 
 
-def _draw(ax: Axes, one: Series, place: int) -> None:
+def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
     if one.quiet:
-        ax.plot(one.x, one.mean, color=OTHER, linestyle=DASHES, linewidth=1.3, label=drawable(one.label, 40))
+        ax.plot(
+            one.x,
+            one.mean,
+            color=OTHER if one.belongs_to is None else SERIES[one.belongs_to % len(SERIES)],
+            linestyle=DASHES,
+            linewidth=1.3,
+            label=drawable(one.label, 40),
+        )
         return
     color, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
     many = len(one.x) > 24
-    heights = [height if math.isfinite(height) else math.nan for height in one.mean]
+
+    def drawn(value: float) -> bool:  # a logarithmic axis has no place for zero
+        return math.isfinite(value) and not (log_y and value <= 0)
+
+    heights = [height if drawn(height) else math.nan for height in one.mean]
     ax.plot(
         one.x, heights, color=color, marker="" if many else marker, label=drawable(one.label, 40),
         linestyle="-" if one.joined else "",
     )  # fmt: skip
-    bounded = [all(map(math.isfinite, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]
+    bounded = [all(map(drawn, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]
     if many:
         ax.fill_between(one.x, one.low, one.high, where=bounded, color=color, alpha=0.18, linewidth=0)
         return
