@@ -100,8 +100,9 @@ def advice(reading: Reading) -> str:
     if reading.undefined:
         return f"Over {over} every gradient was zero: any batch size is harmless."
     if reading.cannot_tell:
-        at_most = f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
-        upper = "" if math.isinf(reading.high) else at_most
+        upper = ""
+        if math.isfinite(reading.high):
+            upper = f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
         return (
             f"Not enough readings yet ({reading.pooled_steps:,}): B_D is not bounded from below{upper}. "
             "Let the run continue, or measure more of its steps (a smaller every=)."
