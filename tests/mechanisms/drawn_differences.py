@@ -12,6 +12,7 @@ from torch import nn
 from variegrad.batches import Batch
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.example_gradients import ExampleGradients
+from variegrad.mechanisms.finite import FiniteChecks
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import GradientMoments
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
@@ -68,7 +69,7 @@ def _drawn_rows(
     model: nn.Module, losses: Losses, batch: Batch, mechanism: Mechanism, seed: int, samples_seen: int
 ) -> dict[str, torch.Tensor]:
     parameters = trained_parameters(model)
-    found = ExampleGradients(model, losses, batch, evaluate(model, losses, batch), parameters)
+    found = ExampleGradients(model, losses, batch, evaluate(model, losses, batch), parameters, FiniteChecks())
     norms = found.norms() if mechanism.needs_norms else None
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in parameters}
     with torch.no_grad():

@@ -1,25 +1,25 @@
 """`backward` puts Σ m(∇f_i) into `.grad`, on every way of writing a model, exactly as the slow version draws it."""
 
-import time
+import math
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from cases import CASES, classify
-from mechanisms.own import Jitter, SkipExample
+from mechanisms.own import Jitter, SkipExample, Ternary
 from mechanisms.slow import drawn_one_by_one, gradients_of
 from variegrad.batches import map_tensors, shared_length, split
-from variegrad.mechanisms import DropConnect, Langevin, MomentMatched, Quantize, backward, draws
+from variegrad.mechanisms import Draws, DropConnect, Langevin, MomentMatched, Quantize, backward, draws, masks
+from variegrad.mechanisms import threads as room_of_threads
 from variegrad.mechanisms.backward import refuse_settings
 from variegrad.per_example.evaluate import NotFinite
 
 # One path of the code each: ordinary autograd, autograd and noise, per-example draws, sums of squares.
 NOTHING = [None, Langevin(0.0), DropConnect(0.0), MomentMatched(DropConnect(0.0))]
-DRAWN = [DropConnect(0.4, rescale=False), Quantize()]
+DRAWN = [DropConnect(0.4, rescale=False), SkipExample(0.3), Ternary()]  # Quantize: equal in law, in test_thinning
 HAS_DROPOUT = {"dropout_in_training", "lstm_below_dropout_in_training"}
 KNOWS_THE_WHOLE_BATCH = {"zero_gradient_of_some_examples"}
 
@@ -93,7 +93,7 @@ def test_a_batch_in_parts_is_the_same_batch(case):
     count = shared_length(batch)
     if count is None:
         pytest.skip("its examples cannot be cut apart")
-    for mechanism in (Quantize().then(Langevin(0.1)),):  # norms, draws for each example, and noise once a step
+    for mechanism in (Ternary().then(Langevin(0.1)),):  # norms, draws for each example, and noise once a step
         backward(model, losses, batch, mechanism=mechanism, seed=1, samples_seen=2)
         whole = gradients_of(model)
         start = 0
@@ -129,74 +129,62 @@ def test_lower_precision_draws_the_same_masks(dtype):
     assert_same(found, wanted, 1e-6 if dtype == torch.float32 else 3e-2)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("mechanism", [DropConnect(0.4), Quantize()], ids=str)
-def test_layers_of_many_blocks_are_drawn_alike_by_any_number_of_threads(mechanism, threads, monkeypatch):
-    # 400 × 1600 coordinates are two blocks of whole rows; the second layer's rows are the input's features.
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(1600, 400), nn.Parameter(torch.randn(400, 3) / 20)
-
-        def forward(self, x):
-            return torch.relu(self.a(x)) @ self.b
-
-    model, batch = Two(), (torch.relu(torch.randn(3, 1600)), torch.arange(3))
-    wanted = drawn_one_by_one(model, classify, batch, mechanism, positions=[5, 1, 0])
-    monkeypatch.setattr(draws, "WORTH_THREADS", 0)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("compiled", [False, True], ids=["numpy", "compiled"])
+def test_a_mask_is_the_same_by_any_number_of_threads_and_either_implementation(threads, compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(masks, "WORTH_COMPILING", 0 if compiled else math.inf)
+    monkeypatch.setattr(masks, "TOGETHER", 1000)  # several blocks of rows
+    rows, columns = torch.relu(torch.randn(7, 33)), torch.randn(7, 70)
+    positions = [5, 1, 0, 2**40, 2**63 - 1, 8, 9]
+    formed = rows.unsqueeze(2) * columns.unsqueeze(1)
+    mechanism, draws = DropConnect(0.4), lambda: Draws.keyed(3, "weight", torch.empty(33, 70), positions)
+    keep = torch.from_numpy(masks.kept((33, 70), draws().mask_key(), positions, 0.6))
+    wanted = formed * keep / 0.6
+    monkeypatch.setattr(room_of_threads, "WORTH_THREADS", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        backward(model, classify, batch, mechanism=mechanism, positions=[5, 1, 0])
+        drawn, total = mechanism.draw(formed, draws()), mechanism.sum_of_outer(rows, columns, draws())
     finally:
         torch.set_num_threads(before)
-    found = gradients_of(model)
-    for name, total in wanted.items():
-        # Float32 products differ in the last place between loop and factors: a mask never does, but a probability
-        # |g|/‖g‖ may cross a 53-bit uniform number (chance below 1e-6 here).
-        assert torch.allclose(found[name], total, rtol=0, atol=1e-5 * float(total.abs().max())), name
+    assert torch.allclose(drawn, wanted, rtol=1e-6)
+    assert torch.allclose(total, wanted.sum(0), rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("mechanism", [DropConnect(0.4), Quantize()], ids=str)
-def test_threads_that_share_a_block_lose_no_example(mechanism, monkeypatch):
-    # 512 × 512 coordinates are one block, long enough that an addition lets other threads run in the middle of it.
-    monkeypatch.setattr(draws, "WORTH_THREADS", 0)
-    rows, columns = torch.randn(16, 512), torch.randn(16, 512)
-    norms = (rows.norm(dim=1) * columns.norm(dim=1)).double()
-    keyed = [draws.Draws.keyed(0, "weight", torch.empty(512, 512), range(16), norms=norms) for _ in range(9)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_numbers_are_the_same_by_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(room_of_threads, "WORTH_THREADS", 0)
+    monkeypatch.setattr(draws, "BLOCK", 12)
+    before, found = torch.get_num_threads(), []
     try:
-        wanted = mechanism.sum_of_outer(rows, columns, keyed[0])
-        torch.set_num_threads(4)
-        found = [mechanism.sum_of_outer(rows, columns, each) for each in keyed[1:]]
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(Draws.keyed(3, "weight", torch.empty(20, 7), [4, 0, 9]).normal())
     finally:
         torch.set_num_threads(before)
-    for total in found:
-        assert torch.allclose(total, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
-        assert torch.equal(total, found[0])  # added in a fixed order
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
-def test_each_thread_adds_to_numbers_of_its_own(monkeypatch):
-    monkeypatch.setattr(draws, "WORTH_THREADS", 0)
-    monkeypatch.setattr(draws, "WORTH_A_THREAD", 0)
-    total = np.zeros(1)
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_workers_shares_of_noise_add_up_to_the_same_numbers(size, monkeypatch):
+    monkeypatch.setattr(draws, "BLOCK", 12)
+    drawn = [Draws.keyed(3, "weight", torch.empty(20, 7), [0], part=(rank, size)).normal() for rank in range(size)]
+    assert torch.equal(sum(drawn), Draws.keyed(3, "weight", torch.empty(20, 7), [0]).normal())
+    assert all(float((each != 0).sum()) < 140 for each in drawn) or size == 1
 
-    def begin(into):
-        def add(_generator, _i, _start, _stop):
-            held = into[0]
-            time.sleep(1e-3)
-            into[0] = held + 1
 
-        return add
+def test_zero_rows_are_not_drawn_and_change_no_other_draw():
+    mechanism = DropConnect(0.5)
+    rows, columns = torch.randn(3, 8), torch.randn(3, 40)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        draws.Draws.keyed(0, "weight", torch.empty(8), range(20)).sum_over_blocks(begin, total)
-    finally:
-        torch.set_num_threads(before)
-    assert total[0] == 20
+    def drawn(rows):
+        return mechanism.sum_of_outer(rows, columns, Draws.keyed(0, "weight", torch.empty(8, 40), [0, 1, 2]))
+
+    part = rows.clone()
+    part[:, ::2] = 0
+    assert torch.equal(drawn(rows)[1::2], drawn(part)[1::2])
 
 
 def test_gradients_add_up_as_backward_does():

@@ -10,9 +10,14 @@ layers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +32,7 @@ from variegrad.mechanisms.example_gradients import (
     first_not_finite,
     not_finite,
 )
+from variegrad.mechanisms.finite import FiniteChecks, finite
 from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.one_draw import WorkerKey, norm_of, row_of, surrogate, wide_of
@@ -34,7 +40,6 @@ from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_
 from variegrad.shapes import Float
 
 Totals = dict[str, Tensor]
-Keyed = Callable[..., Draws]
 
 
 def backward(
@@ -95,64 +100,150 @@ def backward(
         samples_seen = step * whole
     if not count:
         return per_example.detach()
-    numbers = [samples_seen + place for place in places]
-
     if mechanism is None:
         per_example.sum().backward()
         return per_example.detach()
-
-    def keyed(name: str, numbers: Sequence[int], purpose: str, norms: Tensor | None = None) -> Draws:
-        at = samples_seen if purpose == "noise" else None  # once per step, not per sample
-        return Draws.keyed(seed, name, as_reals(parameters[name]), numbers, purpose=purpose, at=at, norms=norms)
-
+    key = StepKey(seed, samples_seen, places, whole, worker, (0, 1) if 0 in places else None)
     try:
-        if granularity == "worker":
-            sums = _summed(per_example, parameters)
-            norm = norm_of(sums) if mechanism.needs_norms else None
-            if norm is not None:
-                _refuse_norms(norm)
-            totals = surrogate(sums, mechanism, WorkerKey(seed, samples_seen, worker), norm)
-        else:
-            core, noise = _without_noise(mechanism)
-            if core is None:
-                totals = _summed(per_example, parameters)
-            else:
-                found = ExampleGradients(model, losses, batch, per_example, parameters)
-                draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
-                totals = draw(core, found, parameters, numbers, keyed)  # type: ignore[arg-type]
-            if 0 in places:
-                for name, total_of in totals.items():
-                    for number, each in enumerate(noise):
-                        total_of += each.noise_of_sum(whole, keyed(name, [number], "noise"))  # noqa: PLW2901 - in place
+        totals, checks = surrogates(mechanism, granularity, model, losses, batch, per_example, key)
+        checks.refuse()
     except NotFinite as error:
         # Within the batch one infinite derivative spoils every example (0·∞ is NaN): alone, each shows its own.
         raise first_not_finite(model, losses, batch, parameters) or error from None
-    _add_to_grad(mechanism, totals, parameters)
+    add_to_grad(totals, parameters)
     return per_example.detach()
 
 
-def _refuse_norms(norms: Tensor) -> None:
-    if not bool(norms.isfinite().all()):
-        raise NotFinite(
-            "the squared norm of a gradient is beyond float64, and a quantiser would make that gradient zero. Nothing "
-            "was added to .grad. Scale the loss down."
-        )
+@dataclass(frozen=True)
+class StepKey:
+    """What the draws of a part of a step are functions of, beside the parameter.
+
+    Attributes:
+        seed: the run's seed.
+        samples_seen: before the step.
+        places: of the examples in the step's whole batch.
+        total: B, the examples of the step over all parts.
+        worker: the rank.
+        noise_part: (rank, size): this part's share of the step's noise; None for none of it.
+    """
+
+    seed: int
+    samples_seen: int
+    places: Sequence[int]
+    total: int
+    worker: int
+    noise_part: tuple[int, int] | None
+
+
+def surrogates(
+    mechanism: Mechanism,
+    granularity: str,
+    model: nn.Module,
+    losses: Losses,
+    batch: Batch,
+    per_example: Float[Tensor, " b"],
+    key: StepKey,
+) -> tuple[Totals, FiniteChecks]:
+    """Σ_i m(∇f_i) by parameter, and whether all of it is finite, which is not read yet.
+
+    Args:
+        mechanism: m.
+        granularity: "example" or "worker".
+        model: unwrapped.
+        losses: the user's function.
+        batch: the batch.
+        per_example: `losses(model, batch)`; its backward pass is run here.
+        key: of the draws.
+
+    Returns:
+        The sums in the parameters' types, and the checks that must hold before they are used.
+
+    Raises:
+        NotFinite: if a norm that the draws need is not finite.
+    """
+    parameters, checks = trained_parameters(model), FiniteChecks()
+    if granularity == "worker":
+        totals = _summed(per_example, parameters, checks)
+        norm = norm_of(totals) if mechanism.needs_norms else None
+        if norm is not None:
+            _check_norms(norm, checks)
+        totals = surrogate(totals, mechanism, WorkerKey(key.seed, key.samples_seen, key.worker), norm)
+    else:
+        core, noise = _without_noise(mechanism)
+        with _noise(noise, parameters, key) as drawn:
+            if core is None:
+                totals = _summed(per_example, parameters, checks)
+            else:
+                found = ExampleGradients(model, losses, batch, per_example, parameters, checks)
+                draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
+                with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by `checks`
+                    totals = draw(core, found, parameters, key)  # type: ignore[arg-type]
+            for each in drawn:
+                for name, values in each.result().items():
+                    totals[name] += values
+    totals = {
+        name: torch.view_as_complex(totals[name].contiguous()) if p.is_complex() else totals[name].to(p.dtype)
+        for name, p in parameters.items()
+    }
+    for name, sums in totals.items():
+        checks.note(finite(sums), partial(_overflow, mechanism, name))
+    return totals, checks
+
+
+def _overflow(mechanism: Mechanism, name: str) -> NotFinite:
+    return NotFinite(
+        f"what {mechanism} made of the gradients with respect to {name!r} is not finite, although they are: an "
+        "overflow, or a draw that divides by zero. Nothing was added to .grad."
+    )
+
+
+@contextmanager
+def _noise(
+    noise: Sequence[Mechanism], parameters: Mapping[str, nn.Parameter], key: StepKey
+) -> Iterator[list[Future[Totals]]]:
+    """Draw this part's share of the step's noise in a thread: it depends on no gradient, and a backward pass runs."""
+    if not noise or key.noise_part is None:
+        yield []
+        return
+    rank, size = key.noise_part
+
+    def draw() -> Totals:
+        totals: Totals = {}
+        for place, (name, parameter) in enumerate(parameters.items()):
+            for number, each in enumerate(noise):
+                part = (rank - place) % size, size  # parameters begin with one worker after the other
+                draws = Draws.keyed(
+                    key.seed, name, as_reals(parameter), [number], purpose="noise", at=key.samples_seen, part=part
+                )
+                values = each.noise_of_sum(key.total, draws)
+                totals[name] = totals[name] + values if name in totals else values
+        return totals
+
+    with ThreadPoolExecutor(1) as thread:
+        yield [thread.submit(draw)]
+
+
+def _check_norms(norms: Tensor, checks: FiniteChecks) -> None:
+    """Refuse what is not finite before a draw that cannot take it: the one read that comes early."""
+    checks.note(finite(norms), lambda: NotFinite(
+        "the squared norm of a gradient is beyond float64, and a quantiser would make that gradient zero. Nothing was "
+        "added to .grad. Scale the loss down."
+    ))  # fmt: skip
+    checks.refuse()
 
 
 def _drawn(
-    mechanism: Mechanism,
-    found: ExampleGradients,
-    parameters: Mapping[str, nn.Parameter],
-    numbers: Sequence[int],
-    keyed: Keyed,
+    mechanism: Mechanism, found: ExampleGradients, parameters: Mapping[str, nn.Parameter], key: StepKey
 ) -> Totals:
     totals: Totals = {}
+    numbers = [key.samples_seen + place for place in key.places]
     norms = found.norms() if mechanism.needs_norms else None
     if norms is not None:
-        _refuse_norms(norms)
+        _check_norms(norms, found.checks)
 
     def draws(name: str, start: int, stop: int) -> Draws:
-        return keyed(name, numbers[start:stop], "example", None if norms is None else norms[start:stop])
+        here = None if norms is None else norms[start:stop]
+        return Draws.keyed(key.seed, name, as_reals(parameters[name]), numbers[start:stop], norms=here)
 
     def add(name: str, drawn: Tensor) -> None:
         totals[name] = totals[name].add_(drawn) if name in totals else drawn
@@ -180,9 +271,9 @@ def _moment_matched(
     mechanism: MomentMatched,
     found: ExampleGradients,
     parameters: Mapping[str, nn.Parameter],
-    numbers: Sequence[int],
-    keyed: Keyed,
+    key: StepKey,
 ) -> Totals:
+    first_number = [key.samples_seen + key.places[0]]
     sums = {name: [torch.zeros_like(wide_of(as_reals(p))) for _ in range(2)] for name, p in parameters.items()}
     with torch.no_grad():
         for part in found:
@@ -194,12 +285,14 @@ def _moment_matched(
                 first += part.rows.sum(0)
                 second += part.rows.square().sum(0)
         return {
-            name: mechanism.draw_of_sum(total, squares, keyed(name, numbers[:1], "moments"))
+            name: mechanism.draw_of_sum(
+                total, squares, Draws.keyed(key.seed, name, as_reals(parameters[name]), first_number, purpose="moments")
+            )
             for name, (total, squares) in sums.items()
         }
 
 
-def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Totals:
+def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter], checks: FiniteChecks) -> Totals:
     held = {name: p.grad for name, p in parameters.items()}
     try:
         for p in parameters.values():
@@ -216,8 +309,7 @@ def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Tota
         for name, p in parameters.items():
             p.grad = held[name]
     for name, g in totals.items():
-        if not bool(torch.isfinite(g.sum())) and not bool(g.isfinite().all()):
-            raise not_finite(None, name)
+        checks.note(finite(g), partial(not_finite, None, name))
     return totals
 
 
@@ -232,18 +324,14 @@ def _without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechani
     return mechanism, noise
 
 
-def _add_to_grad(mechanism: Mechanism, totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
+def add_to_grad(totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Add to `.grad`, as a backward pass does.
+
+    Args:
+        totals: by parameter, in its type.
+        parameters: the trained parameters.
+    """
     with torch.no_grad():
-        totals = {
-            name: torch.view_as_complex(totals[name].contiguous()) if p.is_complex() else totals[name].to(p.dtype)
-            for name, p in parameters.items()
-        }
-        for name, total in totals.items():
-            if not bool(torch.isfinite(total.sum())) and not bool(total.isfinite().all()):
-                raise NotFinite(
-                    f"what {mechanism} made of the gradients with respect to {name!r} is not finite, although they "
-                    "are: an overflow, or a draw that divides by zero. Nothing was added to .grad."
-                )
         for name, parameter in parameters.items():
             total = totals[name]
             if parameter.grad is None:

@@ -1,18 +1,15 @@
 """The random numbers of a mechanism: pure functions of (seed, number of the sample, parameter, coordinate).
 
-The coordinates of a parameter are cut into blocks of whole rows; each (example, block) has a stream of its own, so that
-a mask is the same however the batch is split over tiles, chunks and workers, and blocks that nobody needs are never
-drawn. Bernoulli draws take 16 bits a coordinate and more in rare cases: P(success) = p to double precision.
+Masks are functions of a counter (`masks`). Uniform and normal numbers come in blocks of whole rows; each (sample,
+block) has a stream of its own, so that they are the same however a batch is split over tiles, chunks and workers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,20 +17,14 @@ import torch
 from torch import Size, Tensor
 
 from variegrad.keys import Streams, hashed
+from variegrad.mechanisms.masks import Array, kept
+from variegrad.mechanisms.threads import run, threads_for
 from variegrad.shapes import Bool, Float
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Visit = Callable[[np.random.Generator, int, int, int], None]
-
-# Coordinates of a block, at most. A part of the definition of every draw: another number here is another mask.
-BLOCK = 1 << 19
-# Threads share one interpreter lock: operations on fewer coordinates spend more time waiting for it than working.
-WORTH_A_THREAD = 1 << 17
-# A few milliseconds' work in all is done sooner than the threads of the backward pass before it have gone to sleep.
-WORTH_THREADS = 1 << 23
+# Coordinates of a block, at most. A part of the definition of uniform and normal draws: another number here is others.
+BLOCK = 1 << 18
 # Normal numbers are made in pieces whose temporaries stay in the cache: fresh memory costs more than the arithmetic.
 CACHED = 1 << 17
-WORD = 1 << 16
 
 
 @dataclass
@@ -47,6 +38,8 @@ class Draws:
         shape: of the parameter.
         like: a tensor of the type and on the device that the numbers are for.
         norms: ‖∇f_i‖ over all parameters together, float64, where the mechanism `needs_norms`.
+        part: (rank, size): only every size-th block is drawn, from number `rank` on, and the others are zero, for noise
+            that several workers add up.
         calls: how many calls there were: a second one draws other numbers.
     """
 
@@ -56,6 +49,7 @@ class Draws:
     shape: Size
     like: Tensor
     norms: Float[Tensor, " t"] | None = None
+    part: tuple[int, int] = (0, 1)
     calls: int = field(default=0, init=False)
 
     @classmethod
@@ -69,6 +63,7 @@ class Draws:
         purpose: str = "example",
         at: int | None = None,
         norms: Float[Tensor, " t"] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Draws:
         """The draws that `backward` hands to a mechanism.
 
@@ -80,6 +75,7 @@ class Draws:
             purpose: what the draws are for: "example", "worker", "noise" or "moments".
             at: samples seen before the step, for what is drawn once per step or worker.
             norms: ‖∇f_i‖ of the t examples.
+            part: which blocks are drawn.
 
         Returns:
             The draws.
@@ -93,6 +89,7 @@ class Draws:
             shape=parameter.shape,
             like=torch.empty(0, dtype=torch.float32 if low else parameter.dtype, device=parameter.device),
             norms=norms,
+            part=part,
         )
 
     def uniform(self) -> Float[Tensor, "t ..."]:
@@ -125,19 +122,28 @@ class Draws:
         """
         if not isinstance(p, Tensor) and not 0 <= p <= 1:
             raise ValueError(f"Draws.bernoulli: a probability must lie in [0, 1]; got {p}.")
-        out = np.zeros((len(self.positions), self.shape.numel()), bool)
         if isinstance(p, Tensor):
-            each = p.detach().expand(out.shape[0], *self.shape).double().cpu().numpy().reshape(out.shape)
+            return self._numbers(lambda g, out: g.random(out=out), np.float64) < p
+        masks = kept(rows_of(self.shape), self.mask_key(), self.positions, float(p))
+        return torch.from_numpy(masks).view(len(self.positions), *self.shape).to(self.like.device)
 
-            def write(g: np.random.Generator, i: int, start: int, stop: int) -> None:
-                out[i, start:stop][successes(g, each[i, start:stop])] = True
-        else:
+    def mask_key(self) -> int:
+        """A fresh key for `masks`.
 
-            def write(g: np.random.Generator, i: int, start: int, stop: int) -> None:
-                below(g, p, out[i, start:stop])
+        Returns:
+            128 bits.
+        """
+        return int.from_bytes(hashed(0, self.key.hex(), "mask", self._call()), "little")
 
-        self.over_blocks(lambda: write)
-        return torch.from_numpy(out).view(len(self.positions), *self.shape).to(self.like.device)
+    def streams(self) -> Iterator[np.random.Generator]:
+        """A generator for each of the t samples, at the beginning of its stream; the one before ends with the next.
+
+        Yields:
+            Generators, in the order of the samples.
+        """
+        streams, call = Streams(), self._call()
+        for position in self.positions:
+            yield streams.at(self.key, position, 0, call)
 
     def uniform_of_example(self) -> Float[Tensor, "t ..."]:
         """One uniform number on [0, 1) for each example, the same for all its coordinates and parameters.
@@ -161,64 +167,27 @@ class Draws:
         key, example_key = (hashed(0, k.hex(), "stage", number) for k in (self.key, self.example_key))
         return replace(self, key=key, example_key=example_key)
 
-    def over_blocks(self, begin: Callable[[], Visit], wanted: Array | None = None) -> None:
-        """Visit every (example, block) with the generator at the beginning of its stream, on all of torch's threads.
-
-        Args:
-            begin: makes what a thread visits with: a function of the generator, the example, the first coordinate of
-                the block and one past its last. What it allocates is the thread's own.
-            wanted: which of them to visit, (t, blocks); None for all.
-        """
-        self.sum_over_blocks(lambda _total: begin(), np.zeros(0), wanted)
-
-    def sum_over_blocks(self, begin: Callable[[Array], Visit], total: Array, wanted: Array | None = None) -> None:
-        """The same where visits add to a total over the examples.
-
-        Args:
-            begin: as for `over_blocks`, a function of the array to add to: no two threads add to the same numbers.
-            total: what the sums are added to.
-            wanted: which of them to visit, (t, blocks); None for all.
-        """
-        call = self._call()
-        bounds = blocks(self.shape)
-
-        def examples(first: int, last: int, into: Array) -> None:
-            streams, visit = Streams(), begin(into)
-            for number, (start, stop) in enumerate(bounds):
-                for i in range(first, last):
-                    if wanted is None or wanted[i, number]:
-                        visit(streams.at(self.key, self.positions[i], number, call), i, start, stop)
-
-        def block(number: int) -> None:
-            streams, visit = Streams(), begin(total)
-            for i, position in enumerate(self.positions):
-                if wanted is None or wanted[i, number]:
-                    visit(streams.at(self.key, position, number, call), i, *bounds[number])
-
-        count, threads = len(self.positions), torch.get_num_threads()
-        work = count * self.shape.numel()
-        if threads == 1 or work < WORTH_THREADS or bounds[0][1] < WORTH_A_THREAD:
-            examples(0, count, total)
-        elif len(bounds) > 1:
-            # A block is one thread's for all examples: sums over examples need no second copy and no lock.
-            _in_threads(threads, [partial(block, number) for number in range(len(bounds))])
-        else:
-            # The only block is shared: each thread has a total of its own, and they are added in a fixed order.
-            cuts = pairwise(count * k // threads for k in range(threads + 1))
-            parts = [total, *(np.zeros_like(total) for _ in range(threads - 1))]
-            _in_threads(threads, [partial(examples, *cut, part) for cut, part in zip(cuts, parts, strict=True)])
-            for part in parts[1:]:
-                total += part
-
-    def _numbers(self, write: Callable[[np.random.Generator, Array], object]) -> Tensor:
-        kind = np.float64 if self.like.dtype == torch.float64 else np.float32
+    def _numbers(
+        self, write: Callable[[np.random.Generator, Array], object], kind: type[np.floating[Any]] | None = None
+    ) -> Tensor:
+        if kind is None:
+            kind = np.float64 if self.like.dtype == torch.float64 else np.float32
         out = np.empty((len(self.positions), self.shape.numel()), kind)
+        call, bounds = self._call(), blocks(self.shape)
+        rank, size = self.part
 
-        def fill(g: np.random.Generator, i: int, start: int, stop: int) -> None:
-            write(g, out[i, start:stop])
+        def fill(first: int, last: int) -> None:
+            streams = Streams()
+            for cell in range(first, last):
+                i, number = divmod(cell, len(bounds))
+                here = out[i, slice(*bounds[number])]
+                if number % size == rank:
+                    write(streams.at(self.key, self.positions[i], number, call), here)
+                else:
+                    here[:] = 0
 
-        self.over_blocks(lambda: fill)
-        return torch.from_numpy(out).view(len(self.positions), *self.shape).to(self.like)
+        run([partial(fill, *cut) for cut in threads_for(out.size, len(out) * len(bounds))])
+        return torch.from_numpy(out).view(len(self.positions), *self.shape).to(self.like.device)
 
     def _call(self) -> int:
         self.calls += 1
@@ -245,108 +214,17 @@ def blocks(shape: Size) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
-def nonzero_blocks(values: Array, bounds: Sequence[tuple[int, int]], unit: int = 1) -> Array:
-    """Which blocks of each example hold anything but zeros.
+def rows_of(shape: Size) -> tuple[int, int]:
+    """A parameter as a matrix: its first dimension, and all others together; one row for a vector or a number.
 
     Args:
-        values: (t, coordinates), or (t, rows) where a row is `unit` coordinates.
-        bounds: of `blocks`.
-        unit: coordinates of an entry of `values`.
+        shape: of the parameter.
 
     Returns:
-        Booleans, (t, blocks).
+        Rows and columns.
     """
-    found = np.zeros((len(values), len(bounds)), bool)
-    for number, (start, stop) in enumerate(bounds):
-        found[:, number] = np.any(values[:, start // unit : stop // unit], axis=1)
-    return found
-
-
-def words(generator: np.random.Generator, count: int) -> Array:
-    """Uniform 16-bit words.
-
-    Args:
-        generator: at the beginning of its stream.
-        count: how many.
-
-    Returns:
-        Unsigned integers.
-    """
-    raw: Array = generator.bit_generator.random_raw(-(-count // 4))
-    return raw.astype("<u8", copy=False).view("<u2")[:count]
-
-
-def below(generator: np.random.Generator, p: float, out: Array) -> None:
-    """True with probability p, independently.
-
-    Args:
-        generator: at the beginning of its stream.
-        p: a probability.
-        out: Boolean, contiguous; written.
-    """
-    turned = p > 0.5  # the rarer side is drawn
-    rare = 1 - p if turned else p
-    limit = math.floor(rare * WORD)
-    (np.greater_equal if turned else np.less)(words(generator, len(out)), limit, out=out)
-    # A union of independent events: ⌊2¹⁶p⌋/2¹⁶ from the words, and what is left of p as rare ones, gap by gap.
-    if rest := (rare * WORD - limit) / (WORD - limit):
-        at = int(generator.geometric(rest)) - 1
-        while at < len(out):
-            out[at] = not turned
-            at += int(generator.geometric(rest))
-
-
-def successes(generator: np.random.Generator, p: Array) -> Array:
-    """Where u < p, for u uniform on [0, 1) and few successes.
-
-    Args:
-        generator: at the beginning of its stream.
-        p: a probability for each coordinate.
-
-    Returns:
-        The coordinates, ascending.
-    """
-    scaled = p * WORD
-    u = words(generator, len(p))
-    return decided(generator, u, nonzero(u <= scaled), lambda at: scaled[at])
-
-
-def decided(generator: np.random.Generator, u: Array, candidates: Array, scaled: Callable[[Array], Array]) -> Array:
-    """Which candidates succeed: those whose word, continued by 53 bits more where that is needed, lies below 2¹⁶·p.
-
-    Args:
-        generator: where the words ended.
-        u: the words of all coordinates.
-        candidates: coordinates, ascending, among them all with u ≤ 2¹⁶·p.
-        scaled: coordinates → 2¹⁶·p, float64.
-
-    Returns:
-        The coordinates that succeed.
-    """
-    limit = scaled(candidates)
-    possible = (u[candidates] <= limit) & (limit > 0)
-    candidates, limit = candidates[possible], limit[possible]
-    whole = np.floor(limit)
-    ties = u[candidates] == whole
-    success = ~ties
-    success[ties] = generator.random(int(ties.sum())) < (limit - whole)[ties]
-    hit: Array = candidates[success]
-    return hit
-
-
-def nonzero(flags: Array) -> Array:
-    """Where flags are set, fast where few are: whole machine words of eight flags are looked through first.
-
-    Args:
-        flags: contiguous Booleans.
-
-    Returns:
-        Their indices, ascending.
-    """
-    head = len(flags) // 8 * 8
-    groups = np.flatnonzero(flags[:head].view(np.uint64) != 0)
-    near = (groups[:, None] * 8 + np.arange(8)).ravel()
-    return np.concatenate((near[flags[near]], head + np.flatnonzero(flags[head:])))
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, shape.numel() // rows if rows else 0
 
 
 def _normal(generator: np.random.Generator, out: Array) -> None:
@@ -374,9 +252,3 @@ def _box_muller(generator: np.random.Generator, out: Array) -> None:
     np.sin(angle[:rest], out=out[half:])
     out[:half] *= radius
     out[half:] *= radius[:rest]
-
-
-def _in_threads(threads: int, work: Sequence[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(each) for each in work]:
-            done.result()

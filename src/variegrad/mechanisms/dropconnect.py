@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variegrad.mechanisms.draws import Array, Draws, Visit, below, blocks, nonzero_blocks
+from variegrad.mechanisms import masks
+from variegrad.mechanisms.draws import Draws, rows_of
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 from variegrad.shapes import Float
@@ -49,47 +50,16 @@ class DropConnect(Mechanism):
         return norms.sum_sq_norms * (self.mean_scale**2 / (1 - self.p))
 
     def draw(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "t ..."]:
-        given = (rows * self._factor).cpu().numpy().reshape(len(rows), -1)
-        bounds = blocks(draws.shape)
-
-        def begin() -> Visit:
-            scratch = np.empty(bounds[0][1] if bounds else 0, bool)
-
-            def mask(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
-                keep = scratch[: stop - start]
-                below(generator, 1 - self.p, keep)
-                given[i, start:stop] *= keep
-
-            return mask
-
-        draws.over_blocks(begin, nonzero_blocks(given, bounds))
-        return torch.from_numpy(given).view(rows.shape).to(rows.device)
+        given = (rows * self._factor).cpu().contiguous().numpy()
+        masks.keep(given.reshape(len(rows), *rows_of(draws.shape)), draws.mask_key(), draws.positions, 1 - self.p)
+        return torch.from_numpy(given).to(rows.device)
 
     def sum_of_outer(
         self, rows: Float[Tensor, "b r"], columns: Float[Tensor, "b c"], draws: Draws
     ) -> Float[Tensor, "r c"] | None:
         left, right = rows.cpu().numpy(), (columns * self._factor).cpu().numpy()
-        width, bounds = right.shape[1], blocks(draws.shape)
-        if any(start % width for start, _ in bounds):  # rows too long for a block
-            return None
-        total = np.zeros((left.shape[1], width), left.dtype)
-        live = nonzero_blocks(left, bounds, width)
-        live &= np.any(right, axis=1, keepdims=True)
-
-        def begin(into: Array) -> Visit:
-            scratch, product = np.empty(bounds[0][1], bool), np.empty(bounds[0][1], left.dtype)
-
-            def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
-                keep, here = scratch[: stop - start], slice(start // width, stop // width)
-                below(generator, 1 - self.p, keep)
-                drawn = product[: stop - start].reshape(-1, width)
-                np.multiply(left[i, here, None], right[i], out=drawn)
-                drawn *= keep.reshape(drawn.shape)
-                into[here] += drawn
-
-            return add
-
-        draws.sum_over_blocks(begin, total, live)
+        total = np.zeros((left.shape[1], right.shape[1]), left.dtype)
+        masks.add_kept(total, left, right, draws.mask_key(), draws.positions, 1 - self.p)
         return torch.from_numpy(total).to(rows.device)
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length
+from variegrad.mechanisms.finite import FiniteChecks
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate
@@ -25,6 +26,7 @@ from variegrad.shapes import Float
 
 # Rows, their draws and their sums stand beside each other for a moment: smaller tiles than where only norms are wanted.
 TILE_BYTES = 2 << 20
+KEPT_BYTES = 32 << 20  # of rows that were formed for their norms and are kept for the draws
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class ExampleGradients:
         batch: the batch.
         per_example: `losses(model, batch)`; its backward pass is run here.
         parameters: the trained parameters.
+        checks: where it is noted whether every gradient is finite; whoever uses the gradients reads it before the end.
     """
 
     def __init__(
@@ -86,7 +89,10 @@ class ExampleGradients:
         batch: Batch,
         per_example: Float[Tensor, " b"],
         parameters: Mapping[str, nn.Parameter],
+        checks: FiniteChecks,
     ) -> None:
+        self.checks = checks
+        self._formed: dict[str, list[Tile]] = {}
         self._per_example, self._parameters = per_example, parameters
         self._step = Step.of(model, losses, batch, per_example, parameters)
         self._capture = engine_of(model).kept(self._step)
@@ -104,6 +110,9 @@ class ExampleGradients:
                 continue
             if (product := self._product(self._capture, name)) is not None:
                 yield product
+                continue
+            if name in self._formed:
+                yield from self._formed.pop(name)
                 continue
             kept = self._capture.kept(name)
             step = _examples_in_a_tile(max([parameter.numel(), *(part.shape.numel() for _, part in kept)]))
@@ -131,12 +140,20 @@ class ExampleGradients:
         Returns:
             Float64.
         """
+        formed: dict[str, list[Tile]] = {}
+        room = KEPT_BYTES
         squares = torch.zeros(len(self._per_example), dtype=torch.float64, device=self._per_example.device)
         for part in self:
             if isinstance(part, Product):
                 squares += sq_norms(part.rows) * sq_norms(part.columns)
             else:
+                room -= part.rows.numel() * part.rows.element_size()
+                covered = self._capture is not None and part.name not in self._capture.uncovered
+                if covered and room >= 0:  # small rows are not formed again when they are drawn
+                    formed.setdefault(part.name, []).append(part)
                 squares[part.start : part.start + len(part.rows)] += sq_norms(part.rows)
+        count = len(self._per_example)
+        self._formed = {n: tiles for n, tiles in formed.items() if sum(len(t.rows) for t in tiles) == count}
         return squares.sqrt()
 
     def _of_chunks(self, chunks: Iterator[dict[str, Tensor]]) -> Iterator[Tile]:
@@ -158,26 +175,19 @@ class ExampleGradients:
         left, right = part.left[:, 0] * part.scale if part.scale != 1 else part.left[:, 0], part.right[:, 0]
         rows, columns = (right, left) if len(use.chain) % 2 else (left, right)
         largest = rows.detach().abs().amax(1) * columns.detach().abs().amax(1)
-        _refuse_not_finite(torch.isfinite(largest), 0, name)
+        self._note(torch.isfinite(largest), 0, name)
         return Product(name, rows.detach(), columns.detach())
 
     def _checked(self, name: str, start: int, rows: Tensor) -> Tile:
-        rows = as_reals(rows)
         rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
-        # One sum tells of any entry that is not finite; that of large entries may overflow, hence the second look.
-        if not bool(torch.isfinite(rows.sum())):
-            _refuse_not_finite(torch.isfinite(rows.reshape(len(rows), -1)).all(1), start, name)
+        rows = as_reals(rows)
+        flat = rows.reshape(len(rows), -1)
+        if flat.shape[1]:
+            self._note(torch.linalg.vector_norm(flat, ord=torch.inf, dim=1).isfinite(), start, name)
         return Tile(name, start, rows)
 
-
-def as_reals(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals, (*shape, 2): a mechanism meets real coordinates only."""
-    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
-
-
-def _refuse_not_finite(finite: Tensor, start: int, name: str) -> None:
-    if not bool(finite.all()):
-        raise not_finite(start + int((~finite).nonzero()[0]), name)
+    def _note(self, finite: Tensor, start: int, name: str) -> None:
+        self.checks.note(finite.all(), lambda: not_finite(start + int((~finite).nonzero()[0]), name))
 
 
 def not_finite(example: int | None, name: str) -> NotFinite:
@@ -224,3 +234,8 @@ def first_not_finite(
 
 def _examples_in_a_tile(size: int) -> int:
     return max(1, TILE_BYTES // max(1, 4 * size))
+
+
+def as_reals(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, (*shape, 2): a mechanism meets real coordinates only."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()

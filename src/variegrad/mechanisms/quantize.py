@@ -1,6 +1,7 @@
 """Quantised gradients (Section 4.4; Alistarh et al. 2016): each coordinate becomes 0 or ±‖g‖₂, without bias.
 
-‖g‖₂ is that of the whole ∇f_i, never of one parameter's part: a first pass finds it.
+‖g‖₂ is that of the whole ∇f_i, never of one parameter's part: a first pass finds it. At most √d of d coordinates differ
+from zero on average, and only as many are drawn (`thinning`). `draw` and `sum_of_outer` have one law, not equal draws.
 """
 
 from __future__ import annotations
@@ -12,18 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variegrad.mechanisms.draws import (
-    WORD,
-    Array,
-    Draws,
-    Visit,
-    blocks,
-    decided,
-    nonzero,
-    nonzero_blocks,
-    successes,
-    words,
-)
+from variegrad.mechanisms import thinning
+from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 from variegrad.shapes import Float
@@ -66,15 +57,9 @@ class Quantize(Mechanism):
         assert draws.norms is not None
         norms = draws.norms.double().cpu().numpy()
         given = rows.cpu().numpy().reshape(len(rows), -1)
+        example, at = thinning.of_rows(np.abs(given), norms, draws.streams())
         drawn = np.zeros_like(given)
-        bounds = blocks(draws.shape)
-
-        def write(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
-            here = given[i, start:stop]
-            hit = successes(generator, np.abs(here).astype(np.float64) / norms[i])
-            drawn[i, start:stop][hit] = np.sign(here[hit]) * norms[i]
-
-        draws.over_blocks(lambda: write, nonzero_blocks(given, bounds))
+        drawn[example, at] = np.sign(given[example, at]) * norms[example]
         return torch.from_numpy(drawn).view_as(rows).to(rows.device)
 
     def sum_of_outer(
@@ -83,34 +68,10 @@ class Quantize(Mechanism):
         assert draws.norms is not None
         norms = draws.norms.double().cpu().numpy()
         left, right = rows.cpu().numpy(), columns.cpu().numpy()
-        width = right.shape[1]
-        total = np.zeros((left.shape[1], width), left.dtype)
-        bounds = blocks(draws.shape)
-        if any(start % width for start, _ in bounds):  # rows too long for a block
-            return None
-        largest = np.abs(right).max(1).astype(np.float64)
-        live = nonzero_blocks(left, bounds, width)
-        live &= (largest > 0)[:, None]
-
-        def begin(into: Array) -> Visit:
-            def add(generator: np.random.Generator, i: int, start: int, stop: int) -> None:
-                first, last = start // width, stop // width
-                u = words(generator, stop - start)
-                # A row's largest probability rules out all but few of its coordinates, without forming the product.
-                bound = np.abs(left[i, first:last]).astype(np.float64) * largest[i] / norms[i] * WORD
-                limit = np.minimum(bound + 1, WORD - 1).astype(np.uint16)
-                near = nonzero((u.reshape(-1, width) <= limit[:, None]).ravel())
-
-                def products(at: Array) -> Array:
-                    values: Array = left[i, first + at // width] * right[i, at % width]
-                    return values
-
-                hit = decided(generator, u, near, lambda at: np.abs(products(at)).astype(np.float64) / norms[i] * WORD)
-                into[first:last].reshape(-1)[hit] += np.sign(products(hit)) * norms[i]
-
-            return add
-
-        draws.sum_over_blocks(begin, total, live)
+        example, a, b = thinning.of_products(np.abs(left), np.abs(right), norms, draws.streams())
+        total = np.zeros((left.shape[1], right.shape[1]), left.dtype)
+        signs = np.sign(left[example, a]) * np.sign(right[example, b])
+        np.add.at(total, (a, b), signs * norms[example].astype(left.dtype))
         return torch.from_numpy(total).to(rows.device)
 
     def variance_in_words(self, diversity: Diversity | None) -> list[str]:

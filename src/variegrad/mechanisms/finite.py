@@ -1,0 +1,63 @@
+"""Is everything finite? Asked of many tensors, read from the device once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def finite(values: Tensor) -> Bool[Tensor, ""]:
+    """Whether every number is finite, left on the device.
+
+    Args:
+        values: of any type and shape, dense or sparse.
+
+    Returns:
+        One Boolean.
+    """
+    values = values.detach()
+    if values.is_sparse:
+        values = values.coalesce().values()
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    if not values.is_floating_point() or not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    largest: Tensor = torch.linalg.vector_norm(values, ord=torch.inf)
+    return largest.isfinite()  # a maximum hands NaN on, and never overflows
+
+
+class FiniteChecks:
+    """Checks whose answers stay on the device until they are read together."""
+
+    def __init__(self) -> None:
+        self._flags: list[Tensor] = []
+        self._errors: list[Callable[[], Exception]] = []
+
+    def note(self, flag: Bool[Tensor, ""], error: Callable[[], Exception]) -> None:
+        """Add a check.
+
+        Args:
+            flag: its answer.
+            error: what to raise if it is False.
+        """
+        self._flags.append(flag)
+        self._errors.append(error)
+
+    def all(self) -> Bool[Tensor, ""] | None:
+        """Whether all hold, on the device.
+
+        Returns:
+            One Boolean; None if nothing was checked.
+        """
+        return torch.stack(self._flags).all() if self._flags else None
+
+    def refuse(self) -> None:
+        """Raise the first error, with one read from the device; nothing is checked twice."""
+        answers = torch.stack(self._flags).tolist() if self._flags else []
+        errors = [error for error, answer in zip(self._errors, answers, strict=True) if not answer]
+        self._flags, self._errors = [], []
+        if errors:
+            raise errors[0]()

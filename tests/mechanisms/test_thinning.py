@@ -1,0 +1,108 @@
+"""Quantize by thinning: independent Bernoulli(|g_l|/‖g‖) draws, by `draw` and by the sum over products alike.
+
+Every statistic is a mean of 10⁴ draws and is allowed four of its standard errors.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cases import classify
+from mechanisms.slow import gradients_of
+from variegrad.mechanisms import Draws, Quantize, backward
+from variegrad.moments import GradientMoments
+
+DRAWS = 10_000
+ROWS = {
+    "plain": [1.0, -0.5, 0.25],
+    "one large": [8.0, -0.1, 0.2],
+    "zeros": [0.0, 1.0, 0.0],
+    "one alone": [0.0, 0.0, -2.0],
+    "half": [1.0, 1.0, 1.0],
+}
+COLUMNS = [0.5, -1.0, 0.0, 0.3]
+
+
+def hits(rows, columns, formed):
+    """Which coordinates of r ⊗ c were kept in each of 10⁴ draws, and ‖g‖."""
+    r, c = torch.tensor([rows] * DRAWS), torch.tensor([columns] * DRAWS)
+    norm = torch.outer(r[0], c[0]).double().norm()
+    draws = Draws.keyed(7, "weight", torch.empty(len(rows), len(columns)), range(DRAWS), norms=norm.expand(DRAWS))
+    if formed:
+        return Quantize().draw(r.unsqueeze(2) * c.unsqueeze(1), draws), float(norm)
+    found = torch.zeros(DRAWS, len(rows), len(columns))
+    for i in range(DRAWS):
+        one = Draws.keyed(7, "weight", torch.empty(len(rows), len(columns)), [i], norms=norm.reshape(1))
+        found[i] = Quantize().sum_of_outer(r[:1], c[:1], one)
+    return found, float(norm)
+
+
+@pytest.mark.parametrize("formed", [True, False], ids=["draw", "products"])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_marginals_and_pair_covariances_are_those_of_independent_draws(rows, formed):
+    found, norm = hits(rows, COLUMNS, formed)
+    g = torch.outer(torch.tensor(rows), torch.tensor(COLUMNS)).double()
+    q = (g.abs() / norm).reshape(-1).numpy()
+    values = found.reshape(DRAWS, -1).double()
+    kept = (values != 0).numpy().astype(float)
+    assert torch.allclose(values.abs()[values != 0], torch.tensor(norm).double(), rtol=1e-6)
+    assert bool((values.sign() * g.reshape(-1).sign() >= 0).all())
+    error = np.sqrt(q * (1 - q) / DRAWS)
+    assert (np.abs(kept.mean(0) - q) <= 4 * error + 1e-7).all()
+    covariance = (kept - q).T @ (kept - q) / DRAWS
+    bound = 4 * np.sqrt(np.outer(q * (1 - q), q * (1 - q)) / DRAWS) + 1e-3  # and rare pairs
+    np.fill_diagonal(covariance, 0)
+    assert (np.abs(covariance) <= bound).all()
+
+
+@pytest.mark.parametrize("formed", [True, False], ids=["draw", "products"])
+def test_the_summed_form_has_the_closed_form_s_moments(formed):
+    torch.manual_seed(2)
+    left, right = torch.relu(torch.randn(6, 5)), torch.randn(6, 4)
+    g = (left.unsqueeze(2) * right.unsqueeze(1)).double()
+    norms = g.reshape(6, -1).norm(dim=1)
+    diversity = GradientMoments.from_gradients(g.reshape(6, -1)).diversity
+    l1 = float((g.abs().sum((1, 2)) * norms).sum())
+    sums = []
+    for k in range(4000):
+        draws = Draws.keyed(1, "weight", torch.empty(5, 4), range(6 * k, 6 * k + 6), norms=norms)
+        sums.append(Quantize().draw(g.float(), draws).sum(0) if formed else Quantize().sum_of_outer(left, right, draws))
+    sums = torch.stack(sums).double().reshape(4000, -1)
+    mean, error = sums.mean(0), sums.std(0) / math.sqrt(4000)
+    assert bool(((mean - g.sum(0).reshape(-1)).abs() <= 4 * error + 1e-9).all())
+    squares = sums.square().sum(1)
+    wanted = diversity.sq_norm_of_sum + l1 - diversity.sum_sq_norms
+    assert abs(float(squares.mean()) - wanted) < 4 * float(squares.std()) / math.sqrt(4000)
+
+
+def test_a_batch_in_parts_is_the_same_batch():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))
+    model, batch = model.double(), (torch.randn(6, 2, 6).double(), torch.arange(6) % 3)
+    backward(model, classify, batch, mechanism=Quantize(), samples_seen=30)
+    whole = gradients_of(model)
+    for part in (range(4), range(4, 6)):
+        here = tuple(column[part.start : part.stop] for column in batch)
+        backward(model, classify, here, mechanism=Quantize(), samples_seen=30, positions=part, total=6)
+    for name, found in gradients_of(model).items():
+        torch.testing.assert_close(found, whole[name], rtol=1e-9, atol=1e-12)
+
+
+def test_rows_that_were_formed_for_their_norms_are_not_formed_again(monkeypatch):
+    from variegrad.per_example.capture import Capture
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    batch = torch.randn(5, 1, 6, 6), torch.arange(5) % 3
+    backward(model, classify, batch, mechanism=Quantize())
+    asked, rows = [], Capture.rows
+
+    def counting(self, name, *arguments):
+        asked.append(name)
+        return rows(self, name, *arguments)
+
+    monkeypatch.setattr(Capture, "rows", counting)
+    backward(model, classify, batch, mechanism=Quantize())
+    assert sorted(asked) == ["0.bias", "0.weight", "3.bias"]
