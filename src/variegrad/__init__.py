@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from variegrad.per_example import example_gradients, example_sq_norms, explain
     from variegrad.problems import Problem
     from variegrad.reports import report
-    from variegrad.training import TrainConfig, train, tune
+    from variegrad.training import TrainConfig, shared_gradient, train, tune
 
 __version__ = "0.2.0"
 keep()
@@ -61,6 +61,7 @@ _HOMES = {
     "measure_differential": "measurement",
     "plan": "decision",
     "report": "reports",
+    "shared_gradient": "training",
     "sign_probe": "estimators",
     "step_limits": "decision",
     "theory": "theory",
@@ -100,6 +101,7 @@ __all__ = [
     "measure_differential",
     "plan",
     "report",
+    "shared_gradient",
     "sign_probe",
     "step_limits",
     "theory",

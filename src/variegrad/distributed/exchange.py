@@ -2,7 +2,8 @@
 
 Parameters are taken in reverse order, as a backward pass reaches them. Buckets leave in one order on all workers, also
 where a parameter was not reached (its gradient is zero) or a worker had no example, so that no worker waits for
-another's graph. Gradients are added, not averaged.
+another's graph. Gradients are added, not averaged. A few numbers of each worker's own (its votes) ride behind the last
+bucket, which leaves when the pass has ended: a step is one exchange, with no message of its own for them.
 
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training".
 """
@@ -15,17 +16,21 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from variegrad.distributed.workers import World
+from variegrad.mechanisms.finite import finite
 
 FIRST_BYTES = 2**20  # the first bucket is small, so that sending begins early
 BYTES = 25 * 2**20
+VOTES = 5  # numbers behind the last bucket
 
 
 @dataclass(eq=False)
 class _Bucket:
-    flat: Tensor
+    flat: Tensor  # what is sent
+    gradients: Tensor  # the part of it that is gradients
     places: dict[nn.Parameter, Tensor]  # each parameter's part of `flat`, in its shape
     waiting: set[nn.Parameter] = field(default_factory=set)
     work: dist.Work | None = None
@@ -41,7 +46,7 @@ class Exchange:
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World) -> None:
         self.parameters, self.world = list(parameters), world
-        self._buckets = _buckets(self.parameters) if world.size > 1 else []
+        self._buckets, self._tail = _buckets(self.parameters) if world.size > 1 else ([], torch.zeros(0))
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.places}
         self._sent = 0
 
@@ -77,7 +82,7 @@ class Exchange:
                 "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         self._fill(bucket, parameter)
-        while self._sent < len(self._buckets) and not self._buckets[self._sent].waiting:
+        while self._sent < len(self._buckets) - 1 and not self._buckets[self._sent].waiting:
             self._send()
 
     def _fill(self, bucket: _Bucket, parameter: nn.Parameter) -> None:
@@ -93,25 +98,47 @@ class Exchange:
         self._sent += 1  # first: where sending fails, it is not tried again
         bucket.work = self.world.start_sum(bucket.flat)
 
-    def send_rest(self) -> None:
-        """Send what has not left yet, from `.grad`; what was not reached is zero."""
+    def send_rest(self, votes: Float[Tensor, " votes"]) -> None:
+        """Send what has not left yet, from `.grad`; what was not reached is zero.
+
+        Args:
+            votes: this worker's `VOTES` numbers, real; one worker alone sends them to itself.
+        """
+        if self._buckets:
+            self._tail.copy_(votes)
+        else:
+            self._tail = votes
         while self._sent < len(self._buckets):
             bucket = self._buckets[self._sent]
             for parameter in tuple(bucket.waiting):
                 self._fill(bucket, parameter)
             self._send()
 
-    def finite(self, sums: Sequence[Tensor | None]) -> bool:
+    @property
+    def narrow(self) -> bool:
+        """Whether votes travel in 32 bits."""
+        return self._tail.dtype in (torch.float32, torch.complex64) and bool(self._buckets)
+
+    def votes(self) -> Float[Tensor, " votes"]:
+        """Σ over workers of what they sent behind the last bucket, once `sums` has waited for it.
+
+        Returns:
+            Float64, on the device.
+        """
+        return (self._tail.real if self._tail.is_complex() else self._tail).double()
+
+    def finite(self, sums: Sequence[Tensor | None]) -> Bool[Tensor, ""]:
         """Whether every number of the sums is finite: the same answer on all workers, who have the same sums.
 
         Args:
             sums: what `sums` returned, or sums that were made elsewhere.
 
         Returns:
-            True where all are.
+            One Boolean, on the device.
         """
-        flat = [bucket.flat for bucket in self._buckets if bucket.work is not None]  # none where nothing was sent
-        return all(_finite(part) for part in flat or [each for each in sums if each is not None])
+        flat = [bucket.gradients for bucket in self._buckets if bucket.work is not None]  # none where nothing was sent
+        flags = [finite(part) for part in flat or [each for each in sums if each is not None]]
+        return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool)
 
     def sums(self) -> list[Tensor | None]:
         """Σ over workers of each parameter's gradient, once all have come; `.grad` is left empty.
@@ -131,13 +158,7 @@ class Exchange:
         return found
 
 
-def _finite(gradient: Tensor) -> bool:
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    # A finite sum has finite terms, and costs half of looking at each; an infinite one may merely have overflowed.
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:
+def _buckets(parameters: Sequence[nn.Parameter]) -> tuple[list[_Bucket], Tensor]:
     groups: list[list[nn.Parameter]] = []
     room = 0
     for parameter in reversed(parameters):
@@ -148,9 +169,19 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[_Bucket]:
             room = FIRST_BYTES if len(groups) == 1 else BYTES
         groups[-1].append(parameter)
         room -= size
-    made = []
-    for group in groups:
-        flat = torch.zeros(sum(p.numel() for p in group), dtype=group[0].dtype, device=group[0].device)
-        parts = flat.split([p.numel() for p in group])
-        made.append(_Bucket(flat, {p: part.view_as(p) for p, part in zip(group, parts, strict=True)}))
-    return made
+    made: list[_Bucket] = []
+    tail = torch.zeros(VOTES)
+    for number, group in enumerate(groups):
+        count = sum(p.numel() for p in group)
+        room = count + (VOTES if number == len(groups) - 1 else 0)
+        flat = torch.zeros(room, dtype=_summed_in(group[0].dtype), device=group[0].device)
+        gradients, tail = flat[:count], flat[count:]
+        parts = gradients.split([p.numel() for p in group])
+        places = {p: part.view_as(p) for p, part in zip(group, parts, strict=True)}
+        made.append(_Bucket(flat, gradients, places))
+    return made, tail
+
+
+def _summed_in(dtype: torch.dtype) -> torch.dtype:
+    """Sums of 16-bit gradients are float32: eight bits of a sum would be lost with each worker."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -117,10 +118,9 @@ def _implementation(work: int) -> Any:
 @cache
 def _compiled() -> Any:
     try:
-        from variegrad import compiled_masks  # noqa: PLC0415 - an extra, and slow to import
+        return import_module("variegrad.compiled_masks")  # an extra, and slow to import
     except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
         return None
-    return compiled_masks
 
 
 def _for_compiled(key: int, samples: Sequence[int], q: float) -> tuple[Any, ...]:

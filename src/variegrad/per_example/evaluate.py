@@ -48,8 +48,8 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " b"]:
-    """`losses(model, batch)`, checked: one finite, differentiable loss for each example of the batch."""
+def evaluate(model: nn.Module, losses: Losses, batch: Batch, *, read: bool = True) -> Float[Tensor, " b"]:
+    """`losses(model, batch)`, checked: one finite (asked only if `read`), differentiable loss for each example."""
     if isinstance(losses, nn.Module):
         raise TypeError(
             f"losses must be a function losses(model, batch) → (b,); got the module {type(losses).__name__}. Write, "
@@ -63,7 +63,7 @@ def evaluate(model: nn.Module, losses: Losses, batch: Batch) -> Float[Tensor, " 
             if explained := _explained(error, batch):
                 raise TypeError(explained) from error
             raise
-    check_losses(per_example)
+    check_losses(per_example, read=read)
     if per_example.grad_fn is None:  # a parameter itself
         per_example = per_example.clone()
     _refuse_positions(per_example, batch)
@@ -100,7 +100,7 @@ def _explained(error: TypeError, batch: Batch) -> str:
     return ""
 
 
-def check_losses(per_example: object) -> None:
+def check_losses(per_example: object, *, read: bool = True) -> None:
     """Refuse anything but a finite, differentiable tensor of shape (b,)."""
     wanted = "losses(model, batch) must return one loss per example, a tensor of shape (b,)"
     if not isinstance(per_example, Tensor):
@@ -121,7 +121,7 @@ def check_losses(per_example: object) -> None:
             f"{wanted} that can be differentiated; got one without a graph. Is there a torch.no_grad(), a .detach() "
             "or an .item() inside, or does it not depend on the model?"
         )
-    if math.isfinite(float(per_example.detach().sum())):
+    if not read or math.isfinite(float(per_example.detach().sum())):
         return  # one number says it of all
     finite = torch.isfinite(per_example.detach())
     if not bool(finite.all()):

@@ -8,7 +8,7 @@ from variegrad.training.every import Every
 from variegrad.training.not_finite import Skip, Stop
 from variegrad.training.projection import Ball, Box
 from variegrad.training.sampling import Epochs, Stream, WithReplacement
-from variegrad.training.sgd import train
+from variegrad.training.sgd import shared_gradient, train
 from variegrad.training.tuning import Arm, Tuned, tune
 from variegrad.training.twin_runs import TwinRuns, twin_runs
 from variegrad.training.update import Position, Seconds, Update
@@ -31,6 +31,7 @@ __all__ = [
     "TwinRuns",
     "Update",
     "WithReplacement",
+    "shared_gradient",
     "train",
     "tune",
     "twin_runs",

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
@@ -36,7 +37,7 @@ from variegrad.training.every import Every
 from variegrad.training.reading import Collate, Part
 from variegrad.training.reading import readers as reader_processes
 from variegrad.training.sampling import Epochs, Stream
-from variegrad.training.shared_update import SharedUpdate
+from variegrad.training.shared_update import Apply, SharedUpdate, Weights
 from variegrad.training.update import Position, Update
 from variegrad.training.what_must_agree import refuse_drift, what_must_agree
 
@@ -91,12 +92,89 @@ def train(
 
     Source: equation (2) and Section 3 of the paper.
     """
-    if isinstance(model, DistributedDataParallel):
-        raise TypeError("model must not be wrapped in DistributedDataParallel: train adds up the gradients itself.")
     if skipped is not None:
         warnings.warn("train(skipped=) is now train(start=Position(left_out=)).", DeprecationWarning, stacklevel=2)
+        start = start if isinstance(start, Position) else Position(examples=start, left_out=skipped)
+    return _begun(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn, _descend)
+
+
+def shared_gradient(
+    model: nn.Module,
+    losses: Losses,
+    dataset: Dataset[Any],
+    config: TrainConfig | Phases,
+    world: World | None = None,
+    *,
+    start: int | Position = 0,
+    readers: int = 0,
+    collate_fn: Collate | None = None,
+) -> Iterator[Update]:
+    """The gradient of each update of equation (2), in `.grad` on every worker, for an optimizer of your own.
+
+    After each record `.grad` of every trained parameter holds Σ_{ℓ=1..B} m(∇f_{s_ℓ}(w)) over the whole batch, the same
+    on all workers: a sum; divide by `update.batch_size` for the gradient of the mean. Take the optimizer's step in the
+    body of the loop; clip, schedule and scale as you like. After an update that was left out every `.grad` is None,
+    which optimizers pass over. `train` is this loop with w ← Π_W(w − γ·Σ); here γ and W of `config` are not used.
+
+        for update in vg.shared_gradient(model, losses, data, config, world):
+            optimizer.step()
+
+    Args:
+        model: as for `train`.
+        losses: as for `train`.
+        dataset: as for `train`.
+        config: as for `train`; `step_size` and `projection` are not used.
+        world: as for `train`.
+        start: as for `train`; the optimizer's own state is yours to keep.
+        readers: as for `train`.
+        collate_fn: as for `train`.
+
+    Yields:
+        An `Update` for each gradient; its loss is that of the weights at which the gradient was taken.
+
+    Raises:
+        TypeError: as for `train`.
+        ValueError: as for `train`.
+        RuntimeError: as for `train`.
+
+    Source: equation (2); with momentum or Adam the statements about B_D are no longer about that step.
+    """
+    return _begun(model, losses, dataset, config, world, None, None, start, readers, collate_fn, _leave)
+
+
+def _descend(config: TrainConfig, weights: Weights, sums: Sequence[Tensor | None]) -> None:
+    """W ← Π_W(w − γ·Σ)."""
+    with torch.no_grad():
+        for weight, gradient in zip(weights.values(), sums, strict=True):
+            if gradient is not None:
+                weight.sub_(gradient.to(weight.dtype), alpha=config.step_size)
+        if config.projection is not None:
+            config.projection.project({name: weight.data for name, weight in weights.items()})
+
+
+def _leave(_config: TrainConfig, weights: Weights, sums: Sequence[Tensor | None]) -> None:
+    """Into `.grad`; the next update takes it away."""
+    for weight, gradient in zip(weights.values(), sums, strict=True):
+        weight.grad = None if gradient is None else gradient.to(weight.dtype)
+
+
+def _begun(
+    model: nn.Module,
+    losses: Losses,
+    dataset: Dataset[Any],
+    config: TrainConfig | Phases,
+    world: World | None,
+    evaluation: Evaluation | None,
+    bound_every: Every | None,
+    start: int | Position,
+    readers: int,
+    collate_fn: Collate | None,
+    apply: Apply,
+) -> Iterator[Update]:
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError("model must not be wrapped in DistributedDataParallel: the gradients are added up here.")
     if not isinstance(start, Position):
-        start = Position(examples=start, left_out=skipped or 0)
+        start = Position(examples=start)
     world = present() if world is None else world
     model, count = unwrap(model), _count(dataset, config)
     if readers < 0:
@@ -117,7 +195,7 @@ def train(
                 "batch_size must be at most the number of examples, each of which Epochs() draws once per pass; "
                 f"got {each.batch_size} for {count:,} examples. Take at most {count:,}, or sampling=WithReplacement()."
             )
-    return _updates(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn)
+    return _updates(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn, apply)
 
 
 def _count(dataset: Dataset[Any], config: TrainConfig | Phases) -> int:
@@ -140,6 +218,7 @@ def _updates(
     start: Position,
     readers: int,
     collate_fn: Collate | None,
+    apply: Apply,
 ) -> Iterator[Update]:
     count, seed = _count(dataset, config), config.seed
     end = config.passes * count * (1 - 1e-12)  # 0.1 passes of 60 examples are 6, not 6.000000000000001
@@ -147,7 +226,7 @@ def _updates(
     parts = _parts(plan(), config, count, world)
     device = next(model.parameters()).device
     with reader_processes(dataset, seed, parts, readers, collate_fn, pin_memory=device.type == "cuda") as read:
-        shared = SharedUpdate(model, losses, world, read, config.sampling, count)
+        shared = SharedUpdate(model, losses, world, read, config.sampling, count, apply)
         left_out = start.left_out
         for number, position, total, bound_is_due in plan():
             bound = None
