@@ -84,10 +84,11 @@ def test_it_resumes_with_the_optimizer_s_state_and_across_a_change_of_b():
     phases = Phases({0: config(mechanism=vg.DropConnect(0.4)), 12: config(batch_size=7)})
 
     def go(net, optimizer, updates, start=0):
-        last = None
-        for last in islice(vg.shared_gradient(net, losses, data(), phases, start=start), updates):
+        made = []
+        for update in islice(vg.shared_gradient(net, losses, data(), phases, start=start), updates):
             optimizer.step()
-        return last
+            made.append(update)
+        return made[-1]
 
     whole, parts = model(), model()
     go(whole, OPTIMIZERS["Adam"](whole.parameters()), 8)
