@@ -3,7 +3,7 @@
 With E m(g) = c·g and t = Σtr Var m(g_i) / (c²Σ‖g_i‖²), all closed forms follow: B_DIM = n(1+t)/(n/B_D + t) and
 B_eff = (1+t)·B_D (`Diversity.bound_with`, `Diversity.effective_bound_with`). A new mechanism states `mean_scale` and
 `expected_sq_norm` and draws rows; everything else has a default. `sum_of_outer` and `noise_of_sum` only save time: they
-give what `draw` would, the first draw for draw, the second in distribution.
+have the law of what `draw` gives (DropConnect also the same draws).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Mechanism(ABC):
         columns: Float[Tensor, "b c"],  # noqa: ARG002
         draws: Draws,  # noqa: ARG002
     ) -> Float[Tensor, "r c"] | None:
-        """Σ_i m(rows_i ⊗ columns_i), the same draws as `draw` makes, without forming the products.
+        """Σ_i m(rows_i ⊗ columns_i), with the law of what `draw` gives, without forming the products.
 
         Args:
             rows: the factor along the parameter's first dimension.

@@ -199,7 +199,7 @@ class SharedUpdate:
         """Which example or parameter is not finite on this worker: asked for only if one is."""
         try:
             if part.per_example is not None:
-                check_losses(part.per_example.requires_grad_())
+                check_losses(part.per_example.detach().requires_grad_())
             if part.checks is not None:
                 part.checks.refuse()
         except NotFinite as error:
