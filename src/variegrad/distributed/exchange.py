@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from variegrad.distributed.workers import World
 from variegrad.mechanisms.finite import finite
+from variegrad.shapes import Bool, Float
 
 FIRST_BYTES = 2**20  # the first bucket is small, so that sending begins early
 BYTES = 25 * 2**20

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
+
+from variegrad.shapes import Bool
 
 
 def finite(values: Tensor) -> Bool[Tensor, ""]:
