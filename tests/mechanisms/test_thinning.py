@@ -78,6 +78,18 @@ def test_the_summed_form_has_the_closed_form_s_moments(formed):
     assert abs(float(squares.mean()) - wanted) < 4 * float(squares.std()) / math.sqrt(4000)
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (1, 7), (9, 1), (40, 60)])
+def test_products_and_formed_gradients_are_drawn_alike(shape):
+    # Which of the two the engine offers may depend on how a batch is shared: the draws must not.
+    torch.manual_seed(3)
+    left, right = torch.relu(torch.randn(64, shape[0])).double(), torch.randn(64, shape[1]).double()
+    left[:, 0] += 0.1
+    g = left.unsqueeze(2) * right.unsqueeze(1)
+    norms = g.reshape(64, -1).norm(dim=1)
+    one, other = (Draws.keyed(1, "weight", torch.empty(shape), range(64), norms=norms) for _ in range(2))
+    torch.testing.assert_close(Quantize().sum_of_outer(left, right, one), Quantize().draw(g, other).sum(0))
+
+
 def test_a_batch_in_parts_is_the_same_batch():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 3))

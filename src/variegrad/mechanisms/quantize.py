@@ -1,7 +1,7 @@
 """Quantised gradients (Section 4.4; Alistarh et al. 2016): each coordinate becomes 0 or ±‖g‖₂, without bias.
 
 ‖g‖₂ is that of the whole ∇f_i, never of one parameter's part: a first pass finds it. At most √d of d coordinates differ
-from zero on average, and only as many are drawn (`thinning`). `draw` and `sum_of_outer` have one law, not equal draws.
+from zero on average, and only as many are drawn (`thinning`). `draw` and `sum_of_outer` draw alike, up to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from variegrad.mechanisms import thinning
-from variegrad.mechanisms.draws import Draws
+from variegrad.mechanisms.draws import Draws, rows_of
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 from variegrad.shapes import Float
@@ -57,7 +57,8 @@ class Quantize(Mechanism):
         assert draws.norms is not None
         norms = draws.norms.double().cpu().numpy()
         given = rows.cpu().numpy().reshape(len(rows), -1)
-        example, at = thinning.of_rows(np.abs(given), norms, draws.streams())
+        sizes = np.abs(given).reshape(len(rows), *rows_of(draws.shape))
+        example, at = thinning.of_rows(sizes, norms, draws.streams())
         drawn = np.zeros_like(given)
         drawn[example, at] = np.sign(given[example, at]) * norms[example]
         return torch.from_numpy(drawn).view_as(rows).to(rows.device)

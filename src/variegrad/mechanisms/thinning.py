@@ -4,7 +4,8 @@ Points of a Poisson process with intensity K·q_l at coordinate l, K = 2·ln 2, 
 −ln(1−q_l)/(K·q_l), are a Poisson process with intensity −ln(1−q_l): a coordinate has none with probability 1 − q_l,
 independently of the others. That ratio is at most 1 for q_l ≤ ½. Larger ones are decided singly: Σ q_l² ≤ 1, so an
 example has three at most.
-For q = |r_a|·|c_b|/‖g‖ the intensity is a product: rows and columns of points are drawn apart.
+A point's row is drawn first, then its column: if |g| = |r|⊗|c| the two do not depend on each other and g is never
+formed; the same uniform numbers give the same points either way, up to rounding.
 
 Source: Lewis and Shedler 1979 (thinning).
 """
@@ -26,22 +27,28 @@ def of_rows(sizes: Array, norms: Array, streams: Iterator[np.random.Generator]) 
     """Successes with probabilities |g_l|/‖g‖.
 
     Args:
-        sizes: |g|, (t, coordinates).
+        sizes: |g|, (t, rows, columns).
         norms: ‖g‖ over all parameters, (t,).
         streams: of each example.
 
     Returns:
         Example and coordinate of each success, once each.
     """
-    sums = np.cumsum(sizes, 1, dtype=np.float64)
+    t, rows, columns = sizes.shape
+    flat = sizes.reshape(t, -1)
+    sums = np.cumsum(flat, 1, dtype=np.float64)
     found = []
     for i, generator in enumerate(streams):
-        if not sizes.shape[1] or not sums[i, -1] > 0:
+        if not flat.shape[1] or not sums[i, -1] > 0:
             continue
-        u = generator.random((2, generator.poisson(K * sums[i, -1] / norms[i])))
-        at = _chosen(sums[i], u[0])
-        q = sizes[i] / norms[i : i + 1]  # float64
-        hit, large = _thinned(q[at], u[1]), np.flatnonzero(q > HALF)
+        u = generator.random((3, generator.poisson(K * sums[i, -1] / norms[i])))
+        ends = sums[i, columns - 1 :: columns]
+        row = _chosen(ends, u[0])
+        begin = np.where(row > 0, ends[row - 1], 0.0)
+        at = np.searchsorted(sums[i], begin + u[1] * (ends[row] - begin), "right")
+        at = np.clip(at, row * columns, (row + 1) * columns - 1)
+        q = flat[i] / norms[i : i + 1]  # float64
+        hit, large = _thinned(q[at], u[2]), np.flatnonzero(q > HALF)
         single = large[generator.random(len(large)) < q[large]]
         at = np.unique(np.concatenate((at[hit], single)))  # several points of one coordinate are one success
         found.append((np.full(len(at), i), at))
