@@ -34,8 +34,8 @@ def of_rows(sizes: Array, norms: Array, streams: Iterator[np.random.Generator]) 
     Returns:
         Example and coordinate of each success, once each.
     """
-    t, rows, columns = sizes.shape
-    flat = sizes.reshape(t, -1)
+    columns = sizes.shape[2]
+    flat = sizes.reshape(len(sizes), -1)
     sums = np.cumsum(flat, 1, dtype=np.float64)
     found = []
     for i, generator in enumerate(streams):
