@@ -171,7 +171,10 @@ class SharedUpdate:
         """Leave this worker's sum in `.grad`, or on its way to the others."""
         per_example = evaluate(self.model, self.losses, part.batch, read=False)
         if len(per_example) != len(share):
-            raise ValueError(f"losses returned {len(per_example)} losses for a batch of {len(share)} examples.")
+            raise ValueError(
+                "losses(model, batch) must return one loss per example; "
+                f"got {len(per_example)} losses for a batch of {len(share)} examples."
+            )
         part.per_example = per_example.detach()
         if config.mechanism is None:
             with self.exchange.overlapped():
