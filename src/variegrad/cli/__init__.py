@@ -38,7 +38,8 @@ def _run() -> int:
     from variegrad.cli.terminal import print_in_any_encoding  # noqa: PLC0415
 
     print_in_any_encoding()
-    return app(standalone_mode=False) or 0
+    code = app(standalone_mode=False) or 0
+    return code or (2 if len(sys.argv) == 1 else 0)  # without a command the help was printed
 
 
 def _interrupted(error: BaseException | None) -> bool:
