@@ -72,8 +72,25 @@ assert found.batch_size_bound > 0
 """
 # torch imports these for itself, now or later.
 OF_TORCH = set(
-    "torch torchgen numpy sympy mpmath networkx jinja2 markupsafe fsspec filelock tqdm triton setuptools pkg_resources "
-    "typing_extensions functorch _remote_module_non_scriptable".split()
+    [
+        "torch",
+        "torchgen",
+        "numpy",
+        "sympy",
+        "mpmath",
+        "networkx",
+        "jinja2",
+        "markupsafe",
+        "fsspec",
+        "filelock",
+        "tqdm",
+        "triton",
+        "setuptools",
+        "pkg_resources",
+        "typing_extensions",
+        "functorch",
+        "_remote_module_non_scriptable",
+    ]
 )
 DECLARED = {"scipy", "sklearn", "matplotlib", "rich", "typer", "joblib", "psutil", "jaxtyping", "safetensors", "jinja2"}
 
