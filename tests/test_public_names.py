@@ -71,27 +71,9 @@ found = vg.measure(model, lambda m, b: m(b[0]).square().sum(1), [(torch.randn(8,
 assert found.batch_size_bound > 0
 """
 # torch imports these for itself, now or later.
-OF_TORCH = set(
-    [
-        "torch",
-        "torchgen",
-        "numpy",
-        "sympy",
-        "mpmath",
-        "networkx",
-        "jinja2",
-        "markupsafe",
-        "fsspec",
-        "filelock",
-        "tqdm",
-        "triton",
-        "setuptools",
-        "pkg_resources",
-        "typing_extensions",
-        "functorch",
-        "_remote_module_non_scriptable",
-    ]
-)
+OF_TORCH = {"torch", "torchgen", "functorch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "fsspec",
+            "filelock", "tqdm", "triton", "setuptools", "pkg_resources", "typing_extensions",
+            "_remote_module_non_scriptable"}  # fmt: skip
 DECLARED = {"scipy", "sklearn", "matplotlib", "rich", "typer", "joblib", "psutil", "jaxtyping", "safetensors", "jinja2"}
 
 
