@@ -119,7 +119,7 @@ def _implementation(work: int) -> Any:
 def _compiled() -> Any:
     try:
         return import_module("variegrad.compiled_masks")  # an extra, and slow to import
-    except (ImportError, RuntimeError):  # no numba, or no folder for what it compiles
+    except Exception:  # noqa: BLE001 - no numba, none that loads, or no folder for what it compiles: numpy has the masks
         return None
 
 
