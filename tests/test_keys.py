@@ -41,7 +41,7 @@ def test_the_state_is_given_back_after_an_error_too():
         raise RuntimeError("inside")
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor, np.array], ids=str)
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, torch.tensor, np.array], ids=lambda kind: kind.__name__)
 def test_a_whole_number_of_any_type_is_the_same_key(kind):
     assert hashed(kind(3), "a", kind(5)) == hashed(3, "a", 5)
 
