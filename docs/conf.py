@@ -1,12 +1,13 @@
 """The documentation site: Sphinx reads Markdown from the root of the repository, so that links work there and here."""
 
-import tomllib
+import re
 from pathlib import Path
 
 project = "variegrad"
 author = "The variegrad maintainers"
 copyright = "The variegrad maintainers"  # noqa: A001
-release = version = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+_source = (Path(__file__).parents[1] / "src/variegrad/__init__.py").read_text()
+release = version = re.findall(r'^__version__ = "(.+)"$', _source, re.MULTILINE)[0]
 
 extensions = [
     "myst_nb",  # Markdown and notebooks

@@ -78,7 +78,8 @@ def prepare(plan):
     before(SharedUpdate, "make", next_update)
     before(Exchange, "_arrived", lambda *_: plan.second_call("mid-backward"))
     before(Draws, "keyed", lambda *_, **__: plan.second_call("mid-backward"))
-    before(SharedUpdate, "_move", lambda *_: plan.here("between collective and step"))
+    sgd = import_module("variegrad.training.sgd")
+    before(sgd, "_descend", lambda *_: plan.here("between collective and step"))
 
     save = import_module("variegrad.training.checkpoint.save")
     write = save.tensors.write

@@ -292,7 +292,8 @@ def test_a_hook_that_was_not_registered_says_how():
 def test_state_of_another_run_is_refused_by_name():
     state = MechanismHook(DropConnect(0.5), seed=3).state_dict()
     with pytest.raises(
-        ValueError, match=r"the saved hook's mechanism is 'DropConnect\(0\.5\)', this one's is 'Quantize"
+        ValueError,
+        match=r"the saved hook's mechanism is 'DropConnect\(p=0\.5, rescale=True\)', this one's is 'Quantize",
     ):
         MechanismHook(Quantize(), seed=3).load_state_dict(state)
     with pytest.raises(ValueError, match="the saved hook's seed is 3, this one's is 0"):

@@ -115,7 +115,9 @@ def test_sparse_gradients_have_the_draws_of_dense_ones(mechanism):
                 np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     net = dense_net()
     for rank in range(2):
-        backward(net, losses, batch(rank, 0), mechanism=mechanism, seed=3, step=0, granularity="worker", worker=rank)
+        backward(
+            net, losses, batch(rank, 0), mechanism=mechanism, seed=3, samples_seen=0, granularity="worker", worker=rank
+        )
     for found, parameter in zip(sparse[0][0][0], net.parameters(), strict=True):
         np.testing.assert_allclose(found, parameter.grad / 2, rtol=1e-4, atol=1e-6)
 

@@ -147,5 +147,5 @@ def test_what_is_out_of_range_is_refused(tmp_path):
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
 def test_a_cluster_without_ray_is_refused_with_the_way_on(tmp_path):
-    with pytest.raises(ValueError, match=r"needs the package ray.*leave the option out"):
+    with pytest.raises(ValueError, match=r"needs Ray, which is not installed.*leave the option out"):
         sweep(counted.experiment(), counted.settings_of(tmp_path / "log"), tmp_path, cluster="ray")

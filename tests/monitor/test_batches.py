@@ -108,12 +108,14 @@ def test_a_group_is_the_unit(groups, scalar):
 
 @pytest.mark.parametrize(
     ("groups", "match"),
-    [(5, "whole groups of 5"), (torch.arange(3), "one whole number per example"), (torch.rand(12), "float")],
+    [(torch.arange(3), "one whole number per example"), (torch.rand(12), "float")],
 )
 def test_groups_that_do_not_fit_are_named(groups, match):
     model, batch = net(), population(12)
     with pytest.raises(ValueError, match=match):
         Monitor(model, every=1).watch(losses(model, batch), groups=groups)
+    with pytest.raises(ValueError, match="whole groups of 5"):
+        Monitor(model, every=1, groups=5).watch(losses(model, batch))
 
 
 def run(draw, learning_rate, seed):

@@ -10,6 +10,9 @@ from torch import nn
 from one_step import gram, moments
 from variegrad import Monitor
 
+# Torch's own remark on a hook of the model, with and without a monitor.
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
 BEGINS, STEPS = 40, 64
 
 

@@ -19,15 +19,15 @@ def test_every_parameter_is_accounted_for():
 
 
 def test_a_fallback_says_why():
-    class Recurrent(nn.Module):
+    class TwoInputs(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm = nn.LSTM(3, 4, batch_first=True)
+            self.inner = nn.Bilinear(3, 3, 4, bias=False)
 
         def forward(self, x):
-            return self.lstm(x)[0]
+            return self.inner(x, x)
 
-    account = explain(Recurrent(), energy, torch.randn(4, 5, 3))
+    account = explain(TwoInputs(), energy, torch.randn(4, 3))
     assert all(s.rule.startswith("fallback: no rule for ") for s in account.served)
 
 

@@ -522,7 +522,7 @@ class Endless(IterableDataset):
             ValueError,
             "got a scalar. Compute the loss with",
         ),
-        ({"loss": lambda m, b: losses(m, b)[:1]}, ValueError, "got 1 losses for a batch whose"),
+        ({"loss": lambda m, b: losses(m, b)[:1]}, ValueError, "got 1 losses for a batch of 4 examples"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options, kind, message):
