@@ -176,7 +176,12 @@ def cost_table(rounds):
 
 
 def written(found):
-    lines = [f"# Limits of a step, {found['date']}", "", f"`python benchmarks/step_limits.py`, {found['machine']}", ""]
+    lines = [
+        f"# Limits of a step, {found['date']}",
+        "",
+        f"`python benchmarks/step_limits.py`, {found['machine']['cpu']}, torch {found['machine']['versions']['torch']}",
+        "",
+    ]
     lines += [
         "## κ beside real steps",
         "",

@@ -10,8 +10,9 @@ Curvature per example comes from losses alone, by second differences over a step
 
     ℓ_i(w+tv) + ℓ_i(w−tv) − 2ℓ_i(w) = t²·vᵀH_iv + O(t⁴).
 
-The kinks of ReLU count at that length, while the derivatives that autograd takes miss them: on a ReLU network early in
-training these gave half of the loss of progress that real steps showed.
+The kinks of ReLU count at that length, while the derivatives that autograd takes miss them. On a ReLU network early in
+training real steps lost 0.26 of their progress; autograd's derivatives gave 0.15, second differences 0.39 [0.32, 0.45]
+(decision 0019): too cautious, but not too bold.
 """
 
 from __future__ import annotations
