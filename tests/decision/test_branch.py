@@ -188,3 +188,12 @@ def test_bad_arguments_are_named_before_anything_is_trained(changed, named):
 def test_a_base_that_diverges_is_said():
     with pytest.raises(ValueError, match="batch in use"):
         vg.branch(lambda _: math.nan, batch_size=B, start_loss=1.0, window=WINDOW)
+
+
+@pytest.mark.parametrize("content", ["", "not JSON\n", "[1, 2]\n"])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path, content):
+    file = tmp_path / "other.txt"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="another check"):
+        vg.branch(lambda _: 0.5, batch_size=B, start_loss=1.0, window=WINDOW, ledger=file)
+    assert file.read_text() == content

@@ -207,3 +207,42 @@ def test_fieller_of_a_well_known_denominator_is_the_usual_interval_and_unbounded
     low, high = fieller(2.0, 0.1, [[1e-6, 0.0], [0.0, 0.04]], 2.0)
     assert high == math.inf
     assert 0 < low < 20
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 4, sparse=True), nn.Linear(4, 2)
+
+    def forward(self, tokens):
+        return self.out(self.table(tokens).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "said"),
+    [
+        (nn.Linear(4, 2).bfloat16(), (torch.randn(64, 4).bfloat16(), torch.zeros(64, dtype=torch.long)), "bfloat16"),
+        (nn.Linear(4, 2), (torch.full((64, 4), math.nan), torch.zeros(64, dtype=torch.long)), "not finite"),
+        (Table(), (torch.zeros(64, 3, dtype=torch.long), torch.zeros(64, dtype=torch.long)), "second derivatives"),
+    ],
+    ids=["16 bits", "not finite", "sparse table"],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(model, batch, said):
+    with pytest.raises(ValueError, match=said):
+        step_limits(model, cross_entropy, batch, learning_rate=0.1)
+
+
+def test_other_batches_of_other_sizes_on_one_model_and_no_hook_of_an_optimizer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def step(p):
+        raise AssertionError("an optimizer's hook ran")
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    before = [p.clone() for p in model.parameters()]
+    for count in (64, 33, 100):
+        batch = torch.randn(count, 4), torch.randint(3, (count,))
+        assert step_limits(model, cross_entropy, batch, learning_rate=0.1).examples == count
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))

@@ -63,7 +63,7 @@ def branch(
         ),
     ] = 0.1,
     windows: Annotated[
-        int, typer.Option(help="Pairs of branches per batch size at most.", callback=options.number(least=2))
+        int, typer.Option(help="Pairs of branches per batch size at most.", callback=options.number(least=4))
     ] = 32,
     budget: Annotated[
         int | None, typer.Option(help="Examples to train in all.", callback=options.number(least=1))
@@ -84,6 +84,8 @@ def branch(
     Trains pairs of short branches from one checkpoint, at the batch in use and at 2, 4, 8, … times it, on the same
     examples. Example: `variegrad branch digits --batch-size 16 --learning-rate 0.1`
     """
+    if window is not None and (window < 8 * batch_size or window % batch_size):
+        raise ValueError(f"--window: must be a multiple of --batch-size, at least 8 of {batch_size}; got {window}.")
     from torch import nn, optim  # noqa: PLC0415
 
     from variegrad.decision import LearningRateRule, step_limits  # noqa: PLC0415

@@ -342,8 +342,8 @@ class _Runs:
         if not self.ledger.exists():
             self.ledger.write_text(json.dumps(self._settings()) + "\n", encoding="utf-8")
             return
-        first, *rest = self.ledger.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != self._settings():
+        first, *rest = self.ledger.read_text(encoding="utf-8").splitlines() or [""]
+        if first != json.dumps(self._settings()):
             raise ValueError(f"{self.ledger} keeps the windows of another check ({first}): name another file.")
         for line in rest:
             try:

@@ -139,7 +139,12 @@ class _Hessian:
 
     def __init__(self, per_example: Tensor, weights: Sequence[nn.Parameter]) -> None:
         self.weights = weights
-        gradients = torch.autograd.grad(per_example.mean(), weights, create_graph=True, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(per_example.mean(), weights, create_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise _no_second_derivative(error) from error
+        if any(g is not None and g.layout != torch.strided for g in gradients):
+            raise _no_second_derivative(RuntimeError("a table with sparse gradients (sparse=True)."))
         # A loss that is linear in a parameter has no curvature along it.
         self.curved = {k: g for k, g in enumerate(gradients) if g is not None and g.requires_grad}  # type: ignore[redundant-expr]
 
@@ -156,11 +161,15 @@ class _Hessian:
                 allow_unused=True,
             )
         except RuntimeError as error:
-            raise ValueError(
-                "step limits need second derivatives, and an operation of this model has none: "
-                f"{str(error).splitlines()[0]} Use vg.estimate for the noise limit alone."
-            ) from error
+            raise _no_second_derivative(error) from error
         return _dense(found, self.weights)
+
+
+def _no_second_derivative(error: Exception) -> ValueError:
+    return ValueError(
+        "step limits need second derivatives, and an operation of this model has none: "
+        f"{str(error).splitlines()[0]} Use vg.estimate for the noise limit alone."
+    )
 
 
 def _top_vector(hessian: _Hessian, start: Tensors, root: Sequence[Tensor] | None, steps: int) -> tuple[Tensors, float]:
@@ -195,7 +204,9 @@ def _times(root: Sequence[Tensor] | None, vector: Sequence[Tensor]) -> Tensors:
 
 
 def _dense(gradients: Sequence[Tensor | None], weights: Sequence[nn.Parameter]) -> Tensors:
-    return [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(gradients, weights, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None else g.detach().to_dense() for g, p in zip(gradients, weights, strict=True)
+    ]
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, ""]:

@@ -294,6 +294,10 @@ def step_limits(
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1; got {momentum}.")
+    if narrow := [str(p.dtype) for p in weights if p.dtype.itemsize < 4 or p.is_complex()]:
+        raise ValueError(
+            f"step_limits needs real float32 or float64 parameters; got {narrow[0].removeprefix('torch.')}."
+        )
     count = shared_length(batch)
     if count is None:
         raise ValueError("batch: its tensors share no first dimension, so that it cannot be cut into parts.")
@@ -354,8 +358,10 @@ def _limits(
 ) -> StepLimits:
     means = _Means(measured)
     g, c, t, m = means.values
-    if not m > 0:
+    if m == 0:
         raise ValueError("all gradients of the batch are zero: there is no step to look at.")
+    if not all(bool(part.isfinite().all()) for part in (measured.gram, measured.own, measured.top, measured.fresh)):
+        raise ValueError("a loss or a gradient of the batch is not finite: check the weights and the inputs.")
     half = learning_rate / (1 - momentum) / 2
     loss = torch.tensor([0.0, half * (1 - 1 / batch_size), half / batch_size, 0.0], dtype=torch.float64)
     gradient, norm, along, example = torch.eye(4, dtype=torch.float64)[[0, 3, 1, 2]]
