@@ -143,7 +143,8 @@ class _Hessian:
             gradients = torch.autograd.grad(per_example.mean(), weights, create_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise _no_second_derivative(error) from error
-        if any(g is not None and g.layout != torch.strided for g in gradients):
+        # autograd gives None for a parameter that the loss does not use
+        if any(g is not None and g.layout != torch.strided for g in gradients):  # type: ignore[redundant-expr]
             raise _no_second_derivative(RuntimeError("a table with sparse gradients (sparse=True)."))
         # A loss that is linear in a parameter has no curvature along it.
         self.curved = {k: g for k, g in enumerate(gradients) if g is not None and g.requires_grad}  # type: ignore[redundant-expr]
