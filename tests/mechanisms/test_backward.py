@@ -147,10 +147,12 @@ def test_a_mask_is_the_same_by_any_number_of_threads_and_either_implementation(t
     torch.set_num_threads(threads)
     try:
         drawn, total = mechanism.draw(formed, draws()), mechanism.sum_of_outer(rows, columns, draws())
+        of_rows = mechanism.sum_of_rows(formed, draws())
     finally:
         torch.set_num_threads(before)
     assert torch.allclose(drawn, wanted, rtol=1e-6)
     assert torch.allclose(total, wanted.sum(0), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert torch.allclose(of_rows, wanted.sum(0), rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_numbers_are_the_same_by_any_number_of_threads(monkeypatch):

@@ -249,9 +249,12 @@ def _drawn(
         totals[name] = totals[name].add_(drawn) if name in totals else drawn
 
     def add_tile(tile: Tile) -> None:
-        # A copy: rows may be a view of what the graph holds, and a mechanism may write into what it is given.
-        rows = tile.rows.clone()
-        add(tile.name, row_of(mechanism, rows, draws(tile.name, tile.start, tile.start + len(rows))).sum(0))
+        here = draws(tile.name, tile.start, tile.start + len(tile.rows))
+        drawn = mechanism.sum_of_rows(tile.rows, here)
+        if drawn is None:
+            # A copy: rows may be a view of what the graph holds, and a mechanism may write into what it is given.
+            drawn = row_of(mechanism, tile.rows.clone(), here).sum(0)
+        add(tile.name, drawn)
 
     with torch.no_grad():
         for part in found:

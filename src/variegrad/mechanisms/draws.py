@@ -7,7 +7,7 @@ block) has a stream of its own, so that they are the same however a batch is spl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -128,22 +128,12 @@ class Draws:
         return torch.from_numpy(masks).view(len(self.positions), *self.shape).to(self.like.device)
 
     def mask_key(self) -> int:
-        """A fresh key for `masks`.
+        """A fresh key for `masks` and `thinning`.
 
         Returns:
             128 bits.
         """
         return int.from_bytes(hashed(0, self.key.hex(), "mask", self._call()), "little")
-
-    def streams(self) -> Iterator[np.random.Generator]:
-        """A generator for each of the t samples, at the beginning of its stream; the one before ends with the next.
-
-        Yields:
-            Generators, in the order of the samples.
-        """
-        streams, call = Streams(), self._call()
-        for position in self.positions:
-            yield streams.at(self.key, position, 0, call)
 
     def uniform_of_example(self) -> Float[Tensor, "t ..."]:
         """One uniform number on [0, 1) for each example, the same for all its coordinates and parameters.

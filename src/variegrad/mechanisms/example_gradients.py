@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length
-from variegrad.mechanisms.finite import FiniteChecks
+from variegrad.mechanisms.finite import FiniteChecks, finite_rows
 from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate
@@ -174,16 +174,14 @@ class ExampleGradients:
             return None
         left, right = part.left[:, 0] * part.scale if part.scale != 1 else part.left[:, 0], part.right[:, 0]
         rows, columns = (right, left) if len(use.chain) % 2 else (left, right)
-        largest = rows.detach().abs().amax(1) * columns.detach().abs().amax(1)
-        self._note(torch.isfinite(largest), 0, name)
+        largest = _largest(rows.detach()) * _largest(columns.detach())
+        self._note(largest.isfinite(), 0, name)
         return Product(name, rows.detach(), columns.detach())
 
     def _checked(self, name: str, start: int, rows: Tensor) -> Tile:
         rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
         rows = as_reals(rows)
-        flat = rows.reshape(len(rows), -1)
-        if flat.shape[1]:
-            self._note(torch.linalg.vector_norm(flat, ord=torch.inf, dim=1).isfinite(), start, name)
+        self._note(finite_rows(rows), start, name)
         return Tile(name, start, rows)
 
     def _note(self, finite: Tensor, start: int, name: str) -> None:
@@ -230,6 +228,10 @@ def first_not_finite(
             if not bool(gradient.isfinite().all()):
                 return not_finite(i, name)
     return None
+
+
+def _largest(rows: Tensor) -> Tensor:
+    return torch.maximum(rows.amax(1), -rows.amin(1))
 
 
 def _examples_in_a_tile(size: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from variegrad.shapes import Bool
+from variegrad.shapes import Bool, Float
 
 
 def finite(values: Tensor) -> Bool[Tensor, ""]:
@@ -26,8 +26,23 @@ def finite(values: Tensor) -> Bool[Tensor, ""]:
         values = torch.view_as_real(values)
     if not values.is_floating_point() or not values.numel():
         return torch.ones((), dtype=torch.bool, device=values.device)
-    largest: Tensor = torch.linalg.vector_norm(values, ord=torch.inf)
-    return largest.isfinite()  # a maximum hands NaN on, and never overflows
+    low, high = torch.aminmax(values)  # they hand NaN on, never overflow, and take a tenth of an infinite norm
+    return low.isfinite() & high.isfinite()
+
+
+def finite_rows(rows: Float[Tensor, "t ..."]) -> Bool[Tensor, " t"]:
+    """Whether every number of each row is finite, left on the device.
+
+    Args:
+        rows: dense and real.
+
+    Returns:
+        One Boolean per row.
+    """
+    rows = rows.detach().reshape(len(rows), -1)
+    if not rows.shape[1]:
+        return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
 
 
 class FiniteChecks:

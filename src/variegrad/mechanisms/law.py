@@ -2,8 +2,8 @@
 
 With E m(g) = c·g and t = Σtr Var m(g_i) / (c²Σ‖g_i‖²), all closed forms follow: B_DIM = n(1+t)/(n/B_D + t) and
 B_eff = (1+t)·B_D (`Diversity.bound_with`, `Diversity.effective_bound_with`). A new mechanism states `mean_scale` and
-`expected_sq_norm` and draws rows; everything else has a default. `sum_of_outer` and `noise_of_sum` only save time: they
-have the law of what `draw` gives (DropConnect also the same draws).
+`expected_sq_norm` and draws rows; everything else has a default. `sum_of_rows`, `sum_of_outer` and `noise_of_sum` only
+save time: they have the law of what `draw` gives (DropConnect also the same draws).
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ class Mechanism(ABC):
         Returns:
             Surrogates of the same shape.
         """
+
+    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "..."] | None:  # noqa: ARG002
+        """Σ_i m(rows_i), with the law of what `draw` gives, without holding the surrogates.
+
+        Args:
+            rows: as for `draw`; they are not to be written to.
+            draws: as for `draw`.
+
+        Returns:
+            The sum; None where the mechanism has no such way (the default).
+        """
+        return None
 
     def sum_of_outer(
         self,

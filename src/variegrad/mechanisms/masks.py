@@ -1,16 +1,19 @@
 """Bernoulli masks by counter: whether coordinate (row, column) of a sample's gradient is kept is a function of a key.
 
-A call of Philox4x64-10 (Salmon et al. 2011) with counter (call, 0, sample, 0) gives the bytes of 32 columns of a row; a
-row has whole calls. A byte below ⌊256·q⌋ keeps its coordinate; one that equals it is settled by 53 bits of a keyed
-hash, so that P(kept) = q to double precision. A row that is zero changes no other draw, and any implementation gives
-the same masks: compiled if numba is installed (the extra `fast`), or here by numpy's own Philox, whose raw words do not
-change from one version of numpy to another.
+A call of Philox4x64-10 (Salmon et al. 2011) with counter (call, 0, sample, 0) gives 32 bytes, and a row has whole
+calls. Its j-th byte decides columns j and `half` + j together, `half` being the number of its bytes: of the 256 values
+the first ⌊256·q(1−q)⌋ keep the first column alone, the next ⌊256·q²⌋ both, the next ⌊256·q(1−q)⌋ the second alone, the
+next ⌊256·(1−q)²⌋ none. At most three values are left; they are settled by 53 bits of a keyed hash in proportion to what
+the floors cut off, so that both columns are independent and P(kept) = q to double precision.
+A row that is zero changes no other draw, and any implementation gives the same masks: compiled if numba is installed
+(the extra `fast`), or here by numpy's own Philox, whose raw words do not change from one version of numpy to another.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -21,10 +24,10 @@ from variegrad.mechanisms.threads import run, threads_for
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-COLUMNS = 32  # of a call: one byte each
+BYTES = 32  # of a call
 TOGETHER = 1 << 23  # coordinates whose masks are held at once
 WORTH_COMPILING = 1 << 18  # coordinates: loading the compiled code takes a second
-BYTE, BITS = 256, 53
+BITS = 53
 GOLDEN, FIRST, SECOND = (np.uint64(k) for k in (0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
 
 
@@ -39,15 +42,32 @@ def add_kept(total: Array, left: Array, right: Array, key: int, samples: Sequenc
         samples: the numbers of the b samples.
         q: the probability of keeping.
     """
-    compiled, rows = _implementation(len(left) * total.size), len(total)
-    live: Array = np.logical_and(left != 0, np.any(right, axis=1, keepdims=True))
-    cuts = threads_for(len(left) * total.size, rows)
+    work = len(left) * total.size
+    compiled, law = _implementation(work), _Law(key, samples, q)
+    left = np.where(np.any(right, axis=1, keepdims=True), left, 0)
     if compiled is None:
-        run([partial(_add_kept, total, left, right, live, key, samples, q, *cut) for cut in cuts])
-        return
-    fixed = _for_compiled(key, samples, q)
-    left, right = np.ascontiguousarray(np.where(live, left, 0)), np.ascontiguousarray(right)
-    run([partial(compiled.add_kept, total, left, right, *fixed, *cut) for cut in cuts])
+        part = partial(_add_kept, total, left, right, law)
+    else:
+        part = partial(compiled.add_kept, total, left, np.ascontiguousarray(right), *law.plain)
+    run([partial(part, *cut) for cut in threads_for(work, len(total))])
+
+
+def add_kept_rows(total: Array, given: Array, key: int, samples: Sequence[int], q: float) -> None:
+    """Add Σ_i of what is kept of given_i.
+
+    Args:
+        total: (rows, columns), contiguous.
+        given: (t, rows, columns), contiguous.
+        key: 128 bits.
+        samples: the numbers of the t samples.
+        q: the probability of keeping.
+    """
+    compiled, law = _implementation(given.size), _Law(key, samples, q)
+    if compiled is None:
+        part = partial(_add_kept_rows, total, given, law)
+    else:
+        part = partial(compiled.add_kept_rows, total, given, *law.plain)
+    run([partial(part, *cut) for cut in threads_for(given.size, len(total))])
 
 
 def keep(given: Array, key: int, samples: Sequence[int], q: float) -> None:
@@ -59,12 +79,9 @@ def keep(given: Array, key: int, samples: Sequence[int], q: float) -> None:
         samples: the numbers of the t samples.
         q: the probability of keeping.
     """
-    compiled = _implementation(given.size)
-    cuts = threads_for(given.size, len(given))
-    if compiled is None:
-        run([partial(_keep, given, key, samples, q, *cut) for cut in cuts])
-    else:
-        run([partial(compiled.keep, given, *_for_compiled(key, samples, q), *cut) for cut in cuts])
+    compiled, law = _implementation(given.size), _Law(key, samples, q)
+    part = partial(_keep, given, law) if compiled is None else partial(compiled.keep, given, *law.plain)
+    run([partial(part, *cut) for cut in threads_for(given.size, len(given))])
 
 
 def kept(shape: tuple[int, int], key: int, samples: Sequence[int], q: float) -> Array:
@@ -79,40 +96,49 @@ def kept(shape: tuple[int, int], key: int, samples: Sequence[int], q: float) -> 
     Returns:
         Booleans, (t, rows, columns).
     """
-    masks = np.empty((len(samples), *shape), bool)
-    for mask, sample in zip(masks, samples, strict=True):
-        _Bytes(key, sample, shape[1]).kept(0, shape[0], q, mask)
-    return masks
+    return _Law(key, samples, q).joined(np.arange(len(samples)), 0, *shape)
 
 
-def _add_kept(
-    total: Array, left: Array, right: Array, live: Array, key: int, samples: Sequence[int], q: float,
-    first: int, last: int,
-) -> None:  # fmt: skip
+def _add_kept(total: Array, left: Array, right: Array, law: _Law, first: int, last: int) -> None:
     columns = total.shape[1]
-    streams = [_Bytes(key, sample, columns, first) for sample in samples]
     step = max(1, TOGETHER // max(1, len(left) * columns))
-    mask = np.empty((len(left), min(step, last - first), columns), bool)
+    width = min(bytes_of(columns), columns)
+    halves = [(total[:, part], np.ascontiguousarray(right[:, part])) for part in (np.s_[:width], np.s_[width:])]
+    room = np.empty((len(left), width), right.dtype)
     for start in range(first, last, step):
         stop = min(start + step, last)
-        for i, stream in enumerate(streams):
-            if live[i, start:stop].any():
-                stream.kept(start, stop, q, mask[i, : stop - start])
+        used = np.flatnonzero(left[:, start:stop].any(1))
+        masks = law.masks(used, start, stop - start, columns)
         for row in range(start, stop):
-            if len(here := np.flatnonzero(live[:, row])):
-                total[row] += left[here, row] @ (right[here] * mask[here, row - start])
+            here = np.flatnonzero(left[used, row])
+            some, weights = used[here], left[used[here], row]
+            for (into, given), mask in zip(halves, masks, strict=True):
+                factors = room[: len(here), : given.shape[1]]
+                np.copyto(factors, mask[here, row - start, : given.shape[1]])
+                factors *= given[some]
+                into[row] += weights @ factors
 
 
-def _keep(given: Array, key: int, samples: Sequence[int], q: float, first: int, last: int) -> None:
-    mask = np.empty(given.shape[1:], bool)
-    for i in range(first, last):
-        if given[i].any():
-            _Bytes(key, samples[i], given.shape[2]).kept(0, given.shape[1], q, mask)
-            given[i] *= mask
+def _add_kept_rows(total: Array, given: Array, law: _Law, first: int, last: int) -> None:
+    rows, columns = last - first, total.shape[1]
+    step = max(1, TOGETHER // 8 // max(1, rows * columns))
+    for start in range(0, len(given), step):
+        part = given[start : start + step, first:last]
+        kept = law.joined(np.arange(start, start + len(part)), first, rows, columns).astype(given.dtype)
+        kept *= part
+        total[first:last] += kept.sum(0)
+
+
+def _keep(given: Array, law: _Law, first: int, last: int) -> None:
+    step = max(1, TOGETHER // 8 // max(1, given[0].size))
+    for start in range(first, last, step):
+        here = np.arange(start, min(start + step, last))
+        given[here[0] : here[-1] + 1] *= law.joined(here, 0, *given.shape[1:])
 
 
 def _implementation(work: int) -> Any:
-    return _compiled() if work >= WORTH_COMPILING else None
+    loaded = _compiled.cache_info().currsize
+    return _compiled() if work >= WORTH_COMPILING or (loaded and WORTH_COMPILING < math.inf) else None
 
 
 @cache
@@ -123,91 +149,158 @@ def _compiled() -> Any:
         return None
 
 
-def _for_compiled(key: int, samples: Sequence[int], q: float) -> tuple[Any, ...]:
-    numbers = np.array(samples, np.uint64)
-    keys = np.array([hash_key(key, sample) for sample in samples], np.uint64)
-    limit, rest = threshold(q)
-    return numbers, keys, np.uint64(key & (2**64 - 1)), np.uint64(key >> 64), limit, np.uint64(rest)
+class _Law:
+    """The masks of some samples under one key."""
+
+    def __init__(self, key: int, samples: Sequence[int], q: float) -> None:
+        self._key, self._pair = key, pair(q)
+        self._low, self._high = np.uint64(key & (2**64 - 1)), np.uint64(key >> 64)
+        self._numbers, self._hashes = np.array(samples, np.uint64), hashes(key, samples)
+
+    @property
+    def plain(self) -> tuple[Any, ...]:
+        """What compiled code is given."""
+        p = self._pair
+        bounds = np.uint8(p.first), np.uint8(p.shift), np.uint8(p.second), np.uint64(p.ties)
+        return self._numbers, self._hashes, self._low, self._high, *bounds, *(np.uint64(cut) for cut in p.cuts)
+
+    def masks(self, which: Array, first: int, rows: int, columns: int) -> tuple[Array, Array]:
+        """Rows first … first + rows − 1 of the masks of some of the samples: two halves, each `bytes_of` wide."""
+        half, p = bytes_of(columns), self._pair
+        found, words = np.empty((len(which), rows * half), np.uint8), Words(self._key)  # threads have their own
+        for into, sample in zip(found, self._numbers[which].tolist(), strict=True):
+            into[:] = words.at(sample, first * half, rows * half)
+        found = found.reshape(-1)
+        one, two = found < p.first, (found - np.uint8(p.shift)) < p.second
+        if p.ties:
+            ties = np.flatnonzero(found >= 256 - p.ties)
+            counts = np.diff(np.searchsorted(ties, np.arange(len(which) + 1) * (rows * half)))
+            pairs = ties + np.repeat((first - np.arange(len(which)) * rows) * half, counts)
+            u = settled(np.repeat(self._hashes[which], counts), pairs.astype(np.uint64))
+            one[ties], two[ties] = u < p.cuts[1], (p.cuts[0] <= u) & (u < p.cuts[2])
+        return one.reshape(len(which), rows, half), two.reshape(len(which), rows, half)
+
+    def joined(self, which: Array, first: int, rows: int, columns: int) -> Array:
+        """The same as whole rows."""
+        return np.concatenate(self.masks(which, first, rows, columns), 2)[..., :columns]
 
 
-class _Bytes:
-    """The bytes of one sample's rows, in order."""
+class Words:
+    """The bytes of a key, from any place of any sample on (Philox4x64-10).
 
-    def __init__(self, key: int, sample: int, columns: int, first: int = 0) -> None:
-        self.calls = -(-columns // COLUMNS)
-        self.row = first
-        # numpy's generator steps its counter before it draws.
-        self._bits = np.random.Philox(key=key, counter=((sample << 128) + first * self.calls - 1) % 2**256)
-        self._hash = hash_key(key, sample)
+    Args:
+        key: 128 bits.
+    """
 
-    def kept(self, start: int, stop: int, q: float, out: Array) -> None:
-        """Write the masks of rows start … stop − 1."""
-        rows, columns = out.shape
-        if start != self.row:
-            self._bits.advance((start - self.row) * self.calls)
-        self.row = stop
-        raw = self._bits.random_raw(rows * self.calls * 4).astype("<u8", copy=False)
-        found = raw.view(np.uint8).reshape(rows, -1)[:, :columns]
-        limit, rest = threshold(q)
-        np.less(found, limit, out=out)
-        if rest:
-            ties = nonzero((found == limit).reshape(-1))
-            flat = out.reshape(-1)
-            flat[ties] = settled(self._hash, np.uint64(start * columns) + ties.astype(np.uint64)) < rest
+    def __init__(self, key: int) -> None:
+        self._bits = np.random.Philox(key=key, counter=2**256 - 1)  # it steps its counter before it draws
+        self._place = 0
+
+    def at(self, sample: int, start: int, count: int) -> Array:
+        """Bytes of one sample.
+
+        Args:
+            sample: its number.
+            start: the first byte, and
+            count: how many: both multiples of a call's 32.
+
+        Returns:
+            Unsigned bytes.
+        """
+        place = (sample << 128) + start // BYTES
+        self._bits.advance((place - self._place) % 2**256)
+        self._place = place + count // BYTES
+        return self._bits.random_raw(count // 8).astype("<u8", copy=False).view(np.uint8)
 
 
-def threshold(q: float) -> tuple[int, int]:
-    """A probability as what a byte and 53 further bits are compared with.
+@dataclass(frozen=True)
+class Pair:
+    """What a byte says of two coordinates.
+
+    Attributes:
+        first: the first is kept by a byte below this.
+        shift: the second by a byte that is, `shift` subtracted modulo 256,
+        second: below this.
+        ties: how many bytes, the largest ones, are undecided: three at most.
+        cuts: of 53 further bits u: the first is kept if u < cuts[1], the second if cuts[0] ≤ u < cuts[2].
+    """
+
+    first: int
+    shift: int
+    second: int
+    ties: int
+    cuts: tuple[int, int, int]
+
+
+def pair(q: float) -> Pair:
+    """How two independent coordinates, each kept with probability q, are decided by a byte and a tie's 53 bits.
 
     Args:
         q: in [0, 1].
 
     Returns:
-        ⌊256q⌋, and the rest in units of 2⁻⁵³ of a byte's step.
+        The bounds.
     """
-    limit = math.floor(q * BYTE)
-    return limit, math.floor((q * BYTE - limit) * 2.0**BITS)
+    exact = [256 * share for share in (q * (1 - q), q * q, (1 - q) * q, (1 - q) * (1 - q))]
+    whole = [min(math.floor(share), 255) for share in exact]  # 255: a certain outcome is one tie, settled
+    ties = 256 - sum(whole)
+    rests, cuts = 0.0, []
+    for share, count in zip(exact[:3], whole, strict=False):
+        rests += share - count
+        cuts.append(round(min(rests / ties, 1.0) * 2.0**BITS) if ties else 0)
+    return Pair(whole[0] + whole[1], whole[0], whole[1] + whole[2], ties, (cuts[0], cuts[1], cuts[2]))
 
 
-def hash_key(key: int, sample: int) -> int:
-    """What settles the ties of a sample: 64 bits of its own.
+def bytes_of(columns: int) -> int:
+    """How many bytes decide a row: whole calls, one byte for two columns.
+
+    Args:
+        columns: of the row.
+
+    Returns:
+        A multiple of 32.
+    """
+    return -(-columns // (2 * BYTES)) * BYTES
+
+
+def mixed(z: Array) -> Array:
+    """The finalizer of MurmurHash3.
+
+    Args:
+        z: unsigned, 64 bits.
+
+    Returns:
+        The same.
+    """
+    z = (z ^ (z >> np.uint64(33))) * FIRST
+    z = (z ^ (z >> np.uint64(33))) * SECOND
+    return z ^ (z >> np.uint64(33))
+
+
+def hashes(key: int, samples: Sequence[int]) -> Array:
+    """What `settled` mixes in for each sample.
 
     Args:
         key: 128 bits.
-        sample: its number.
+        samples: their numbers.
 
     Returns:
-        64 bits.
+        Unsigned, 64 bits.
     """
-    return int(np.random.Philox(key=key, counter=((sample << 128) + (1 << 64) - 1) % 2**256).random_raw())
+    numbers = np.array(samples, np.uint64) * GOLDEN
+    return mixed(numbers ^ np.uint64(key & (2**64 - 1))) ^ np.uint64(key >> 64)
 
 
-def settled(key: int, coordinates: Array) -> Array:
-    """53 bits for each coordinate (the finalizer of MurmurHash3, keyed).
+def settled(keys: Array | np.uint64, places: Array) -> Array:
+    """53 bits for each place of a sample.
 
     Args:
-        key: of `hash_key`.
-        coordinates: row·columns + column, unsigned.
+        keys: `hashes` of the samples.
+        places: of a byte or coordinate in its parameter, unsigned.
 
     Returns:
         Unsigned integers below 2⁵³.
     """
-    z = (coordinates * GOLDEN) ^ np.uint64(key)
-    z = (z ^ (z >> np.uint64(33))) * FIRST
-    z = (z ^ (z >> np.uint64(33))) * SECOND
-    return (z ^ (z >> np.uint64(33))) >> np.uint64(64 - BITS)
+    bits: Array = mixed((places * GOLDEN) ^ keys) >> np.uint64(64 - BITS)
+    return bits
 
-
-def nonzero(flags: Array) -> Array:
-    """Where flags are set, fast where few are: whole machine words of eight flags are looked through first.
-
-    Args:
-        flags: contiguous Booleans.
-
-    Returns:
-        Their indices, ascending.
-    """
-    head = len(flags) // 8 * 8
-    groups = np.flatnonzero(flags[:head].view(np.uint64) != 0)
-    near = (groups[:, None] * 8 + np.arange(8)).ravel()
-    return np.concatenate((near[flags[near]], head + np.flatnonzero(flags[head:])))

@@ -13,6 +13,7 @@ from torch import Size, Tensor
 
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
+from variegrad.mechanisms.finite import finite
 from variegrad.mechanisms.law import Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.shapes import Bool, Float
@@ -98,19 +99,7 @@ def drawn(gradients: Mapping[str, Tensor], mechanism: Mechanism, key: WorkerKey)
     if not bool(norm.isfinite()):
         return None
     flat = torch.cat([each.reshape(-1) for each in surrogate(gradients, mechanism, key, norm).values()])
-    return flat if finite(flat) else None
-
-
-def finite(values: Tensor) -> bool:
-    """Whether every number is finite.
-
-    Args:
-        values: any.
-
-    Returns:
-        True if all are, also for none.
-    """
-    return not values.numel() or bool(values.abs().max().isfinite())  # a maximum hands NaN on
+    return flat if bool(finite(flat)) else None
 
 
 def row_of(mechanism: Mechanism, rows: Tensor, draws: Draws) -> Tensor:

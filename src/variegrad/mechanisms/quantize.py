@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from variegrad.mechanisms import thinning
-from variegrad.mechanisms.draws import Draws, rows_of
+from variegrad.mechanisms import masks, thinning
+from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 from variegrad.shapes import Float
@@ -54,14 +54,16 @@ class Quantize(Mechanism):
         return norms.sum_l1_l2_norms
 
     def draw(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "t ..."]:
-        assert draws.norms is not None
-        norms = draws.norms.double().cpu().numpy()
-        given = rows.cpu().numpy().reshape(len(rows), -1)
-        sizes = np.abs(given).reshape(len(rows), *rows_of(draws.shape))
-        example, at = thinning.of_rows(sizes, norms, draws.streams())
+        given, norms, example, at = self._successes(rows, draws)
         drawn = np.zeros_like(given)
         drawn[example, at] = np.sign(given[example, at]) * norms[example]
         return torch.from_numpy(drawn).view_as(rows).to(rows.device)
+
+    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "..."] | None:
+        given, norms, example, at = self._successes(rows, draws)
+        total = np.zeros(given.shape[1], given.dtype)
+        np.add.at(total, at, np.sign(given[example, at]) * norms[example].astype(given.dtype))
+        return torch.from_numpy(total).view(rows.shape[1:]).to(rows.device)
 
     def sum_of_outer(
         self, rows: Float[Tensor, "b r"], columns: Float[Tensor, "b c"], draws: Draws
@@ -69,11 +71,20 @@ class Quantize(Mechanism):
         assert draws.norms is not None
         norms = draws.norms.double().cpu().numpy()
         left, right = rows.cpu().numpy(), columns.cpu().numpy()
-        example, a, b = thinning.of_products(np.abs(left), np.abs(right), norms, draws.streams())
+        example, a, b = thinning.of_products(np.abs(left), np.abs(right), norms, draws.mask_key(), draws.positions)
         total = np.zeros((left.shape[1], right.shape[1]), left.dtype)
         signs = np.sign(left[example, a]) * np.sign(right[example, b])
         np.add.at(total, (a, b), signs * norms[example].astype(left.dtype))
         return torch.from_numpy(total).to(rows.device)
+
+    def _successes(self, rows: Tensor, draws: Draws) -> tuple[masks.Array, masks.Array, masks.Array, masks.Array]:
+        assert draws.norms is not None
+        norms = draws.norms.double().cpu().numpy()
+        given = rows.cpu().numpy().reshape(len(rows), -1)
+        sizes = rows.detach().cpu().abs().view(len(rows), -1)
+        sums = sizes.double().cumsum(1)  # torch's takes a tenth of numpy's
+        found = thinning.of_rows(sizes.numpy(), sums.numpy(), norms, draws.mask_key(), draws.positions)
+        return given, norms, *found
 
     def variance_in_words(self, diversity: Diversity | None) -> list[str]:
         said = ["A coordinate g_l becomes ±‖g‖₂ with probability |g_l|/‖g‖₂, and 0 otherwise."]

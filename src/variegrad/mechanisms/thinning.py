@@ -4,8 +4,9 @@ Points of a Poisson process with intensity K·q_l at coordinate l, K = 2·ln 2, 
 −ln(1−q_l)/(K·q_l), are a Poisson process with intensity −ln(1−q_l): a coordinate has none with probability 1 − q_l,
 independently of the others. That ratio is at most 1 for q_l ≤ ½. Larger ones are decided singly: Σ q_l² ≤ 1, so an
 example has three at most.
-A point's row is drawn first, then its column: if |g| = |r|⊗|c| the two do not depend on each other and g is never
-formed; the same uniform numbers give the same points either way, up to rounding.
+The process runs along the coordinates, one row after the other: exponential gaps of rate 1 up to K·Σq_l, and a point
+lies where the running sum of K·q_l passes it. If |g| = |r|⊗|c|, the running sums of r and c say where that is and g is
+never formed; the same numbers give the same points either way, up to rounding.
 
 Source: Lewis and Shedler 1979 (thinning).
 """
@@ -13,51 +14,49 @@ Source: Lewis and Shedler 1979 (thinning).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from variegrad.mechanisms.masks import Array
+from variegrad.mechanisms.masks import BITS, Array, Words, hashes, settled
 
 HALF = 0.5
 K = 2 * math.log(2)  # −ln(1−q) ≤ K·q for q ≤ ½
 
 
-def of_rows(sizes: Array, norms: Array, streams: Iterator[np.random.Generator]) -> tuple[Array, Array]:
+def of_rows(sizes: Array, sums: Array, norms: Array, key: int, samples: Sequence[int]) -> tuple[Array, Array]:
     """Successes with probabilities |g_l|/‖g‖.
 
     Args:
-        sizes: |g|, (t, rows, columns).
+        sizes: |g|, (t, coordinates).
+        sums: their running sums in float64, (t, coordinates).
         norms: ‖g‖ over all parameters, (t,).
-        streams: of each example.
+        key: 128 bits.
+        samples: the numbers of the t samples.
 
     Returns:
         Example and coordinate of each success, once each.
     """
-    columns = sizes.shape[2]
-    flat = sizes.reshape(len(sizes), -1)
-    sums = np.cumsum(flat, 1, dtype=np.float64)
-    found = []
-    for i, generator in enumerate(streams):
-        if not flat.shape[1] or not sums[i, -1] > 0:
-            continue
-        u = generator.random((3, generator.poisson(K * sums[i, -1] / norms[i])))
-        ends = sums[i, columns - 1 :: columns]
-        row = _chosen(ends, u[0])
-        begin = np.where(row > 0, ends[row - 1], 0.0)
-        at = np.searchsorted(sums[i], begin + u[1] * (ends[row] - begin), "right")
-        at = np.clip(at, row * columns, (row + 1) * columns - 1)
-        q = flat[i] / norms[i : i + 1]  # float64
-        hit, large = _thinned(q[at], u[2]), np.flatnonzero(q > HALF)
-        single = large[generator.random(len(large)) < q[large]]
-        at = np.unique(np.concatenate((at[hit], single)))  # several points of one coordinate are one success
-        found.append((np.full(len(at), i), at))
-    example, at = _joined(found, 2)
-    return example, at
+    if not sizes.size:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    example, place, u = _points(sums[:, -1], norms, key, samples)
+    at, last = np.empty(len(place), np.int64), sizes.shape[1] - 1
+    for i, here in _each(example):
+        at[here] = np.searchsorted(sums[i], place[here], "right")
+    at = np.minimum(at, last)
+    hit = _thinned(sizes[example, at] / norms[example], u)
+    found = [example[hit] * (last + 1) + at[hit]]
+    keys = hashes(key, samples)
+    for i in np.flatnonzero(sizes.max(1) > 0.99 * HALF * norms):
+        large = np.flatnonzero(sizes[i] > 0.99 * HALF * norms[i])
+        found.append(i * (last + 1) + _single(large, sizes[i, large] / norms[i], keys[i]))
+    successes = _once(found)
+    return successes // (last + 1), successes % (last + 1)
 
 
 def of_products(
-    left: Array, right: Array, norms: Array, streams: Iterator[np.random.Generator]
+    left: Array, right: Array, norms: Array, key: int, samples: Sequence[int]
 ) -> tuple[Array, Array, Array]:
     """Successes with probabilities |r_a|·|c_b|/‖g‖.
 
@@ -65,36 +64,61 @@ def of_products(
         left: |r|, (b, rows).
         right: |c|, (b, columns).
         norms: ‖g‖ over all parameters, (b,).
-        streams: of each example.
+        key: 128 bits.
+        samples: the numbers of the b samples.
 
     Returns:
         Example, row and column of each success, once each.
     """
-    rows, columns = (np.cumsum(each, 1, dtype=np.float64) for each in (left, right))
-    largest = right.max(1, initial=0).astype(np.float64)
-    width = right.shape[1]
-    found = []
-    for i, generator in enumerate(streams):
-        if not (left.shape[1] and width and rows[i, -1] > 0 and columns[i, -1] > 0):
-            continue
-        r, c = left[i].astype(np.float64), right[i].astype(np.float64)
-        u = generator.random((3, generator.poisson(K * rows[i, -1] * columns[i, -1] / norms[i])))
-        a, b = _chosen(rows[i], u[0]), _chosen(columns[i], u[1])
-        hit = _thinned(r[a] * c[b] / norms[i], u[2])
-        at = a[hit] * width + b[hit]
-        for row in np.flatnonzero(r * largest[i] / norms[i] > 0.99 * HALF):
-            large = np.flatnonzero(r[row] * c / norms[i] > HALF)
-            at = np.append(at, row * width + large[generator.random(len(large)) < r[row] * c[large] / norms[i]])
-        at = np.unique(at)
-        found.append((np.full(len(at), i), at // width, at % width))
-    example, a, b = _joined(found, 3)
-    return example, a, b
+    if not (left.size and right.size):
+        return (np.zeros(0, np.int64),) * 3
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    rows, columns = np.cumsum(left, 1), np.cumsum(right, 1)
+    height, width = left.shape[1], right.shape[1]
+    example, place, u = _points(rows[:, -1] * columns[:, -1], norms, key, samples)
+    row, column = np.empty((2, len(place)), np.int64)
+    for i, here in _each(example):
+        along = place[here] / columns[i, -1]
+        a = np.minimum(np.searchsorted(rows[i], along, "right"), height - 1)
+        rest = (along - np.where(a > 0, rows[i, a - 1], 0.0)) / np.maximum(left[i, a], np.finfo(np.float64).tiny)
+        row[here], column[here] = a, np.searchsorted(columns[i], rest * columns[i, -1], "right")
+    column = np.minimum(column, width - 1)
+    hit = _thinned(left[example, row] * right[example, column] / norms[example], u)
+    found = [(example[hit] * height + row[hit]) * width + column[hit]]
+    keys, largest = hashes(key, samples), right.max(1)
+    for i, a in np.argwhere(left * largest[:, None] > 0.99 * HALF * norms[:, None]):
+        large = np.flatnonzero(left[i, a] * right[i] > 0.99 * HALF * norms[i])
+        chosen = _single(a * width + large, left[i, a] * right[i, large] / norms[i], keys[i])
+        found.append(i * height * width + chosen)
+    successes = _once(found)
+    return successes // (height * width), successes // width % height, successes % width
 
 
-def _chosen(sums: Array, u: Array) -> Array:
-    """Coordinates in proportion to what their running sums grow by."""
-    chosen: Array = np.minimum(np.searchsorted(sums, u * sums[-1], "right"), len(sums) - 1)
-    return chosen
+def _points(sums: Array, norms: Array, key: int, samples: Sequence[int]) -> tuple[Array, Array, Array]:
+    """Points of each sample's process, ascending: whose, where along its running sum, and a uniform number."""
+    live = sums > 0
+    rates = np.divide(K * sums, norms, out=np.zeros_like(sums), where=live)
+    most = float(rates.max(initial=0))
+    count = 2 * math.ceil(most / 2 + 4 * math.sqrt(most) + 8)  # nearly always enough, and even
+    words, numbers = Words(key), [int(sample) for sample in samples]
+    while True:
+        raw = np.zeros((len(numbers), 2 * count), "<u8")
+        for i in np.flatnonzero(live):
+            raw[i] = words.at(numbers[i], 0, 16 * count).view("<u8")
+        uniform = (raw >> np.uint64(11)) * 2.0**-BITS
+        place = np.cumsum(-np.log1p(-uniform[:, ::2]), 1)
+        if (place[live, -1] >= rates[live]).all():
+            break
+        count *= 2
+    inside = place < rates[:, None]
+    example = np.nonzero(inside)[0]
+    return example, place[inside] * (norms / K)[example], uniform[:, 1::2][inside]
+
+
+def _each(example: Array) -> list[tuple[int, slice]]:
+    """The examples that have points, and where these are."""
+    starts = np.flatnonzero(np.diff(example, prepend=-1))
+    return [(int(example[a]), slice(a, b)) for a, b in pairwise([*starts.tolist(), len(example)])]
 
 
 def _thinned(q: Array, u: Array) -> Array:
@@ -102,7 +126,15 @@ def _thinned(q: Array, u: Array) -> Array:
     return small
 
 
-def _joined(found: Sequence[tuple[Array, ...]], parts: int) -> tuple[Array, ...]:
-    if not found:
-        return (np.zeros(0, np.int64),) * parts
-    return tuple(np.concatenate(each) for each in zip(*found, strict=True))
+def _single(coordinates: Array, q: Array, key: np.uint64) -> Array:
+    """Which of the coordinates above one half succeed."""
+    u = settled(key, coordinates.astype(np.uint64)) * 2.0**-BITS
+    return coordinates[(q > HALF) & (u < q)]
+
+
+def _once(found: list[Array]) -> Array:
+    """Several points of one coordinate are one success."""
+    successes = np.concatenate(found) if len(found) > 1 else found[0]
+    if len(found) > 1:
+        successes.sort()
+    return successes[np.diff(successes, prepend=-1) != 0]
