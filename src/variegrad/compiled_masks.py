@@ -142,7 +142,7 @@ def keep(given, samples, keys, low, high, first, shift, second, ties, cut_0, cut
                     if j < width:
                         mask[j] = u < cut_1
                     if width + j < columns:
-                        mask[width + j] = cut_0 <= u and u < cut_2
+                        mask[width + j] = (cut_0 <= u) & (u < cut_2)
             here = given[i, row]
             for j in range(columns):
                 here[j] *= mask[j]

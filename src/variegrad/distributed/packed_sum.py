@@ -19,7 +19,8 @@ from variegrad.distributed import payloads, wire
 from variegrad.distributed.refused import Refused
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.composed import Composed
-from variegrad.mechanisms.one_draw import WorkerKey, finite, kept
+from variegrad.mechanisms.finite import finite
+from variegrad.mechanisms.one_draw import WorkerKey, kept
 from variegrad.shapes import Bool, Float
 
 Shapes = Mapping[str, torch.Size]

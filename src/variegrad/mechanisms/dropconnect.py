@@ -54,7 +54,7 @@ class DropConnect(Mechanism):
         masks.keep(given.reshape(len(rows), *rows_of(draws.shape)), draws.mask_key(), draws.positions, 1 - self.p)
         return torch.from_numpy(given).to(rows.device)
 
-    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "..."] | None:
+    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Tensor | None:
         given = rows.cpu().contiguous().numpy().reshape(len(rows), *rows_of(draws.shape))
         total = np.zeros(given.shape[1:], given.dtype)
         masks.add_kept_rows(total, given, draws.mask_key(), draws.positions, 1 - self.p)

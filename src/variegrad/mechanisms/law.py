@@ -60,7 +60,7 @@ class Mechanism(ABC):
             Surrogates of the same shape.
         """
 
-    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "..."] | None:  # noqa: ARG002
+    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Tensor | None:  # noqa: ARG002
         """Σ_i m(rows_i), with the law of what `draw` gives, without holding the surrogates.
 
         Args:

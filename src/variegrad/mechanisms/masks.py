@@ -137,8 +137,7 @@ def _keep(given: Array, law: _Law, first: int, last: int) -> None:
 
 
 def _implementation(work: int) -> Any:
-    loaded = _compiled.cache_info().currsize
-    return _compiled() if work >= WORTH_COMPILING or (loaded and WORTH_COMPILING < math.inf) else None
+    return _compiled() if work >= WORTH_COMPILING else None
 
 
 @cache
@@ -167,10 +166,10 @@ class _Law:
     def masks(self, which: Array, first: int, rows: int, columns: int) -> tuple[Array, Array]:
         """Rows first … first + rows − 1 of the masks of some of the samples: two halves, each `bytes_of` wide."""
         half, p = bytes_of(columns), self._pair
-        found, words = np.empty((len(which), rows * half), np.uint8), Words(self._key)  # threads have their own
-        for into, sample in zip(found, self._numbers[which].tolist(), strict=True):
+        drawn, words = np.empty((len(which), rows * half), np.uint8), Words(self._key)  # threads have their own
+        for into, sample in zip(drawn, self._numbers[which].tolist(), strict=True):
             into[:] = words.at(sample, first * half, rows * half)
-        found = found.reshape(-1)
+        found = drawn.reshape(-1)
         one, two = found < p.first, (found - np.uint8(p.shift)) < p.second
         if p.ties:
             ties = np.flatnonzero(found >= 256 - p.ties)
@@ -274,7 +273,8 @@ def mixed(z: Array) -> Array:
     """
     z = (z ^ (z >> np.uint64(33))) * FIRST
     z = (z ^ (z >> np.uint64(33))) * SECOND
-    return z ^ (z >> np.uint64(33))
+    z ^= z >> np.uint64(33)
+    return z
 
 
 def hashes(key: int, samples: Sequence[int]) -> Array:
@@ -303,4 +303,3 @@ def settled(keys: Array | np.uint64, places: Array) -> Array:
     """
     bits: Array = mixed((places * GOLDEN) ^ keys) >> np.uint64(64 - BITS)
     return bits
-

@@ -59,7 +59,7 @@ class Quantize(Mechanism):
         drawn[example, at] = np.sign(given[example, at]) * norms[example]
         return torch.from_numpy(drawn).view_as(rows).to(rows.device)
 
-    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Float[Tensor, "..."] | None:
+    def sum_of_rows(self, rows: Float[Tensor, "t ..."], draws: Draws) -> Tensor | None:
         given, norms, example, at = self._successes(rows, draws)
         total = np.zeros(given.shape[1], given.dtype)
         np.add.at(total, at, np.sign(given[example, at]) * norms[example].astype(given.dtype))

@@ -48,7 +48,7 @@ def of_rows(sizes: Array, sums: Array, norms: Array, key: int, samples: Sequence
     hit = _thinned(sizes[example, at] / norms[example], u)
     found = [example[hit] * (last + 1) + at[hit]]
     keys = hashes(key, samples)
-    for i in np.flatnonzero(sizes.max(1) > 0.99 * HALF * norms):
+    for i in np.flatnonzero(sizes.max(1) > 0.99 * HALF * norms).tolist():
         large = np.flatnonzero(sizes[i] > 0.99 * HALF * norms[i])
         found.append(i * (last + 1) + _single(large, sizes[i, large] / norms[i], keys[i]))
     successes = _once(found)
@@ -129,7 +129,8 @@ def _thinned(q: Array, u: Array) -> Array:
 def _single(coordinates: Array, q: Array, key: np.uint64) -> Array:
     """Which of the coordinates above one half succeed."""
     u = settled(key, coordinates.astype(np.uint64)) * 2.0**-BITS
-    return coordinates[(q > HALF) & (u < q)]
+    chosen: Array = coordinates[(q > HALF) & (u < q)]
+    return chosen
 
 
 def _once(found: list[Array]) -> Array:
@@ -137,4 +138,5 @@ def _once(found: list[Array]) -> Array:
     successes = np.concatenate(found) if len(found) > 1 else found[0]
     if len(found) > 1:
         successes.sort()
-    return successes[np.diff(successes, prepend=-1) != 0]
+    once: Array = successes[np.diff(successes, prepend=-1) != 0]
+    return once
