@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from variegrad import measure
-from variegrad.per_example import differential
+from variegrad.per_example.state import Generators
 
 
 def advantages(model, batch):
@@ -164,11 +164,10 @@ def test_the_generator_of_every_device_is_rewound(monkeypatch, devices) -> None:
 
     monkeypatch.setattr(torch, "get_device_module", lambda _: Module)
     before = torch.get_rng_state()
-    kept = differential._random_states(Spread(), Spread())
+    kept = Generators(Spread(), Spread())
     torch.rand(3)
     for device in list(states)[:devices]:
         states[device] = torch.tensor([0])
-    for set_state, value in kept:
-        set_state(value)
+    kept.restore()
     assert torch.equal(torch.get_rng_state(), before)
     assert [int(states[torch.device("cuda", k)]) for k in range(devices)] == [5, 7][:devices]

@@ -87,12 +87,7 @@ def test_single_precision_and_the_fused_kernels_of_the_cpu(kind, settings) -> No
     )
 
 
-PACKED = pytest.param(
-    True, marks=pytest.mark.xfail(strict=True, reason="packed: the recurrent weights go to the exact fallback, slowly")
-)
-
-
-@pytest.mark.parametrize("packed", [False, PACKED])
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_rule_serves_every_weight(packed) -> None:
     torch.manual_seed(0)
     model = Tagger(nn.LSTM, {"num_layers": 2}, packed)

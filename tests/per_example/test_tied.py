@@ -74,10 +74,10 @@ def test_terms_that_cancel_are_formed_instead():
     # The head's gradient is all but the negative of the look-up's: ‖g_i‖² is a millionth of its terms.
     tokens, rows = torch.arange(3).expand(16, 3), torch.randn(16, 3, 4)
     product = Outer(F.one_hot(tokens, 9).float(), -rows * (1 + 1e-3))
-    whole = Tied(Lookup(tokens, rows, 9), product)
+    whole = Tied(Lookup.of_rows(tokens, rows, 9), product)
     wanted = whole.product.rows(0, 16).double() + whole.lookup.rows(0, 16).double()
     for way in whole.variants().values():
-        assert torch.allclose(way().sq_norms, wanted.flatten(1).square().sum(1), rtol=1e-2)
+        assert torch.allclose(whole.mended(way()).sq_norms, wanted.flatten(1).square().sum(1), rtol=1e-2)
 
 
 def test_bfloat16_by_its_tolerance():
@@ -130,7 +130,7 @@ def test_a_large_table_is_made_once_a_batch_and_never_for_an_example(way):
     batch_norms(model, next_token, tokens, engine=engine)
     with torch.no_grad():
         product = Outer(torch.randn(16, 4, V), torch.randn(16, 4, WIDTH))
-        whole = Tied(Lookup(tokens, torch.randn(16, 4, WIDTH), V), product)
+        whole = Tied(Lookup.of_rows(tokens, torch.randn(16, 4, WIDTH), V), product)
         with Largest() as made:
             whole.variants()[way]()
     assert made.largest <= V * WIDTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Capture:
         totals: bool = True,
         keep: bool = False,
         rehearse: bool = False,
+        defer: bool = False,
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
         self.keep, self.rehearse = keep, rehearse
@@ -49,18 +51,22 @@ class Capture:
         self.totals: dict[str, Tensor] = {}
         self.l1_norms: Float[Tensor, " m"] | None = None
         self.visits: dict[Node, list[tuple[str, Use]]] = defaultdict(list)
+        # What a batch may break, on the device: parameter → whether it did. Without `defer` it is read at once.
+        self.doubts: dict[str, Tensor] | None = {} if defer else None
         self.uses: dict[str, list[Use]] = {name: known.found(graph, name) for name in known.uses}
         # With `sums`, what a trial of the layouts needs of this pass; whether a gate that was shut has opened.
         self.sums: dict[Node, Tensor] | None = None
         self.awake: Tensor | None = None
-        self.touched = self.retained = False
+        self.touched = self.retained = self.again = False
         self._kept: dict[str, list[tuple[Use, Contribution]]] = defaultdict(list)
         self._derived: list[tuple[str, Use, Tensor]] = []
         self._waiting: list[tuple[Node, Tensor]] = []
         self.uncovered = [name for name in graph.leaves if name in known.uncovered]
         self.bottom = [graph.order[number] for number in known.bottom]
         for name, each in self.uses.items():
-            for use in each:
+            for k, use in enumerate(each):
+                if (twice := use.reads_twice) is not None and self._broken(name, twice):
+                    each[k] = use = replace(use, formed=True)
                 self.visits[use.arc.node].append((name, use))
 
         # Norms of a few examples say nothing of the sum: autograd makes it as in any step, and rules see a few rows.
@@ -135,6 +141,7 @@ class Capture:
             for name, use in self.visits[node]:
                 if name in self.late:
                     continue
+                visit.formed = name in self.known.formed
                 try:
                     if gradient.is_complex():
                         raise NotCovered("complex gradients")
@@ -212,9 +219,18 @@ class Capture:
         if self.l1:
             self._add_l1(torch.cat([l1_norms(part.rows(*tile)) for tile in part.tiles()]))
         summed = part.summed(total=name not in self.left_to_autograd)
+        if summed.lost is not None and self._broken(name, summed.lost.any()):
+            summed = part.mended(summed)
         self.sq_norms[name] = summed.sq_norms
         if summed.total is not None:
             self._derived.append((name, use, summed.total))
+
+    def _broken(self, name: str, flag: Tensor) -> bool:
+        """Whether a batch breaks what is faster for a parameter; no, until the end of the pass, if this is deferred."""
+        if self.doubts is None:
+            return bool(flag)
+        self.doubts[name] = self.doubts[name] | flag.to(self.doubts[name].device) if name in self.doubts else flag
+        return False
 
     def _settle_through_chains(
         self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]

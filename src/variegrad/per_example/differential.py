@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import nn
 
@@ -14,6 +11,7 @@ from variegrad.per_example.engine import Norms
 from variegrad.per_example.evaluate import Losses, trained_parameters
 from variegrad.per_example.norms import example_gradients
 from variegrad.per_example.rules.contribution import sq_norms
+from variegrad.per_example.state import Generators
 
 
 def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch: Batch) -> Norms:
@@ -32,11 +30,10 @@ def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch
     total: dict[str, torch.Tensor] = {}
     step = fallback.chunk_size(trained_parameters(model))
     # Each generator evaluates its losses when first asked; the second must start from the same random state.
-    state = _random_states(model, other)
+    state = Generators(model, other)
     here = example_gradients(model, losses, batch, chunk_size=step)
     first = next(here, None)
-    for set_state, value in state:
-        set_state(value)
+    state.restore()
     there = example_gradients(other, losses, batch, chunk_size=step)
     while first is not None:
         second = next(there)
@@ -48,16 +45,3 @@ def differential_norms(model: nn.Module, other: nn.Module, losses: Losses, batch
             total[name] = total.get(name, 0) + difference.sum(0)
         first = next(here, None)
     return Norms(sq_norms={name: torch.cat(parts) for name, parts in norms.items()}, total=total)
-
-
-def _random_states(*models: nn.Module) -> list[tuple[Callable[[torch.Tensor], None], torch.Tensor]]:
-    """The generators of the CPU and of every device that the models are on, each with what restores it."""
-    found: list[tuple[Callable[[torch.Tensor], None], torch.Tensor]] = [(torch.set_rng_state, torch.get_rng_state())]
-    tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
-    for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
-        module = torch.get_device_module(device)
-        if module.device_count() > 1:
-            found.append((partial(module.set_rng_state, device=device), module.get_rng_state(device)))
-        else:  # not every kind of device takes an index
-            found.append((module.set_rng_state, module.get_rng_state()))
-    return found

@@ -22,12 +22,11 @@ from variegrad.per_example import fallback
 from variegrad.per_example.capture import Capture, l1_norms
 from variegrad.per_example.check import Reference, Schedule, mismatch, prints
 from variegrad.per_example.coupling import refuse_broadcast, refuse_if_coupled, refuse_training_batch_norm
-from variegrad.per_example.evaluate import evaluate
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.learn import learn, learn_from_a_few
 from variegrad.per_example.ownership import NotFinite, Trial
 from variegrad.per_example.plan import Plan
-from variegrad.per_example.routing import in_order
+from variegrad.per_example.routing import out_of_order
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.state import hooked
 from variegrad.per_example.step import Step
@@ -65,6 +64,7 @@ class Engine:
         self.verify = verify
         self.known: OrderedDict[int, Knowledge] = OrderedDict()
         self._schedule, self._schedule_of_rows = Schedule(), Schedule()
+        self.doubted = False  # whether a batch may have to be evaluated once more
 
     def norms(self, step: Step, *, l1: bool = False, examples: Sequence[int] | None = None) -> Norms:
         """‖∇f_i‖² for each example (or for some) and Σ∇f_i over all; frees the graph of the losses.
@@ -96,7 +96,8 @@ class Engine:
         # the cheaper way is to take the norms of all, whose rules make the sum as well.
         seen = examples if examples is None or 2 * len(wanted) <= step.count else None
         for _ in range(ATTEMPTS):
-            retain = due or not known.certain or bool(step.graph.opaque)
+            retain = due or not known.routed or bool(known.dormant) or bool(step.graph.opaque)
+            retain = retain or (known.doubted and step.before is None)
             capture = self._pass(step, known, retain=retain, l1=l1, examples=seen)
             if capture is None:
                 self._schedule.again(key)
@@ -105,12 +106,9 @@ class Engine:
                     return _looped(step, wanted, l1=l1)
                 due = self.verify
                 continue
-            if capture.late:
+            if capture.late or capture.again:
                 known.leave_out(capture.late, step.graph)
-                if not capture.retained:  # the graph is gone
-                    assert step.losses is not None
-                    again = evaluate(step.model, step.losses, step.batch)
-                    step = Step.of(step.model, step.losses, step.batch, again, step.parameters)
+                step = step if capture.retained else step.again()  # the graph is gone
                 continue
             found = _norms(step, capture, wanted if seen is None else None)
             if not due or self._checked(step, known, key, found, wanted):
@@ -149,8 +147,9 @@ class Engine:
         due = self.verify and self._schedule_of_rows.due(key)
         for _ in range(ATTEMPTS):
             capture = self._pass(
-                step, known, retain=True if due or known.uncovered or not known.certain else retain, keep=True
-            )
+                step, known, keep=True,
+                retain=retain or due or bool(known.uncovered) or not known.certain or known.doubted,
+            )  # fmt: skip
             if capture is None:
                 self._schedule_of_rows.again(key)
                 known = self._relearnt(step, key)
@@ -158,7 +157,7 @@ class Engine:
                     return None
                 due = self.verify
                 continue
-            if capture.late:
+            if capture.late or capture.again:
                 known.leave_out(capture.late, step.graph)
                 if capture.retained:
                     continue
@@ -232,9 +231,9 @@ class Engine:
         keep: bool = False,
     ) -> Capture | None:
         """One backward pass through the rules; None if what was known does not hold for this batch."""
-        capture = Capture(step.graph, known, step.count, self.plan, l1=l1, examples=examples, keep=keep)
-        trial = None
-        if not known.routed or not in_order([step.graph.order[k] for k in known.in_order]):
+        capture = Capture(step.graph, known, step.count, self.plan, l1=l1, examples=examples, keep=keep, defer=True)
+        trial, order = None, out_of_order([step.graph.order[k] for k in known.in_order]) if known.routed else []
+        if not known.routed:
             # Data decide whose row is whose: one more pass, under other weights, shows whether it is as it was.
             key = self._schedule._batches.get(step.structure, 0)
             layouts = known.layouts(step.graph)
@@ -247,11 +246,20 @@ class Engine:
         if step.graph.opaque and capture.touched:
             known.looped = True
             return None
-        if capture.awake is not None and bool(capture.awake):
-            return None
-        if trial is not None and capture.sums is not None and trial.failed(capture.sums):
-            return None
-        return capture
+        learned = [] if capture.awake is None else [capture.awake]
+        if trial is not None and capture.sums is not None:
+            learned.append(trial.broken(capture.sums))
+        doubts = capture.doubts or {}
+        known.doubted = bool(order or doubts)
+        self.doubted = self.doubted or known.doubted
+        flags = [flag.to(step.per_example.device) for flag in (*learned, *order, *doubts.values())]
+        said = torch.stack(flags).tolist() if flags else []  # the pass waits for the host here, once
+        broken = {name for name, is_so in zip(doubts, said[len(said) - len(doubts) :], strict=True) if is_so}
+        known.formed |= broken
+        disorder = any(said[len(learned) : len(learned) + len(order)])
+        known.routed = known.routed and not disorder
+        capture.again = disorder or bool(broken)
+        return None if any(said[: len(learned)]) else capture
 
     def _checked(self, step: Step, known: Knowledge, key: int, found: Norms, wanted: list[int]) -> bool:
         """Compare with the loop; False if a custom Function hides parameters, so that the loop must serve."""
@@ -299,6 +307,7 @@ class Engine:
 def _updated(before: Knowledge | None, fresh: Knowledge) -> Knowledge:
     if before is not None:
         fresh.vectorize, fresh.looped = before.vectorize, before.looped
+        fresh.formed, fresh.doubted = before.formed, before.doubted
     return fresh
 
 

@@ -26,6 +26,9 @@ class Knowledge:
         dormant: (node, slot) below which only zeros have arrived so far.
         routed: whether no other values could change the owners; otherwise each batch is tried.
         in_order: nodes whose indices must be those of the examples in order for that.
+        formed: parameters of which some batch broke what is faster (inner products that cancel, a table that reads a
+            row twice): their gradients are formed.
+        doubted: whether there is such a thing in this structure.
         vectorize: whether vmap works for the uncovered parameters; None if not tried.
         looped: whether the graph hides parameters, so that only the loop is right.
         deferred: whether saved inputs must be read after the backward pass (checkpoints give them out once in a pass).
@@ -41,6 +44,8 @@ class Knowledge:
     dormant: list[tuple[int, int]] = field(default_factory=list)
     routed: bool = True
     in_order: list[int] = field(default_factory=list)
+    formed: set[str] = field(default_factory=set)
+    doubted: bool = False
     vectorize: bool | None = None
     looped: bool = False
     deferred: bool = False
@@ -61,7 +66,7 @@ class Knowledge:
     def found(self, graph: Graph, name: str) -> list[Use]:
         """The uses of a parameter in a graph of this structure."""
         return [
-            Use(Arc(graph.order[number], slot), tuple(graph.order[k] for k in chain))
+            Use(Arc(graph.order[number], slot), tuple(graph.order[k] for k in chain), name in self.formed)
             for number, slot, chain in self.uses.get(name, [])
         ]
 

@@ -13,6 +13,7 @@ from variegrad.per_example import fallback
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine, Norms
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.per_example.state import Snapshot
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
@@ -60,8 +61,10 @@ def batch_norms(
     model = unwrap(model)
     parameters = trained_parameters(model)
     refuse_training_batch_norm(model)
-    step = Step.of(model, losses, batch, evaluate(model, losses, batch), parameters)
-    return (engine_of(model) if engine is None else engine).norms(step, l1=l1, examples=examples)
+    engine = engine_of(model) if engine is None else engine
+    before = Snapshot(model) if engine.doubted else None
+    step = Step.of(model, losses, batch, evaluate(model, losses, batch), parameters, before)
+    return engine.norms(step, l1=l1, examples=examples)
 
 
 def example_sq_norms(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from variegrad.per_example.state import aside
-from variegrad.shapes import Float
+from variegrad.shapes import Bool, Float
 
 # How many exponents weights may have, by the coarsest type of the graph: 2⁻³² … 2³¹ stay far from overflow in float32.
 EXPONENT_BITS = {torch.float64: 9, torch.float16: 3}
@@ -211,20 +211,29 @@ class Trial:
         Args:
             base: node → its `block_sums` under weights of one.
         """
+        flags = self._flags(base)
+        bad = torch.stack([*flags.values()]).tolist() if flags else []
+        return {node for node, is_bad in zip(flags, bad, strict=True) if is_bad}
+
+    def broken(self, base: Mapping[Node, Tensor]) -> Bool[Tensor, ""]:
+        """Whether there is such a node, on the device."""
+        none = torch.zeros((), dtype=torch.bool, device=self._per_example.device)
+        return torch.stack([none, *self._flags(base).values()]).any()
+
+    def _flags(self, base: Mapping[Node, Tensor]) -> dict[Node, Tensor]:
         # Scaling by powers of two is exact, so on one processor sums agree to the last bit; elsewhere order may differ.
         tolerance = 1e-7 if _repeats_exactly(self._per_example) else 1e-4
-        wrong: set[Node] = set()
+        flags: dict[Node, Tensor] = {}
         for scale, weighted in zip(self._weights, self._weighted, strict=True):
-            wrong |= base.keys() ^ weighted.keys()
-            shared = [node for node in base if node in weighted]
-            if not shared:
-                continue
-            scaled = scale.double().unsqueeze(1)
-            off = torch.stack([(weighted[n] - base[n] * scaled).abs().amax(1) for n in shared])
-            allowed = torch.stack([tolerance * (base[n][:, 1] + 1e-300) for n in shared]) * scaled[:, 0]
-            bad = ((off > allowed) | ~off.isfinite()).any(1).tolist()
-            wrong |= {node for node, is_bad in zip(shared, bad, strict=True) if is_bad}
-        return wrong
+            scaled = scale.double()
+            for node in {**base, **weighted}:
+                if node not in base or node not in weighted:
+                    bad = torch.ones((), dtype=torch.bool, device=scale.device)
+                else:
+                    off = (weighted[node] - base[node] * scaled.unsqueeze(1)).abs().amax(1)
+                    bad = (~(off <= tolerance * (base[node][:, 1] + 1e-300) * scaled) | ~off.isfinite()).any()
+                flags[node] = flags[node] | bad if node in flags else bad
+        return flags
 
 
 def _places(gradient: Tensor) -> Tensor:
@@ -280,8 +289,8 @@ def _layout(owner: Tensor | Unowned, where: Tensor, shape: torch.Size, count: in
     if bool((owner >= count).any()):
         return Unowned.MIXED
     fits = list(_fitting(owner, where, shape, count))
-    if not fits:
-        return Unowned.IRREGULAR
+    if not fits:  # what one example alone reaches may be a weight's: the last step of the longest sequence
+        return Unowned.IRREGULAR if bool((owner != owner[0]).any()) else Unowned.MIXED
     dim, example_major = fits[-1]
     return Layout(dim, example_major, certain=len(fits) == 1, single=shape[dim] == count)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,12 +34,16 @@ def unfused(model: nn.Module) -> Iterator[None]:
 
 
 class _StepByStep(TorchFunctionMode):
-    """Serves the recurrent functions, and remembers in which order a packing has sorted the examples."""
+    """Serves the recurrent functions, and remembers in which order a packing has sorted the examples.
+
+    It also remembers which tensors were made as zeros: from such a state no product is taken.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.selected: tuple[Tensor, Tensor] | None = None
         self.orders: list[tuple[Tensor, Tensor]] = []
+        self.zeros: list[tuple[Tensor, int]] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,9 +51,18 @@ class _StepByStep(TorchFunctionMode):
         if func is torch.Tensor.index_select and not kwargs:  # what precedes a packing of unsorted sequences
             result = func(*args)
             self.selected = result, args[2]
+            if self.is_zero(args[0]):
+                self.zeros.append((result, result._version))
             return result
         own = None if kwargs else _OWN.get(func)
-        return func(*args, **(kwargs or {})) if own is None else own(self, *args)
+        result = func(*args, **(kwargs or {})) if own is None else own(self, *args)
+        if func is torch.zeros:
+            self.zeros.append((result, result._version))
+        return result
+
+    def is_zero(self, tensor: Tensor) -> bool:
+        """Whether a tensor was made as zeros and not written to since: no value is read."""
+        return any(each is tensor and each._version == version for each, version in self.zeros)
 
     def packing(self, batch_sizes: Tensor, device: torch.device) -> _Packing:
         """Where the rows are, with the examples in the order that they had before they were sorted."""
@@ -112,9 +126,11 @@ class _Packing:
 
     @classmethod
     def of(cls, batch_sizes: Tensor, device: torch.device, order: Tensor | None = None) -> _Packing:
-        steps, count = len(batch_sizes), int(batch_sizes[0])
-        running = torch.arange(count, device=device) < batch_sizes.to(device).unsqueeze(1)
-        step, place = running.nonzero(as_tuple=True)
+        sizes = batch_sizes.numpy()  # of the host by torch's contract
+        steps, count = len(sizes), int(sizes[0])
+        running = torch.from_numpy(np.arange(count) < sizes[:, None]).to(device)
+        step = torch.from_numpy(np.repeat(np.arange(steps), sizes)).to(device)
+        place = torch.from_numpy(np.concatenate([np.arange(size) for size in sizes])).to(device)
         if order is not None:
             order = order.to(device)
             place = order[place]
@@ -166,7 +182,7 @@ def _run(cell: Cell, mode: _StepByStep, *args: Any) -> tuple[Tensor, ...]:
         data, state, flat, biases, layers, rate, training, both, batch_first = args
         packing = None
     state = (state,) if isinstance(state, Tensor) else tuple(state)
-    fresh = not any(s.requires_grad or bool(s.any()) for s in state)
+    fresh = all(mode.is_zero(s) for s in state)
     if packing is not None:
         state = tuple(packing.to_order(s) for s in state)
     directions, data = 2 if both else 1, data.transpose(0, 1) if batch_first else data

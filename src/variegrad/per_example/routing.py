@@ -126,17 +126,17 @@ def product(first: int, batched: bool) -> Rule:
 
 def indexed(node: Node, here: Side, below: Mapping[int, Side]) -> bool:
     """Indices on the dimensions behind the example's, or one row for each example in order (see `in_order`)."""
-    return here[0].dim == 0 and all(side[0].dim == 0 for side in below.values()) and _examples_in_order(node)
+    return here[0].dim == 0 and all(side[0].dim == 0 for side in below.values()) and not any(map(bool, out_of_order([node])))
 
 
-def _examples_in_order(node: Node) -> bool:
+def _out_of_order(node: Node) -> Tensor | None:
     rows: Tensor | None = next(iter(saved(node, "indices")), None)
     if rows is None:
-        return True
+        return None
     count = int(saved(node, "self_sym_sizes")[0])
     if rows.dtype == torch.bool or len(rows) != count or rows.numel() != count:
-        return False
-    return torch.equal(rows.flatten(), torch.arange(count, device=rows.device))
+        return torch.ones((), dtype=torch.bool, device=rows.device)
+    return (rows.flatten() != torch.arange(count, device=rows.device)).any()
 
 
 _TABLE: Mapping[str, Rule] = {
@@ -239,6 +239,6 @@ def keeps_examples_apart(
     return True, asked
 
 
-def in_order(nodes: Sequence[Node]) -> bool:
-    """Whether the indices of these nodes are those of the examples, in order, in this batch too."""
-    return all(_examples_in_order(node) for node in nodes)
+def out_of_order(nodes: Sequence[Node]) -> list[Tensor]:
+    """Whether the indices of nodes are not those of the examples, in order, in this batch: flags on the device."""
+    return [flag for node in nodes if (flag := _out_of_order(node)) is not None]

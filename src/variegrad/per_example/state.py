@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,54 +13,62 @@ import torch
 from torch import Tensor, nn
 
 
+class Generators:
+    """The global generators of torch (of the CPU and of the models' devices), numpy and Python, as they are now."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        self._found: list[tuple[Callable[[Any], object], Any]] = [
+            (torch.set_rng_state, torch.get_rng_state()),
+            (np.random.set_state, np.random.get_state()),  # noqa: NPY002
+            (random.setstate, random.getstate()),
+        ]
+        tensors = (t for model in models for t in (*model.parameters(), *model.buffers()))
+        for device in {t.device for t in tensors if t.device.type not in ("cpu", "meta")}:
+            module = torch.get_device_module(device)
+            at = {"device": device} if module.device_count() > 1 else {}  # not every kind of device takes an index
+            self._found.append((partial(module.set_rng_state, **at), module.get_rng_state(**at)))
+
+    def restore(self) -> None:
+        """Rewind them."""
+        for set_state, value in self._found:
+            set_state(value)
+
+
+class Snapshot:
+    """A model's modes, buffers (values and bindings), plain attributes, and every generator, as they are now."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._attributes = [(module, {**vars(module)}) for module in modules]
+        self._bindings = [(module, {**module._buffers}) for module in modules]
+        buffers = {id(b): b for _, found in self._bindings for b in found.values() if b is not None}
+        self._values = [(b, b.detach().clone()) for b in buffers.values()]
+        self._generators = Generators(model)
+
+    def restore(self) -> None:
+        """Give all of it back."""
+        for module, found in self._attributes:
+            for name in vars(module).keys() - found.keys():
+                del vars(module)[name]
+            vars(module).update(found)
+        for module, buffers in self._bindings:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, before in self._values:
+                if not torch.equal(buffer, before):  # else a graph that has saved it would be spoiled
+                    buffer.copy_(before)
+        self._generators.restore()
+
+
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Give back modes, buffers (values and bindings), plain attributes and every generator, whatever happens inside.
-
-    Args:
-        model: the model to protect.
-
-    Yields:
-        Nothing.
-    """
-    attributes = [(module, {**vars(module)}) for module in model.modules()]
-    bindings = [(module, {**module._buffers}) for module in model.modules()]
-    values = [(b, b.detach().clone()) for _, found in bindings for b in found.values() if b is not None]
-    with generators_rewound(model):
-        try:
-            yield
-        finally:
-            for module, found in attributes:
-                for name in vars(module).keys() - found.keys():
-                    del vars(module)[name]
-                vars(module).update(found)
-            for module, buffers in bindings:
-                module._buffers.clear()
-                module._buffers.update(buffers)
-            with torch.no_grad():
-                for buffer, before in values:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
-
-
-@contextmanager
-def generators_rewound(model: nn.Module) -> Iterator[None]:
-    """Draws inside the block leave the global generators of torch, numpy and Python as they were.
-
-    Args:
-        model: whose devices have generators, too.
-
-    Yields:
-        Nothing.
-    """
-    devices = {t.device.index or 0 for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    """Give back a model's state and every generator, whatever happens inside."""
+    before = Snapshot(model)
     try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
+        yield
     finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+        before.restore()
 
 
 @contextmanager

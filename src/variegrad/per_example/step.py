@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from variegrad.batches import Batch, map_tensors, shared_length, tensors
-from variegrad.per_example.evaluate import Losses
+from variegrad.per_example.evaluate import Losses, evaluate
 from variegrad.per_example.graph import Graph, read_graph, structure
-from variegrad.per_example.state import hooked
+from variegrad.per_example.state import Snapshot, hooked
 from variegrad.shapes import Float
 
 
@@ -27,6 +27,7 @@ class Step:
         per_example: `losses(model, batch)`, with their graph.
         parameters: the trained parameters, by name.
         graph: the graph, as read.
+        before: what was before they were evaluated, if it was kept.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Step:
     per_example: Float[Tensor, " b"]
     parameters: Mapping[str, nn.Parameter]
     graph: Graph
+    before: Snapshot | None = None
 
     @classmethod
     def of(
@@ -44,10 +46,19 @@ class Step:
         batch: Batch,
         per_example: Float[Tensor, " b"],
         parameters: Mapping[str, nn.Parameter],
+        before: Snapshot | None = None,
     ) -> Step:
         """Read the graph of losses that have been evaluated."""
         assert per_example.grad_fn is not None
-        return cls(model, losses, batch, per_example, parameters, read_graph(per_example.grad_fn, parameters))
+        return cls(model, losses, batch, per_example, parameters, read_graph(per_example.grad_fn, parameters), before)
+
+    def again(self) -> Step:
+        """The same, evaluated once more: from the state before, draws and all, if that was kept."""
+        assert self.losses is not None
+        if self.before is not None:
+            self.before.restore()
+        per_example = evaluate(self.model, self.losses, self.batch)
+        return Step.of(self.model, self.losses, self.batch, per_example, self.parameters, self.before)
 
     @property
     def count(self) -> int:

@@ -36,10 +36,17 @@ MOST_BETWEEN = 256
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One use: what the rule of `arc.node` sees in its input `arc.slot` is `chain` of the parameter, top first."""
+    """One use: what the rule of `arc.node` sees in its input `arc.slot` is `chain` of the parameter, top first.
+
+    Attributes:
+        arc: where the parameter is used.
+        chain: what prepares it.
+        formed: whether tables in the chain have been seen to read a row twice.
+    """
 
     arc: Arc
     chain: tuple[Node, ...]
+    formed: bool = False
 
     @property
     def edge(self) -> GradientEdge:
@@ -72,11 +79,22 @@ class Use:
 
     @cached_property
     def keeps_norms(self) -> bool:
-        """Whether ‖∇ of this input‖ is ‖∇ of the parameter‖: the chain only rearranges, pads or casts."""
+        """Whether ‖∇ of this input‖ is ‖∇ of the parameter‖: the chain only rearranges, pads or casts.
+
+        A table must read each row once, which `reads_twice` says of a batch.
+        """
         return not self.chain or all(
-            node.name() in REARRANGE or node.name() in EMBED_IN_ZEROS or _reads_each_row_once(node)
+            node.name() in REARRANGE or node.name() in EMBED_IN_ZEROS or (not self.formed and _may_read_once(node))
             for node in self.chain
         )
+
+    @property
+    def reads_twice(self) -> Tensor | None:
+        """Whether a table of the chain reads a row twice, or pads, on the device; None if there is none."""
+        if not self.chain or not self.keeps_norms:
+            return None
+        tables = [node for node in self.chain if node.name() == "EmbeddingBackward0"]
+        return torch.stack([_reads_twice(node) for node in tables]).any() if tables else None
 
     @property
     def plain(self) -> bool:
@@ -90,14 +108,15 @@ class Use:
         return names if set(names) <= {"TBackward0"} else None
 
 
-def _reads_each_row_once(node: Node) -> bool:
+def _may_read_once(node: Node) -> bool:
     if node.name() != "EmbeddingBackward0" or saved(node, "scale_grad_by_freq"):
         return False
-    indices: Tensor = saved(node, "indices")
-    if indices.numel() > int(saved(node, "weight_sym_argsize_0")):
-        return False
-    padded = bool((indices == saved(node, "padding_idx")).any())
-    return not padded and torch.unique(indices).numel() == indices.numel()
+    return saved(node, "indices").numel() <= int(saved(node, "weight_sym_argsize_0"))
+
+
+def _reads_twice(node: Node) -> Tensor:
+    indices = saved(node, "indices").flatten().sort().values
+    return (indices[1:] == indices[:-1]).any() | (indices == saved(node, "padding_idx")).any()
 
 
 @dataclass

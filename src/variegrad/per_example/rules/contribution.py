@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from variegrad.shapes import Float, Inexact
+from variegrad.shapes import Bool, Float, Inexact
 
 # Per-example gradients are formed in tiles of about this many bytes: within the last-level cache of most machines.
 TILE_BYTES = 6 << 20
@@ -29,10 +29,12 @@ class Summed:
     Attributes:
         sq_norms: ‖g_i‖² for each example, float64.
         total: Σ_i g_i, where it was asked for.
+        lost: examples of whose ‖g_i‖² rounding may have left nothing (see `mended`); None if that cannot be.
     """
 
     sq_norms: Float[Tensor, " b"]
     total: Tensor | None
+    lost: Bool[Tensor, " b"] | None = None
 
 
 class Contribution(ABC):
@@ -59,6 +61,15 @@ class Contribution(ABC):
     def summed(self, *, total: bool = True) -> Summed:
         """‖g_i‖² and Σg_i; rules override this with cheaper ways."""
         return by_tiles(self.rows, self.tiles(), total=total)
+
+    def mended(self, found: Summed) -> Summed:
+        """The same with the lost norms taken from the gradients themselves; reads the device."""
+        if found.lost is None:
+            return found
+        norms = found.sq_norms.clone()
+        for i in found.lost.nonzero().flatten().tolist():
+            norms[i] = sq_norms(self.rows(i, i + 1))[0]
+        return Summed(norms, found.total)
 
     def tiles(self, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
         """The ranges of examples whose gradients fit a tile."""

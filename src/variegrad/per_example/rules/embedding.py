@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Size, Tensor
 from torch.autograd.graph import Node
 
 from variegrad.per_example.graph import saved
-from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed
+from variegrad.per_example.rules.contribution import Contribution, NotCovered, Summed, sq_norms
 from variegrad.per_example.rules.visit import Visit
 from variegrad.shapes import Float, Int
 
@@ -21,19 +22,32 @@ SUM, MEAN = 0, 1
 
 @dataclass(frozen=True)
 class Lookup(Contribution):
-    """g_i = Σ_t e_{token(i,t)} ⊗ δ_it.
+    """g_i = Σ_{n of i} e_{token(n)} ⊗ δ_n.
 
     Attributes:
-        tokens: the rows that were read, −1 where none was (padding).
-        gradients: the gradients at what was read.
+        examples: whose reading it was, ascending; b where it is nobody's.
+        tokens: the row that was read, −1 where none was (padding).
+        gradients: the gradient at what was read.
+        count: b.
         vocabulary: V, the number of rows of the table.
+        each: how many readings every example has, if all have as many.
         sparse: whether autograd would give the table a sparse gradient: then Σg_i is one, of the rows that were read.
     """
 
-    tokens: Int[Tensor, "b t"]
-    gradients: Float[Tensor, "b t d"]
+    examples: Int[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    gradients: Float[Tensor, "n d"]
+    count: int
     vocabulary: int
+    each: int | None = None
     sparse: bool = False
+
+    @classmethod
+    def of_rows(cls, tokens: Int[Tensor, "b t"], gradients: Float[Tensor, "b t d"], vocabulary: int) -> Lookup:
+        """Every example has read as many rows."""
+        count, each = tokens.shape
+        examples = torch.arange(count, device=tokens.device).repeat_interleave(each, output_size=count * each)
+        return cls(examples, tokens.flatten(), gradients.flatten(0, 1), count, vocabulary, each)
 
     @property
     def way(self) -> str:
@@ -44,15 +58,26 @@ class Lookup(Contribution):
         return self.gradients.numel() * self.gradients.element_size()
 
     @property
-    def count(self) -> int:  # type: ignore[override]
-        return len(self.tokens)
-
-    @property
     def shape(self) -> Size:  # type: ignore[override]
-        return Size((self.vocabulary, self.gradients.shape[2]))
+        return Size((self.vocabulary, self.gradients.shape[1]))
+
+    @cached_property
+    def padded(self) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t d"]]:
+        """Tokens and gradients example by example; reads the longest example from the device if lengths differ."""
+        if self.each is not None:
+            return tuple(t.unflatten(0, (self.count, self.each)) for t in (self.tokens, self.gradients))  # type: ignore[return-value]
+        sizes = _counts(self.examples, self.count + 1)
+        place = torch.arange(len(self.examples), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.examples]
+        longest = int(sizes[:-1].max()) if self.count else 0
+        own = self.examples < self.count
+        at = self.examples[own], place[own]
+        tokens = self.tokens.new_full((self.count, longest), -1)
+        gradients = self.gradients.new_zeros(self.count, longest, self.gradients.shape[1])
+        tokens[at], gradients[at] = self.tokens[own], self.gradients[own]
+        return tokens, gradients
 
     def rows(self, start: int, stop: int) -> Tensor:
-        tokens, gradients = self.tokens[start:stop], self.gradients[start:stop]
+        tokens, gradients = (part[start:stop] for part in self.padded)
         width = gradients.shape[2]
         table = gradients.new_zeros(stop - start, self.vocabulary + 1, width)  # one row more: where padding goes
         at = torch.where(tokens < 0, self.vocabulary, tokens).unsqueeze(2).expand(-1, -1, width)
@@ -61,31 +86,35 @@ class Lookup(Contribution):
     def merged(self, other: Contribution) -> Lookup | None:
         if not isinstance(other, Lookup) or other.shape != self.shape:
             return None
-        return Lookup(
-            torch.cat((self.tokens, other.tokens), 1),
-            torch.cat((self.gradients, other.gradients), 1),
-            self.vocabulary,
-            self.sparse and other.sparse,
-        )
+        (tokens, gradients), (others, theirs) = self.padded, other.padded
+        joint = Lookup.of_rows(torch.cat((tokens, others), 1), torch.cat((gradients, theirs), 1), self.vocabulary)
+        return replace(joint, sparse=self.sparse and other.sparse)
 
     def summed(self, *, total: bool = True) -> Summed:
-        example = torch.arange(self.count, device=self.tokens.device).unsqueeze(1).expand_as(self.tokens)
-        kept = self.tokens >= 0
-        gradients = self.gradients[kept]
-        keys, place = torch.unique(example[kept] * self.vocabulary + self.tokens[kept], return_inverse=True)
-        rows = gradients.new_zeros(len(keys), gradients.shape[1]).index_add_(0, place, gradients)
-        norms = torch.zeros(self.count, dtype=torch.float64, device=rows.device)
-        norms.index_add_(0, keys // self.vocabulary, rows.double().square().sum(1))
+        # Equal keys are made neighbours, and get one row together: as many rows as readings, however many are used.
+        key, order = (self.examples * (self.vocabulary + 1) + self.tokens).sort(stable=True)
+        first = torch.ones_like(key)
+        first[1:] = key[1:] != key[:-1]
+        row = first.cumsum(0) - 1
+        place = torch.empty_like(row).scatter_(0, order, row)
+        wide = torch.promote_types(self.gradients.dtype, torch.float32)
+        gradients = self.gradients.masked_fill((self.tokens < 0).unsqueeze(1), 0).to(wide)
+        rows = gradients.new_zeros(gradients.shape).index_add_(0, place, gradients)
+        owner = torch.full_like(row, self.count).scatter_(0, place, self.examples)
+        norms = rows.new_zeros(self.count + 1, dtype=torch.float64).index_add_(0, owner, sq_norms(rows))[:-1]
         if not total:
             return Summed(norms, None)
         if self.sparse:
-            read, place = torch.unique(keys % self.vocabulary, return_inverse=True)
-            values = rows.new_zeros(len(read), rows.shape[1]).index_add_(0, place, rows)
-            table = torch.sparse_coo_tensor(
-                read.unsqueeze(0), values, self.shape, is_coalesced=True, check_invariants=False
-            )
-            return Summed(norms, table)
-        return Summed(norms, rows.new_zeros(self.shape).index_add_(0, keys % self.vocabulary, rows))
+            return Summed(norms, self._sparse_total())
+        table = gradients.new_zeros(self.shape).index_add_(0, self.tokens.clamp(min=0), gradients)
+        return Summed(norms, table.to(self.gradients.dtype))
+
+    def _sparse_total(self) -> Tensor:
+        # As autograd's own: padding takes no part, repeated rows are not yet added.
+        kept = self.tokens >= 0
+        return torch.sparse_coo_tensor(
+            self.tokens[kept].unsqueeze(0), self.gradients[kept], self.shape, check_invariants=False
+        )
 
 
 def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: ARG001
@@ -96,7 +125,8 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
         raise NotCovered("a table whose columns belong to examples")
     tokens = visit.rows(saved(node, "indices")).flatten(1)
     tokens = tokens.masked_fill(tokens == _signed(saved(node, "padding_idx")), -1)
-    return Lookup(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0], bool(saved(node, "sparse")))
+    found = Lookup.of_rows(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0])
+    return replace(found, sparse=bool(saved(node, "sparse")))
 
 
 def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -111,19 +141,21 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
     places = torch.arange(len(tokens), device=tokens.device)
     bag = torch.bucketize(places, offsets, right=True) - 1
     kept = torch.ne(tokens, _signed(saved(node, "padding_idx")))
-    sizes = torch.bincount(bag[kept], minlength=bags).clamp(min=1)
-    longest = int(torch.bincount(bag, minlength=bags).max()) if len(tokens) else 0
-    at = (bag, places - offsets[bag])
-    padded = tokens.new_full((bags, longest), -1)
-    padded[at] = tokens.masked_fill(~kept, -1)
     weights: Tensor | None = saved(node, "per_sample_weights")
-    values = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
-    factor = gradient.new_zeros(bags, longest)
-    factor[at] = values / sizes[bag] if mode == MEAN else values
+    factor = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
+    if mode == MEAN:
+        factor = factor / _counts(bag, bags, kept).clamp(min=1)[bag]
+    wanted = visit.place_of(bag)
     return Lookup(
-        visit.rows(padded)[:, 0], visit.rows(gradient) * visit.rows(factor).transpose(1, 2), shape[0],
-        bool(saved(node, "sparse")),
+        wanted, tokens.masked_fill(~kept, -1), gradient[bag] * factor.unsqueeze(1), visit.wanted, shape[0],
+        sparse=bool(saved(node, "sparse")),
     )  # fmt: skip
+
+
+def _counts(values: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
+    """How often each of 0 … size−1 occurs; unlike `bincount`, without a read of the device."""
+    ones = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+    return values.new_zeros(size).index_add_(0, values, ones)
 
 
 def _signed(index: int) -> int:

@@ -131,9 +131,8 @@ def _sketched(part: Outer, scale: Tensor) -> Gram:
 
 def _of_lookups(part: Lookup, scale: Tensor | None) -> Gram:
     device = part.tokens.device
-    example = torch.arange(part.count, device=device).unsqueeze(1).expand_as(part.tokens)
-    kept = part.tokens >= 0
-    keys, place = torch.unique(part.tokens[kept] * part.count + example[kept], return_inverse=True)
+    kept = (part.tokens >= 0) & (part.examples < part.count)
+    keys, place = torch.unique(part.tokens[kept] * part.count + part.examples[kept], return_inverse=True)
     gradients = part.gradients[kept]
     rows = gradients.new_zeros(len(keys), gradients.shape[1]).index_add_(0, place, gradients)
     token, owner = keys // part.count, keys % part.count  # tokens ascend

@@ -41,11 +41,13 @@ class Outer(Contribution):
         left: rows of the first factor.
         right: rows of the second.
         scale: a constant factor (α of addmm).
+        formed: whether products of rows must not stand for gradients: they have cancelled on some batch.
     """
 
     left: Float[Tensor, "b t p"]
     right: Float[Tensor, "b t d"]
     scale: float = 1.0
+    formed: bool = False
 
     @property
     def count(self) -> int:  # type: ignore[override]
@@ -66,17 +68,18 @@ class Outer(Contribution):
     def merged(self, other: Contribution) -> Outer | None:
         if not isinstance(other, Outer) or other.shape != self.shape or other.scale != self.scale:
             return None
-        return Outer(torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1), self.scale)
+        left, right = torch.cat((self.left, other.left), 1), torch.cat((self.right, other.right), 1)
+        return Outer(left, right, self.scale, self.formed or other.formed)
 
     def transposed(self) -> Outer:
-        return Outer(self.right, self.left, self.scale)
+        return Outer(self.right, self.left, self.scale, self.formed)
 
     def summed(self, *, total: bool = True) -> Summed:
         key = (*self._key, total)
         return choose(key, self.variants(total=total), self._apart, {"formed": lambda: self._one_by_one(total)})
 
     def _apart(self, one: Summed, other: Summed) -> float:
-        return sums_apart(one, other, self.bound(), self.left.dtype)
+        return sums_apart(self.mended(one), self.mended(other), self.bound(), self.left.dtype)
 
     def bound(self) -> Float[Tensor, " b"]:
         """‖leftᵢ‖²‖rightᵢ‖² ≥ ‖g_i‖², in which nothing cancels."""
@@ -94,7 +97,7 @@ class Outer(Contribution):
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return ("outer", self.left.shape, self.right.shape, self.left.dtype)
+        return ("outer", self.left.shape, self.right.shape, self.left.dtype, self.formed)
 
     def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
         """The exact ways to the same sums, cheapest by the count of operations first."""
@@ -106,7 +109,7 @@ class Outer(Contribution):
         gram = 2 * t * t * (p + d) + direct * total
         ways: dict[str, Callable[[], Summed]] = {}
         # In 16 bits every example's Gram would have to be formed after all.
-        exact = self.left.dtype in GRAM_FLOOR
+        exact = self.left.dtype in GRAM_FLOOR and not self.formed
         if direct < 8 * gram or not exact:
             ways["direct"] = lambda: self._formed(self.tiles(), total)
             if self.count > 1:
@@ -127,11 +130,9 @@ class Outer(Contribution):
 
     def _gram(self, total: bool) -> Summed:
         squares = self.gram_sq_norms()
-        # Terms that cancel (softmax makes Σ_t δ_t = 0) leave rounding, and large ones overflow: these are formed.
-        lost = ~(squares >= GRAM_FLOOR[self.left.dtype] * sq_norms(self.left) * sq_norms(self.right))
-        for i in (lost | squares.isinf()).nonzero().flatten().tolist():
-            squares[i] = sq_norms(self._turned(i, i + 1))[0]
-        return self._scaled(squares, self._whole() if total else None)
+        # Terms that cancel (softmax makes Σ_t δ_t = 0) leave rounding, and large ones overflow.
+        lost = ~(squares >= GRAM_FLOOR[self.left.dtype] * sq_norms(self.left) * sq_norms(self.right)) | squares.isinf()
+        return replace(self._scaled(squares, self._whole() if total else None), lost=lost)
 
     def gram_sq_norms(self) -> Float[Tensor, " b"]:
         """Σ_{r,s} (x_r·x_s)(δ_r·δ_s) for each example, without the scale: worthless where terms cancel."""
@@ -176,7 +177,12 @@ class Stacked(Contribution):
     def summed(self, *, total: bool = True) -> Summed:
         each = [part.summed(total=total) for part in self.parts]
         totals = [s.total for s in each if s.total is not None]
-        return Summed(torch.stack([s.sq_norms for s in each]).sum(0), torch.stack(totals) if total else None)
+        lost = [s.lost for s in each if s.lost is not None]
+        return Summed(
+            torch.stack([s.sq_norms for s in each]).sum(0),
+            torch.stack(totals) if total else None,
+            torch.stack(lost).any(0) if lost else None,
+        )
 
 
 def mm(visit: Visit, slot: int, shape: Size) -> Contribution:
@@ -218,5 +224,5 @@ def _outer(visit: Visit, factor: Tensor, gradient: Tensor, slot: int, scale: flo
         raise NotCovered("a product whose examples run along the summed dimension")
     if slot == 0:  # Y = W·A is Yᵀ = AᵀWᵀ: its columns are the rows, and g_i = ∂Y_i A_iᵀ
         turned = replace(visit, layout=replace(visit.layout, dim=0))
-        return Outer(turned.rows(gradient.t()), turned.rows(factor.t()), scale)
-    return Outer(visit.rows(factor), visit.rows(gradient), scale)
+        return Outer(turned.rows(gradient.t()), turned.rows(factor.t()), scale, visit.formed)
+    return Outer(visit.rows(factor), visit.rows(gradient), scale, visit.formed)

@@ -46,11 +46,5 @@ def sparse_rows(visit: Visit, inputs: Tensor, shape: Size, scale: float = 1.0) -
         raise NotCovered(f"a product with a factor of layout {inputs.layout}")
     coo = (inputs if inputs.layout == torch.sparse_coo else inputs.to_sparse_coo()).detach().coalesce()
     (row, column), values = coo.indices(), coo.values()
-    sizes = torch.bincount(row, minlength=visit.count)
-    place = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row]
-    width = int(sizes.max()) if len(row) else 0
-    columns = row.new_full((visit.count, width), -1)
-    factors = visit.gradient.new_zeros(visit.count, width)
-    columns[row, place], factors[row, place] = column, values.to(factors.dtype) * scale
-    # The gradient's rows have a dimension for the (single) position; it meets the non-zeros.
-    return Lookup(visit.rows(columns)[:, 0], visit.rows(visit.gradient) * visit.rows(factors).transpose(1, 2), shape[0])
+    gradient = visit.gradient[row] * (values.to(visit.gradient.dtype) * scale).unsqueeze(1)
+    return Lookup(visit.place_of(row), column, gradient, visit.wanted, shape[0])

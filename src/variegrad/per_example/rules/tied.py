@@ -52,7 +52,8 @@ class Tied(Contribution):
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return ("tied", self.lookup.tokens.shape, self.product.left.shape, self.product.right.shape, self._dtype)
+        reads, formed = self.lookup.tokens.shape, self.product.formed
+        return ("tied", reads, self.product.left.shape, self.product.right.shape, self._dtype, formed)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -62,11 +63,12 @@ class Tied(Contribution):
         return self.product.rows(start, stop) + self.lookup.rows(start, stop)
 
     def summed(self, *, total: bool = True) -> Summed:
-        witness = {"by rows of the table": lambda: self._by_rows(range(self.count), total)}
+        witness = {"by rows of the table": lambda: self._by_rows(total)}
         return choose((*self._key, total), self.variants(total=total), self._apart, witness)
 
     def _apart(self, one: Summed, other: Summed) -> float:
-        return sums_apart(one, other, self._bound(self.lookup.summed(total=False).sq_norms), self.product.left.dtype)
+        bound = self._bound(self.lookup.summed(total=False).sq_norms)
+        return sums_apart(self.mended(one), self.mended(other), bound, self.product.left.dtype)
 
     def _bound(self, looked_up: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return looked_up + self.product.bound()
@@ -76,31 +78,29 @@ class Tied(Contribution):
         t, (v, d) = self.product.left.shape[1], self.shape
         direct, gram = 2 * t * v * d, 2 * t * t * (v + d) + 2 * t * v * d * total
         ways: dict[str, Callable[[], Summed]] = {}
-        if self._dtype in GRAM_FLOOR and self.product.left.dtype == self._dtype and gram < 3 * direct:
+        if not self.product.formed and self._dtype in GRAM_FLOOR and self.product.left.dtype == self._dtype and gram < 3 * direct:
             ways["by their inner products"] = lambda: self._by_products(total)
         if direct < 8 * gram or not ways:
-            ways["by rows of the table"] = lambda: self._by_rows(range(self.count), total)
+            ways["by rows of the table"] = lambda: self._by_rows(total)
         return dict(sorted(ways.items(), key=lambda way: gram > direct and way[0].endswith("products")))
 
     def _by_products(self, total: bool) -> Summed:
         looked_up = self.lookup.summed(total=False).sq_norms
         squares = looked_up + self.product.scale**2 * self.product.gram_sq_norms() + 2 * self._inner_products()
-        # Where terms cancel, what is left is rounding; where they overflow, nothing: these examples are formed.
+        # Where terms cancel, what is left is rounding; where they overflow, nothing.
         lost = ~(squares >= GRAM_FLOOR[self._dtype] * self._bound(looked_up)) | squares.isinf()
-        if again := lost.nonzero().flatten().tolist():
-            squares[again] = self._by_rows(again, total=False).sq_norms
-        return Summed(squares, self._total() if total else None)
+        return Summed(squares, self._total() if total else None, lost)
 
     def _inner_products(self) -> Float[Tensor, " b"]:
         """⟨E_i, P_i⟩ = Σ_{t,u} U_{u,token(t)}⟨D_t, H_u⟩: the columns of U that were read, never a table."""
-        tokens, reads, rows = self.lookup.tokens, self.lookup.tokens.shape[1], self.product.left.shape[1]
+        (tokens, gradients), rows = self.lookup.padded, self.product.left.shape[1]
         found = []
-        step = max(1, TILE_BYTES // (4 * reads * rows))
+        step = max(1, TILE_BYTES // (4 * max(1, tokens.shape[1]) * rows))
         for start in range(0, self.count, step):
             tile = slice(start, start + step)
             at = tokens[tile].clamp(min=0).unsqueeze(1).expand(-1, rows, -1)
             product = self.product.left[tile].gather(2, at)
-            product *= torch.bmm(self.product.right[tile], self.lookup.gradients[tile].transpose(1, 2))
+            product *= torch.bmm(self.product.right[tile], gradients[tile].transpose(1, 2))
             product.masked_fill_((tokens[tile] < 0).unsqueeze(1), 0.0)
             found.append(product.flatten(1).sum(1, dtype=torch.float64))
         return self.product.scale * torch.cat(found)
@@ -108,29 +108,30 @@ class Tied(Contribution):
     def _total(self) -> Float[Tensor, "v d"]:
         whole = torch.mm(self.product.left.flatten(0, 1).t(), self.product.right.flatten(0, 1))
         whole = (whole if self.product.scale == 1 else whole.mul_(self.product.scale)).to(self._dtype)
-        kept = self.lookup.tokens >= 0
-        return whole.index_add_(0, self.lookup.tokens[kept], self.lookup.gradients[kept].to(self._dtype))
+        padding = (self.lookup.tokens < 0).unsqueeze(1)
+        gradients = self.lookup.gradients.masked_fill(padding, 0).to(self._dtype)
+        return whole.index_add_(0, self.lookup.tokens.clamp(min=0), gradients)
 
-    def _by_rows(self, examples: Sequence[int], total: bool) -> Summed:
+    def _by_rows(self, total: bool) -> Summed:
         """Some rows of the table of some examples at a time, squared and added while they are in cache."""
         v, d = self.shape
         wide = torch.promote_types(self._dtype, torch.float32)
-        norms = torch.zeros(len(examples), dtype=torch.float64, device=self.lookup.tokens.device)
+        norms = torch.zeros(self.count, dtype=torch.float64, device=self.lookup.tokens.device)
         whole = torch.zeros(self.shape, dtype=wide, device=norms.device) if total else None
         high = min(v, max(1, TILE_BYTES // (4 * d)))
         step = max(1, TILE_BYTES // (4 * d * v))
-        for start in range(0, len(examples), step):
-            chosen = examples[start : start + step]
-            at = torch.as_tensor(chosen, device=norms.device) if step > 1 else slice(chosen[0], chosen[0] + 1)
+        for start in range(0, self.count, step):
+            at = slice(start, start + step)
             left, right = self.product.left[at], self.product.right[at]
-            tokens, gradients = self.lookup.tokens[at], self.lookup.gradients[at].to(wide)
+            tokens, gradients = (part[at] for part in self.lookup.padded)
+            example = torch.arange(len(tokens), device=norms.device).unsqueeze(1)
             for low in range(0, v, high):
                 columns = left[:, :, low : low + high]
                 block = torch.bmm(columns.transpose(1, 2), right).to(wide).mul_(self.product.scale)
                 inside = (tokens >= low) & (tokens < low + block.shape[1])
-                row, place = inside.nonzero(as_tuple=True)
-                flat = row * block.shape[1] + tokens[row, place] - low
-                block.view(-1, d).index_add_(0, flat, gradients[row, place])
+                flat = example * block.shape[1] + (tokens - low).clamp(0, block.shape[1] - 1)
+                read = gradients.masked_fill(~inside.unsqueeze(2), 0).to(wide)
+                block.view(-1, d).index_add_(0, flat.flatten(), read.flatten(0, 1))
                 norms[start : start + step] += sq_norms(block)
                 if whole is not None:
                     whole[low : low + high] += block.sum(0)

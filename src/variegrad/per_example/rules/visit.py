@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from variegrad.per_example.ownership import Layout
 from variegrad.per_example.rules.contribution import NotCovered
-from variegrad.shapes import Float, Shaped
+from variegrad.shapes import Float, Int, Shaped
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Visit:
         layout: where in the gradient the examples are.
         count: b, the number of examples of the batch.
         examples: which of them are wanted; None for all.
+        formed: whether a rule must form gradients where sums of products that may cancel would do.
         memo: what several rules of one node share.
     """
 
@@ -32,6 +33,7 @@ class Visit:
     layout: Layout
     count: int
     examples: Tensor | slice | None = None
+    formed: bool = False
     memo: dict[str, Tensor] = field(default_factory=dict)
     _gradient_rows: Tensor | None = field(default=None, init=False)  # of this layout: not carried over by `replace`
 
@@ -46,6 +48,21 @@ class Visit:
         if tensor is self.gradient:
             self._gradient_rows = rows
         return rows
+
+    @property
+    def wanted(self) -> int:
+        """m, the number of examples that are wanted."""
+        if self.examples is None:
+            return self.count
+        return len(self.examples) if isinstance(self.examples, Tensor) else self.examples.stop - self.examples.start
+
+    def place_of(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Where each of these examples is among those wanted; m where it is not."""
+        if self.examples is None:
+            return examples
+        place = torch.full((self.count,), self.wanted, device=examples.device)
+        place[self.examples] = torch.arange(self.wanted, device=examples.device)
+        return place[examples]
 
     def factor(self, tensor: Tensor | float) -> Tensor | float:
         """A factor that was broadcast against the output, ready to meet `rows(gradient)`."""
