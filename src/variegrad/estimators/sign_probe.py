@@ -23,10 +23,12 @@ from variegrad.estimators.batch_size_estimate import MINIMUM_WORKERS, BatchSizeE
 from variegrad.estimators.example_gram import sketch
 from variegrad.estimators.workers import estimate_from_workers
 from variegrad.keys import generator
+from variegrad.per_example.check import gradients
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.gram import real_rows, with_exact_sums
 from variegrad.per_example.sign_probe import balanced_signs
+from variegrad.per_example.state import left_as_found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,27 +115,28 @@ def sign_probe(
         raise ValueError(f"groups must be 0 (no B_D) or at least {MINIMUM_WORKERS}, for an interval; got {groups}.")
     model = unwrap(model)
     parameters = trained_parameters(model)
-    per_example = evaluate(model, losses, batch)
-    count = len(per_example)
-    if count < 2:
-        raise ValueError(f"the sign probe needs a batch of at least 2 examples; got {count}.")
-    whole = _gradient(per_example, torch.ones_like(per_example), parameters)
-    bound = None
-    if groups and count >= 2 * MINIMUM_WORKERS:
-        random = generator(seed, "groups", step).permutation(count)
-        bound = _bound(per_example, parameters, random, min(groups, count // 2), population, confidence)
-    values = []
-    for k in range(probes):
-        signs = balanced_signs(count, seed, step, k).to(per_example)
-        probed = _gradient(per_example, signs, parameters)
-        if count % 2 == 0:
-            values.append(((count - 1) * _sq_norm(probed) + _sq_norm(whole)) / count)
-            continue
-        # b odd: over the m = b−1 examples with a sign, ((m−1)S + ‖Σ_m‖²)/m estimates their sum; scale it up to b.
-        taking_part = signs.abs()
-        part = _gradient(per_example, taking_part, parameters)
-        m = count - 1
-        values.append(((m - 1) * _sq_norm(probed) + _sq_norm(part)) / m * count / m)
+    with left_as_found(model):
+        per_example = evaluate(model, losses, batch)
+        count = len(per_example)
+        if count < 2:
+            raise ValueError(f"the sign probe needs a batch of at least 2 examples; got {count}.")
+        whole = _gradient(per_example, torch.ones_like(per_example), parameters)
+        bound = None
+        if groups and count >= 2 * MINIMUM_WORKERS:
+            random = generator(seed, "groups", step).permutation(count)
+            bound = _bound(per_example, parameters, random, min(groups, count // 2), population, confidence)
+        values = []
+        for k in range(probes):
+            signs = balanced_signs(count, seed, step, k).to(per_example)
+            probed = _gradient(per_example, signs, parameters)
+            if count % 2 == 0:
+                values.append(((count - 1) * _sq_norm(probed) + _sq_norm(whole)) / count)
+                continue
+            # b odd: over the m = b−1 examples with a sign, ((m−1)S + ‖Σ_m‖²)/m estimates their sum; scale it up to b.
+            taking_part = signs.abs()
+            part = _gradient(per_example, taking_part, parameters)
+            m = count - 1
+            values.append(((m - 1) * _sq_norm(probed) + _sq_norm(part)) / m * count / m)
     sample = torch.tensor(values, dtype=torch.float64)
     mean = float(sample.mean())
     from scipy.stats import t as student  # noqa: PLC0415 - only where an interval is made
@@ -182,12 +185,7 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _gradient(per_example: Tensor, weights: Tensor, parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    found = torch.autograd.grad(
-        [per_example], list(parameters.values()), [weights], retain_graph=True, allow_unused=True
-    )
-    # torch gives None, whatever its annotation says, where the losses do not depend on a parameter.
-    maybe: tuple[Tensor | None, ...] = found
-    return [g for g in maybe if g is not None]
+    return [g for g in gradients(per_example, weights, parameters.values(), hooks=True) if g is not None]
 
 
 def _sq_norm(gradient: list[Tensor]) -> float:

@@ -80,14 +80,27 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
 
 
 def gradients(
-    per_example: Float[Tensor, " b"], weights: Float[Tensor, " b"], parameters: Iterable[Tensor], *, hooks: bool = False
+    per_example: Float[Tensor, " b"],
+    weights: Float[Tensor, " b"],
+    parameters: Iterable[Tensor],
+    *,
+    others: Iterable[Tensor] = (),
+    hooks: bool = False,
 ) -> list[Tensor | None]:
-    """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated; the graph is kept."""
+    """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated, not even in `others`; the graph is kept."""
     targets = [*parameters]
     if not targets:
         return []
-    with torch.enable_grad(), aside(targets, hooks=hooks):
-        return list(torch.autograd.grad([per_example], targets, [weights], retain_graph=True, allow_unused=True))
+    # A caller may have switched gradients off around a graph that exists.
+    with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes:
+        shown: Sequence[Tensor | None] = torch.autograd.grad(
+            [per_example], targets, [weights], retain_graph=True, allow_unused=True
+        )
+        if not passes.touched:
+            return list(shown)
+        # A custom Function has differentiated inside its backward, and left there what the graph does not show.
+        pairs = zip(shown, [p.grad for p in targets], strict=True)
+        return [g if hidden is None else hidden if g is None else g + hidden for g, hidden in pairs]
 
 
 @dataclass(frozen=True)

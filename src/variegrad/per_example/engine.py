@@ -123,7 +123,7 @@ class Engine:
             yield from _stacked(fallback.loop(step.per_example, step.parameters), size)
             return
         rest = {name: step.parameters[name] for name in capture.uncovered}
-        others = _stacked(fallback.loop(step.per_example, rest), size) if rest else None
+        others = _stacked(fallback.loop(step.per_example, rest, step.ends), size) if rest else None
         for start in range(0, step.count, size):
             stop = min(start + size, step.count)
             rows = capture.gradients(start, stop, step.parameters)
@@ -250,7 +250,7 @@ class Engine:
         if trial is not None and capture.sums is not None:
             learned.append(trial.broken(capture.sums))
         doubts = capture.doubts or {}
-        known.doubted = bool(order or doubts)
+        known.doubted = bool(known.in_order or doubts)
         self.doubted = self.doubted or known.doubted
         flags = [flag.to(step.per_example.device) for flag in (*learned, *order, *doubts.values())]
         said = torch.stack(flags).tolist() if flags else []  # the pass waits for the host here, once

@@ -7,7 +7,7 @@ on the full batch's own graph, which is always right, whatever the model does, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from variegrad.batches import Batch, map_tensors, shared_length
+from variegrad.per_example.check import gradients as differentiated
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import ACCUMULATE, leaf
 from variegrad.per_example.knowledge import Knowledge
@@ -28,39 +29,33 @@ MEMORY_SHARE = 0.1
 CHUNK_BYTES = 256 << 20
 
 
-def loop(per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+def loop(
+    per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], others: Sequence[Tensor] = ()
+) -> Iterator[dict[str, Tensor]]:
     """∇f_i for one example after the other, each by its own backward pass over the full batch's graph."""
     hidden = reentrant(per_example)
     for i in range(len(per_example)):
-        yield one_gradient(per_example, i, parameters, hidden=hidden)
+        yield one_gradient(per_example, i, parameters, others, hidden=hidden)
 
 
 def one_gradient(
     per_example: Float[Tensor, " b"],
     example: int,
     parameters: Mapping[str, nn.Parameter],
+    others: Sequence[Tensor] = (),
     *,
     hidden: bool | None = None,
 ) -> dict[str, Tensor]:
-    """∇f_i; `.grad` is left as it was, and hooks that step an optimizer do not run.
-
-    By `autograd.grad`, unless the graph hides parameters: only `backward` reaches those of re-entrant checkpoints and
-    of custom Functions that differentiate inside.
-    """
-    targets = [*parameters.values()]
+    """∇f_i; `.grad` is left as it was, that of `others` too, and hooks that step an optimizer do not run."""
     hidden = reentrant(per_example) if hidden is None else hidden
-    leaves = _leaves(per_example) if hidden else []
-    # A caller may have switched gradients off around a graph that exists.
-    with torch.enable_grad(), aside([*targets, *leaves], hooks=True) as passes:
-        if not hidden:
-            loss = per_example[example]
-            found = torch.autograd.grad([loss], targets, retain_graph=True, allow_unused=True)
-            if not passes.touched:
-                return {name: _dense(g, p) for (name, p), g in zip(parameters.items(), found, strict=True)}
-            for p in targets:
-                p.grad = None
-        # `inputs=` keeps other leaves' .grad untouched, but torch refuses it through re-entrant checkpoints.
-        per_example[example].backward(retain_graph=True, inputs=None if hidden else targets)
+    if not hidden:
+        weight = torch.zeros_like(per_example)
+        weight[example] = 1
+        found = differentiated(per_example, weight, parameters.values(), others=others, hooks=True)
+        return {name: _dense(g, p) for (name, p), g in zip(parameters.items(), found, strict=True)}
+    # Only `backward` of everything reaches the parameters of re-entrant checkpoints.
+    with torch.enable_grad(), aside([*parameters.values(), *_leaves(per_example)], hooks=True):
+        per_example[example].backward(retain_graph=True)
         return {name: _dense(p.grad, p) for name, p in parameters.items()}
 
 
@@ -162,7 +157,7 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
                     yield rows
                 else:  # these losses are others alone than within the batch: only its own graph is right
                     for i in range(start, start + len(alone)):
-                        gradient = one_gradient(step.per_example, i, parameters, hidden=False)
+                        gradient = one_gradient(step.per_example, i, parameters, step.ends, hidden=False)
                         yield {name: g.unsqueeze(0) for name, g in gradient.items()}
                 start += len(alone)
             return
@@ -171,7 +166,7 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
 
 def loop_rows(step: Step, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
     """The loop's gradients, one a chunk."""
-    for gradient in loop(step.per_example, parameters):
+    for gradient in loop(step.per_example, parameters, step.ends):
         yield {name: g.unsqueeze(0) for name, g in gradient.items()}
 
 
@@ -184,7 +179,7 @@ def _agrees(step: Step, parameters: Mapping[str, nn.Parameter]) -> bool:
     except Exception:  # noqa: BLE001 - vmap has many ways to refuse a model
         return False
     for i in range(min(2, step.count)):
-        for name, gradient in one_gradient(step.per_example, i, parameters).items():
+        for name, gradient in one_gradient(step.per_example, i, parameters, step.ends).items():
             g = gradient.detach()
             tolerance = 1e-9 if g.dtype in (torch.float64, torch.complex128) else 1e-4
             off = torch.linalg.vector_norm(found[name][i] - g).detach()

@@ -92,6 +92,7 @@ class Knowledge:
         self.routed, asked = keeps_examples_apart(graph, self.owners, served)
         self.routed = self.routed and all(layout.certain for layout in self.layouts(graph).values())
         self.in_order = [number[node] for node in asked]
+        self.doubted = bool(asked) or any(use.reads_twice is not None for use in served)
 
     def fits(self, graph: Graph, count: int) -> bool:
         """Whether these layouts can be those of this graph: each example dimension is a multiple of b."""

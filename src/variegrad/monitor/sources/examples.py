@@ -16,6 +16,7 @@ from torch.autograd.graph import Node
 from variegrad.keys import generator
 from variegrad.monitor.loss import Watched
 from variegrad.per_example.capture import Capture
+from variegrad.per_example.check import gradients
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.graph import structure
@@ -118,10 +119,7 @@ class Examples:
         per_example = watched.per_example()
         handles = capture.listen()
         try:  # an activation checkpoint gives each input out once, to a rule or to autograd
-            torch.autograd.grad(
-                [per_example], list(self._parameters.values()), [torch.ones_like(per_example)],
-                retain_graph=True, allow_unused=True,
-            )  # fmt: skip
+            gradients(per_example, torch.ones_like(per_example), self._parameters.values())
         finally:
             for handle in handles:
                 handle.remove()

@@ -119,7 +119,8 @@ class SelfCheck:
 
     def _gradients(self, losses: Tensor, weights: Tensor) -> dict[str, Tensor]:
         # Not `backward`: that would run the hooks of a distributed wrapper.
-        found = gradients(losses, weights.to(losses), self._to_compare.values())
+        others = self._model.parameters()
+        found = gradients(losses, weights.to(losses), self._to_compare.values(), others=others)
         return {name: g for name, g in zip(self._to_compare, found, strict=True) if g is not None}
 
 

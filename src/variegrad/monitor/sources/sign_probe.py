@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
-from variegrad.per_example.evaluate import left_as_found
+from variegrad.per_example.check import gradients
 from variegrad.per_example.sign_probe import balanced_signs
+from variegrad.per_example.state import left_as_found
 from variegrad.shapes import Float
 
 
@@ -24,10 +25,8 @@ def probed_sq_norm(
 ) -> Float[Tensor, ""]:
     """‖Σε_i∇f_i‖² of unweighted losses; signs are a function of the key, the graph is kept, the model left as found."""
     signs = balanced_signs(watched.count, 0, *key)
-    below = {name: p for name, p in parameters.items() if name in watched.graph.leaves}
     with left_as_found(model):
         losses = watched.per_example()
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [losses], list(below.values()), [signs.to(losses)], retain_graph=True, allow_unused=True
-        )
-    return torch.stack([norm.sq_norm(name, g) for name, g in zip(below, found, strict=True) if g is not None]).sum()
+        found = gradients(losses, signs.to(losses), parameters.values(), hooks=True)
+    pairs = zip(parameters, found, strict=True)
+    return torch.stack([norm.sq_norm(name, g) for name, g in pairs if g is not None]).sum()
