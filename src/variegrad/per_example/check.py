@@ -21,13 +21,15 @@ from variegrad.per_example.rules.rounding import LOW_PRECISION_TOLERANCE, TOLERA
 from variegrad.per_example.state import aside
 from variegrad.shapes import Float
 
+# So many batches of a structure are checked before the gaps double.
+FIRST = 4
 # The part of the whole ‖∇f_i‖² that cancellation may leave of one parameter's.
 FLOOR = {torch.float64: 1e-20, torch.float32: 1e-8, torch.complex128: 1e-20, torch.complex64: 1e-8}
 LOW_PRECISION_FLOOR = 1e-3
 
 
 class Schedule:
-    """When to check: a structure's 1st, 2nd, 4th, 8th … batch, every 64th from then on, and whenever `again` says so.
+    """When to check: a structure's first four, 8th, 16th … batch, every 64th from then on, and when `again` says so.
 
     Args:
         every: how many batches may pass between two checks at most.
@@ -44,7 +46,8 @@ class Schedule:
         self._batches.move_to_end(structure)
         while len(self._batches) > self.remembered:
             self._batches.popitem(last=False)
-        return number % self.every == 0 or (number < self.every and number & (number - 1) == 0)
+        doubled = number < self.every and number & (number - 1) == 0
+        return number <= FIRST or doubled or number % self.every == 0
 
     def again(self, structure: int) -> None:
         """Check the next batch too: something was learned anew, was zero until now, or could not be compared."""
@@ -93,8 +96,9 @@ def gradients(
         return []
     # A caller may have switched gradients off around a graph that exists.
     with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes:
+        # Of the weighted sum: with `grad_outputs` torch would import a library of its own first, which takes seconds.
         shown: Sequence[Tensor | None] = torch.autograd.grad(
-            [per_example], targets, [weights], retain_graph=True, allow_unused=True
+            [(per_example * weights).sum()], targets, retain_graph=True, allow_unused=True
         )
         if not passes.touched:
             return list(shown)

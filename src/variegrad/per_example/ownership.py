@@ -140,7 +140,7 @@ def probe_ownership(
 
 def _pass_to(edges: Sequence[Tensor], per_example: Tensor, weight: Tensor) -> None:
     with torch.enable_grad(), aside(edges):
-        torch.autograd.grad([per_example], edges, [weight], retain_graph=True, allow_unused=True)
+        torch.autograd.grad([(per_example * weight).sum()], edges, retain_graph=True, allow_unused=True)
 
 
 def _repeats_exactly(per_example: Tensor) -> bool:
@@ -256,7 +256,11 @@ def _at(gradient: Tensor, places: Tensor) -> Tensor:
     # By coordinates: flattening would copy a gradient that is not contiguous.
     if gradient.is_contiguous():
         return gradient.view(-1)[places]
-    return gradient[torch.unravel_index(places, gradient.shape)]
+    coordinates = []
+    for size in reversed(gradient.shape):
+        coordinates.append(places % size)
+        places = places // size
+    return gradient[tuple(reversed(coordinates))]
 
 
 def _known(base: Tensor) -> Tensor:

@@ -126,7 +126,11 @@ def product(first: int, batched: bool) -> Rule:
 
 def indexed(node: Node, here: Side, below: Mapping[int, Side]) -> bool:
     """Indices on the dimensions behind the example's, or one row for each example in order (see `in_order`)."""
-    return here[0].dim == 0 and all(side[0].dim == 0 for side in below.values()) and not any(map(bool, out_of_order([node])))
+    return (
+        here[0].dim == 0
+        and all(side[0].dim == 0 for side in below.values())
+        and not any(map(bool, out_of_order([node])))
+    )
 
 
 def _out_of_order(node: Node) -> Tensor | None:

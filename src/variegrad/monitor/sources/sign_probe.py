@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean

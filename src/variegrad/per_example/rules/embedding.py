@@ -65,7 +65,7 @@ class Lookup(Contribution):
     def padded(self) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t d"]]:
         """Tokens and gradients example by example; reads the longest example from the device if lengths differ."""
         if self.each is not None:
-            return tuple(t.unflatten(0, (self.count, self.each)) for t in (self.tokens, self.gradients))  # type: ignore[return-value]
+            return tuple(t.unflatten(0, (self.count, self.each)) for t in (self.tokens, self.gradients))
         sizes = _counts(self.examples, self.count + 1)
         place = torch.arange(len(self.examples), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.examples]
         longest = int(sizes[:-1].max()) if self.count else 0

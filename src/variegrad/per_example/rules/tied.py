@@ -78,7 +78,12 @@ class Tied(Contribution):
         t, (v, d) = self.product.left.shape[1], self.shape
         direct, gram = 2 * t * v * d, 2 * t * t * (v + d) + 2 * t * v * d * total
         ways: dict[str, Callable[[], Summed]] = {}
-        if not self.product.formed and self._dtype in GRAM_FLOOR and self.product.left.dtype == self._dtype and gram < 3 * direct:
+        if (
+            not self.product.formed
+            and self._dtype in GRAM_FLOOR
+            and self.product.left.dtype == self._dtype
+            and gram < 3 * direct
+        ):
             ways["by their inner products"] = lambda: self._by_products(total)
         if direct < 8 * gram or not ways:
             ways["by rows of the table"] = lambda: self._by_rows(total)
