@@ -49,6 +49,7 @@ class Capture:
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
         self.totals: dict[str, Tensor] = {}
+        self.fresh: set[str] = set()  # whose total is a tensor that a rule has made
         self.l1_norms: Float[Tensor, " m"] | None = None
         self.visits: dict[Node, list[tuple[str, Use]]] = defaultdict(list)
         # What a batch may break, on the device: parameter → whether it did. Without `defer` it is read at once.
@@ -172,6 +173,8 @@ class Capture:
         for name, use, total in self._derived:
             carried = _carried_down(use, total, parameters[name])
             self.totals[name] = self.totals[name] + carried if name in self.totals else carried
+            if use.plain:
+                self.fresh.add(name)
         self._derived.clear()
 
     @property

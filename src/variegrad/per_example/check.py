@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from variegrad.keys import generator
 from variegrad.per_example.plan import Disagreement
+from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.rounding import LOW_PRECISION_TOLERANCE, TOLERANCE
 from variegrad.per_example.state import aside
 from variegrad.shapes import Float
@@ -79,7 +80,7 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
     rows = torch.arange(len(values), device=values.device) if places is None else places
     columns = (torch.arange(values.shape[1], device=values.device, dtype=torch.float64) / 2 + 1).cos()
     projection = rows.double().cos() @ (values @ columns.to(values.dtype)).double()
-    return torch.stack((torch.linalg.vector_norm(values, dtype=torch.float64).square(), projection))
+    return torch.stack((sq_norms(values).sum(), projection))
 
 
 def gradients(

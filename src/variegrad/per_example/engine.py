@@ -44,11 +44,13 @@ class Norms:
         sq_norms: parameter → ‖∇f_i‖² restricted to it, float64.
         total: parameter → Σ_i ∇f_i over the whole batch.
         l1_norms: ‖∇f_i‖₁ over all parameters together, where asked for.
+        fresh: the parameters whose total is a tensor that nobody else can hold.
     """
 
     sq_norms: Mapping[str, Float[Tensor, " m"]]
     total: Mapping[str, Tensor]
     l1_norms: Float[Tensor, " m"] | None = None
+    fresh: frozenset[str] = frozenset()
 
 
 class Engine:
@@ -347,7 +349,7 @@ def _norms(step: Step, capture: Capture, wanted: list[int] | None) -> Norms:
         norms = {name: each[at] for name, each in norms.items()}
         l1 = None if l1 is None else l1[at]
     total = {n: capture.totals[n] if n in capture.totals else torch.zeros_like(p) for n, p in step.parameters.items()}
-    return Norms(sq_norms=norms, total=total, l1_norms=l1)
+    return Norms(sq_norms=norms, total=total, l1_norms=l1, fresh=frozenset(capture.fresh))
 
 
 def _stacked(found: Iterator[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:

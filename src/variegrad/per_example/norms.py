@@ -87,22 +87,30 @@ def example_sq_norms(
         RuntimeError: if the first use's check of two examples against the loop fails.
     """
     norms = batch_norms(model, losses, batch, examples=examples)
-    accumulate(trained_parameters(unwrap(model)), norms.total)
+    accumulate(trained_parameters(unwrap(model)), norms)
     parts = list(norms.sq_norms.values())
     return torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
 
 
-def accumulate(parameters: Mapping[str, nn.Parameter], total: Mapping[str, Tensor]) -> None:
+def accumulate(parameters: Mapping[str, nn.Parameter], norms: Norms) -> None:
     """Add sums to `.grad` as backward does: in place, or in the layout of the parameter if there is none."""
     with torch.no_grad():
         for name, p in parameters.items():
-            gradient = total[name].detach().to(p.dtype)
-            if p.grad is None:
-                p.grad = gradient if gradient.is_sparse else torch.empty_like(p).copy_(gradient)
+            gradient = norms.total[name].detach().to(p.dtype)
+            if p.grad is None and (gradient.is_sparse or (name in norms.fresh and _lies_like(gradient, p))):
+                p.grad = gradient
+            elif p.grad is None:
+                p.grad = torch.empty_like(p).copy_(gradient)
             elif p.grad.is_sparse and not gradient.is_sparse:
                 p.grad = gradient + p.grad
             else:
                 p.grad.add_(gradient)
+
+
+def _lies_like(gradient: Tensor, parameter: nn.Parameter) -> bool:
+    """Whether a gradient has the parameter's layout, and memory of its own size."""
+    alike = gradient.stride() == parameter.stride() and gradient.device == parameter.device
+    return alike and gradient.untyped_storage().nbytes() == gradient.nbytes
 
 
 def example_gradients(

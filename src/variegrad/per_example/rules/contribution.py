@@ -145,9 +145,12 @@ def by_tiles(form: Callable[[int, int], Tensor], tiles: Iterable[tuple[int, int]
         norms.append(sq_norms(rows))
         if total:
             # In 16 bits a long sum stops growing: it is kept in 32.
-            part = rows.sum(0, dtype=_wide(rows.dtype)) if len(rows) > 1 else rows[0].to(_wide(rows.dtype))
-            sums = part if sums is None else sums.add_(part)
-            del part
+            if sums is None or len(rows) > 1:
+                part = rows.sum(0, dtype=_wide(rows.dtype))
+                sums = part if sums is None else sums.add_(part)
+                del part
+            else:
+                sums.add_(rows[0])
         dtype = rows.dtype
         del rows  # before the next are formed
     return Summed(torch.cat(norms), None if sums is None else sums.to(dtype))

@@ -7,8 +7,8 @@ one library call per example, one grouped convolution for a few examples, or pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -77,23 +77,26 @@ class Convolution(Contribution):
     def shape(self) -> Size:  # type: ignore[override]
         return self.weight.shape
 
+    def first(self, count: int) -> Convolution:
+        return self._part(0, count)
+
+    def _part(self, start: int, stop: int) -> Convolution:
+        return replace(self, inputs=self.inputs[start:stop], gradients=self.gradients[start:stop])
+
     def rows(self, start: int, stop: int) -> Tensor:
-        count = stop - start
-
-        def in_tiles(form: Callable[[int, int], Tensor], tile: int) -> Tensor:
-            cuts = range(start, stop, tile)
-            return torch.cat([form(i, min(i + tile, stop)).reshape(-1, *self.shape) for i in cuts])
-
-        ways: dict[str, Callable[[], Tensor]] = {
-            "one by one": lambda: torch.stack([self._one(i) for i in range(start, stop)])
+        part = self._part(start, stop)
+        ways: dict[str, Callable[[Convolution], Tensor]] = {
+            "one by one": lambda c: torch.stack([c._one(i) for i in range(c.count)])
         }
-        if count > 1 and not self.geometry.transposed and self.inputs.shape[1] == 1:
-            ways["grouped"] = lambda: in_tiles(self._grouped_rows, 8)
+        if part.count > 1 and not self.geometry.transposed and self.inputs.shape[1] == 1:
+            ways["grouped"] = lambda c: c._in_tiles(c._grouped_rows, 8)
             if self.geometry.groups == 1 and not self._pointwise:
-                ways["patches"] = lambda: in_tiles(self._patch_rows, self._tile(1 << 20))
-        return choose(
-            ("convolution's rows", count, *self._key), ways, lambda a, b: rows_apart(a, b, self._bound()[start:stop])
-        )
+                ways["patches"] = lambda c: c._in_tiles(c._patch_rows, c._tile(1 << 20))
+        return choose(part, ways, lambda c, a, b: rows_apart(a, b, c._bound()), "rows")
+
+    def _in_tiles(self, form: Callable[[int, int], Tensor], tile: int) -> Tensor:
+        cuts = range(0, self.count, tile)
+        return torch.cat([form(i, min(i + tile, self.count)).reshape(-1, *self.shape) for i in cuts])
 
     def merged(self, other: Contribution) -> Convolution | None:
         if not isinstance(other, Convolution) or other.geometry != self.geometry:
@@ -104,7 +107,7 @@ class Convolution(Contribution):
         return Convolution(inputs, gradients, self.weight, self.geometry)
 
     def summed(self, *, total: bool = True) -> Summed:
-        return choose((*self._key, total), self.variants(total=total), self._apart)
+        return choose(self, self.variants(total=total), Convolution._apart, total)
 
     def _apart(self, one: Summed, other: Summed) -> float:
         return sums_apart(one, other, self._bound(), self.inputs.dtype)
@@ -115,34 +118,40 @@ class Convolution(Contribution):
 
     @property
     def way(self) -> str:
-        return f"convolution, {chosen((*self._key, True)) or next(iter(self.variants()))}"
+        return f"convolution, {chosen(self, True) or next(iter(self.variants()))}"
 
     @property
-    def _key(self) -> tuple[object, ...]:
-        sizes = (self.inputs.shape, self.gradients.shape, self.shape)
-        return ("convolution", *sizes, self.inputs.dtype, self.geometry)
+    def family(self) -> tuple[Hashable, ...]:
+        return ("convolution", self.shape, self.inputs.dtype, self.inputs.device, self.geometry)
 
-    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.inputs.shape[1], *self.gradients.shape[3:])
+
+    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[Convolution], Summed]]:
         """The exact ways to the same sums."""
-        forms: dict[str, tuple[Callable[[int, int], Tensor], int]] = {}
+        forms: dict[str, tuple[Callable[[Convolution, int, int], Tensor], int]] = {}
         plain = not self.geometry.transposed and self.inputs.shape[1] == 1
         if self._pointwise:
-            forms["pointwise"] = self._pointwise_rows, self._tile(0)
+            forms["pointwise"] = Convolution._pointwise_rows, self._tile(0)
         if plain and self.geometry.groups == 1 and not self._pointwise:
             for tile in dict.fromkeys((self._tile(1 << 20), self._tile(TILE_BYTES))):
-                forms[f"patches × {tile}"] = self._patch_rows, tile
+                forms[f"patches × {tile}"] = Convolution._patch_rows, tile
             if self.inputs.shape[2] <= 4:
-                forms["correlation"] = self._correlation_rows, self.count
+                forms["correlation"] = Convolution._correlation_rows, self.count
         if plain:
             for tile in dict.fromkeys(min(t, self.count) for t in (8, 16, 32)):
                 if tile > 1 and 4 * tile * self.weight.numel() <= TILE_BYTES:
-                    forms[f"grouped × {tile}"] = self._grouped_rows, tile
-        forms["one by one"] = self.rows, 1
-        return {name: partial(self._by_tiles, form, tile, total) for name, (form, tile) in forms.items()}
+                    forms[f"grouped × {tile}"] = Convolution._grouped_rows, tile
+        forms["one by one"] = Convolution.rows, 1
+        return {
+            name: partial(Convolution._by_tiles, form=form, tile=tile, total=total)
+            for name, (form, tile) in forms.items()
+        }
 
-    def _by_tiles(self, form: Callable[[int, int], Tensor], tile: int, total: bool) -> Summed:
+    def _by_tiles(self, form: Callable[[Convolution, int, int], Tensor], tile: int, total: bool) -> Summed:
         tiles = [(start, min(start + tile, self.count)) for start in range(0, self.count, tile)]
-        summed = by_tiles(form, tiles, total=total)
+        summed = by_tiles(partial(form, self), tiles, total=total)
         return Summed(summed.sq_norms, None if summed.total is None else summed.total.reshape(self.shape))
 
     def _tile(self, size: int) -> int:

@@ -61,6 +61,13 @@ class Lookup(Contribution):
     def shape(self) -> Size:  # type: ignore[override]
         return Size((self.vocabulary, self.gradients.shape[1]))
 
+    def first(self, count: int) -> Lookup:
+        """The same for the first few examples."""
+        count = min(count, self.count)
+        own = self.examples < count if self.each is None else slice(0, count * self.each)
+        examples, tokens, gradients = self.examples[own], self.tokens[own], self.gradients[own]
+        return replace(self, examples=examples, tokens=tokens, gradients=gradients, count=count)
+
     @cached_property
     def padded(self) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t d"]]:
         """Tokens and gradients example by example; reads the longest example from the device if lengths differ."""

@@ -7,7 +7,7 @@ Norms without forming g_i where rows are few (Gram): ‖g_i‖² = Σ_{r,s} (x_r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,9 +61,12 @@ class Outer(Contribution):
         rows = self._turned(start, stop).transpose(1, 2)
         return rows if self.scale == 1 else rows * self.scale
 
-    def _turned(self, start: int, stop: int) -> Float[Tensor, "t d p"]:
+    def first(self, count: int) -> Outer:
+        return replace(self, left=self.left[:count], right=self.right[:count])
+
+    def _turned(self, start: int, stop: int, out: Tensor | None = None) -> Float[Tensor, "t d p"]:
         # nn.Linear multiplies by the transpose of its weight: g_iᵀ is what lies like the weight itself.
-        return torch.bmm(self.right[start:stop].transpose(1, 2), self.left[start:stop])
+        return torch.bmm(self.right[start:stop].transpose(1, 2), self.left[start:stop], out=out)
 
     def merged(self, other: Contribution) -> Outer | None:
         if not isinstance(other, Outer) or other.shape != self.shape or other.scale != self.scale:
@@ -75,8 +78,7 @@ class Outer(Contribution):
         return Outer(self.right, self.left, self.scale, self.formed)
 
     def summed(self, *, total: bool = True) -> Summed:
-        key = (*self._key, total)
-        return choose(key, self.variants(total=total), self._apart, {"formed": lambda: self._one_by_one(total)})
+        return choose(self, self.variants(total=total), Outer._apart, total, {"formed": lambda o: o._one_by_one(total)})
 
     def _apart(self, one: Summed, other: Summed) -> float:
         return sums_apart(self.mended(one), self.mended(other), self.bound(), self.left.dtype)
@@ -89,33 +91,37 @@ class Outer(Contribution):
     def way(self) -> str:
         if self.left.shape[1] == 1:
             return "rank one"
-        return f"product, {chosen((*self._key, True)) or next(iter(self.variants()))}"
+        return f"product, {chosen(self, True) or next(iter(self.variants()))}"
 
     @property
     def working_bytes(self) -> int:
         return 0 if self.left.shape[1] == 1 else super().working_bytes
 
     @property
-    def _key(self) -> tuple[object, ...]:
-        return ("outer", self.left.shape, self.right.shape, self.left.dtype, self.formed)
+    def family(self) -> tuple[Hashable, ...]:
+        return ("outer", self.shape, self.left.dtype, self.left.device, self.formed)
 
-    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.left.shape[1],)
+
+    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[Outer], Summed]]:
         """The exact ways to the same sums, cheapest by the count of operations first."""
         if self.left.shape[1] == 1:
-            return {"rank one": lambda: self._rank_one(total)}
+            return {"rank one": lambda o: o._rank_one(total)}
         _, t, p = self.left.shape
         d = self.right.shape[2]
         direct = 2 * t * p * d
         gram = 2 * t * t * (p + d) + direct * total
-        ways: dict[str, Callable[[], Summed]] = {}
+        ways: dict[str, Callable[[Outer], Summed]] = {}
         # In 16 bits every example's Gram would have to be formed after all.
         exact = self.left.dtype in GRAM_FLOOR and not self.formed
         if direct < 8 * gram or not exact:
-            ways["direct"] = lambda: self._formed(self.tiles(), total)
+            ways["direct"] = lambda o: o._formed(o.tiles(), total)
             if self.count > 1:
-                ways["one by one"] = lambda: self._one_by_one(total)
+                ways["one by one"] = lambda o: o._one_by_one(total)
         if exact and gram < 3 * direct and 4 * t * t < 16 * TILE_BYTES:
-            ways["gram"] = lambda: self._gram(total)
+            ways["gram"] = lambda o: o._gram(total)
         return ways
 
     def _rank_one(self, total: bool) -> Summed:
@@ -125,7 +131,10 @@ class Outer(Contribution):
         return self._formed([(i, i + 1) for i in range(self.count)], total)
 
     def _formed(self, tiles: Sequence[tuple[int, int]], total: bool) -> Summed:
-        summed = by_tiles(self._turned, tiles, total=total)
+        # Fresh memory for each tile would cost as much as its sums: one tile is written again and again.
+        longest = max((stop - start for start, stop in tiles), default=0)
+        tile = self.left.new_empty(longest, self.right.shape[2], self.left.shape[2])
+        summed = by_tiles(lambda i, j: self._turned(i, j, tile[: j - i]), tiles, total=total)
         return self._scaled(summed.sq_norms, summed.total)
 
     def _gram(self, total: bool) -> Summed:

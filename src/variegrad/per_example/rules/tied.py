@@ -7,13 +7,13 @@ With the Gram for ‖P_i‖² no gradient of one example is formed; otherwise so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Size, Tensor
 
-from variegrad.per_example.plan import choose, chosen
+from variegrad.per_example.plan import Ways, choose, chosen
 from variegrad.per_example.rules import contribution
 from variegrad.per_example.rules.contribution import TILE_BYTES, Contribution, Summed, Together, sq_norms
 from variegrad.per_example.rules.embedding import Lookup
@@ -44,16 +44,22 @@ class Tied(Contribution):
 
     @property
     def way(self) -> str:
-        return f"look-up and product together, {chosen((*self._key, True)) or next(iter(self.variants()))}"
+        return f"look-up and product together, {chosen(self, True) or next(iter(self.variants()))}"
 
     @property
     def working_bytes(self) -> int:
         return min(super().working_bytes, TILE_BYTES)
 
     @property
-    def _key(self) -> tuple[object, ...]:
-        reads, formed = self.lookup.tokens.shape, self.product.formed
-        return ("tied", reads, self.product.left.shape, self.product.right.shape, self._dtype, formed)
+    def family(self) -> tuple[Hashable, ...]:
+        return ("tied", self.shape, self._dtype, self.product.left.device, self.product.formed)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.product.left.shape[1], 1 + len(self.lookup.tokens) // max(1, self.count))
+
+    def first(self, count: int) -> Tied:
+        return Tied(self.lookup.first(count), self.product.first(count))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -63,8 +69,8 @@ class Tied(Contribution):
         return self.product.rows(start, stop) + self.lookup.rows(start, stop)
 
     def summed(self, *, total: bool = True) -> Summed:
-        witness = {"by rows of the table": lambda: self._by_rows(total)}
-        return choose((*self._key, total), self.variants(total=total), self._apart, witness)
+        witness: Ways[Tied, Summed] = {"by rows of the table": lambda tied: tied._by_rows(total)}
+        return choose(self, self.variants(total=total), Tied._apart, total, witness)
 
     def _apart(self, one: Summed, other: Summed) -> float:
         bound = self._bound(self.lookup.summed(total=False).sq_norms)
@@ -73,20 +79,20 @@ class Tied(Contribution):
     def _bound(self, looked_up: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         return looked_up + self.product.bound()
 
-    def variants(self, *, total: bool = True) -> Mapping[str, Callable[[], Summed]]:
+    def variants(self, *, total: bool = True) -> Ways[Tied, Summed]:
         """The exact ways to the same sums, cheapest by the count of operations first."""
         t, (v, d) = self.product.left.shape[1], self.shape
         direct, gram = 2 * t * v * d, 2 * t * t * (v + d) + 2 * t * v * d * total
-        ways: dict[str, Callable[[], Summed]] = {}
+        ways: dict[str, Callable[[Tied], Summed]] = {}
         if (
             not self.product.formed
             and self._dtype in GRAM_FLOOR
             and self.product.left.dtype == self._dtype
             and gram < 3 * direct
         ):
-            ways["by their inner products"] = lambda: self._by_products(total)
+            ways["by their inner products"] = lambda tied: tied._by_products(total)
         if direct < 8 * gram or not ways:
-            ways["by rows of the table"] = lambda: self._by_rows(total)
+            ways["by rows of the table"] = lambda tied: tied._by_rows(total)
         return dict(sorted(ways.items(), key=lambda way: gram > direct and way[0].endswith("products")))
 
     def _by_products(self, total: bool) -> Summed:
