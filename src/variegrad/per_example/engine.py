@@ -283,8 +283,10 @@ class Engine:
 
     def _check_few(self, few: Step, known: Knowledge) -> None:
         self._check_rows(few, known)
+        witness = Plan(measured=False)  # so few examples say nothing of speed
+        witness.agreed = self.plan.agreed
         for examples in (None, (0,)):
-            capture = Capture(few.graph, known, few.count, self.plan, examples=examples)
+            capture = Capture(few.graph, known, few.count, witness, examples=examples)
             rest = {name: few.parameters[name] for name in capture.uncovered}
             if rest:
                 capture.add_gradients(fallback.loop_rows(few, rest), rest)
