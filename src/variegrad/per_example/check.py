@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from variegrad.keys import generator
 from variegrad.per_example.plan import Disagreement
@@ -26,7 +30,8 @@ from variegrad.shapes import Float
 FIRST = 4
 # The part of the whole ‖∇f_i‖² that cancellation may leave of one parameter's.
 FLOOR = {torch.float64: 1e-20, torch.float32: 1e-8, torch.complex128: 1e-20, torch.complex64: 1e-8}
-LOW_PRECISION_FLOOR = 1e-3
+LOW_PRECISION_FLOOR = 1e-4
+SIXTEEN = (torch.float16, torch.bfloat16)
 
 
 class Schedule:
@@ -83,6 +88,22 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
     return torch.stack((sq_norms(values).sum(), projection))
 
 
+class _SumsInSinglePrecision(TorchDispatchMode):
+    """Each operation on 16-bit numbers is done in 32 bits and rounded once: in 16, long sums stop growing."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        low = next((a.dtype for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor) and a.dtype in SIXTEEN), None)
+        views = any(a.alias_info is not None for a in (*func._schema.arguments, *func._schema.returns))
+        if low is None or views or "dtype" in kwargs:
+            return func(*args, **kwargs)
+        wide = tree_map(lambda a: a.float() if isinstance(a, Tensor) and a.dtype in SIXTEEN else a, (args, kwargs))
+        found = func(*wide[0], **wide[1])
+        return tree_map(lambda a: a.to(low) if isinstance(a, Tensor) and a.dtype == torch.float32 else a, found)
+
+
 def gradients(
     per_example: Float[Tensor, " b"],
     weights: Float[Tensor, " b"],
@@ -90,13 +111,18 @@ def gradients(
     *,
     others: Iterable[Tensor] = (),
     hooks: bool = False,
+    wide: bool = False,
 ) -> list[Tensor | None]:
-    """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated, not even in `others`; the graph is kept."""
+    """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated, not even in `others`; the graph is kept.
+
+    With `hooks` those of the parameters run; with `wide` sums of 16-bit numbers are taken in 32.
+    """
     targets = [*parameters]
     if not targets:
         return []
     # A caller may have switched gradients off around a graph that exists.
-    with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes:
+    precision = _SumsInSinglePrecision() if wide else nullcontext()
+    with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes, precision:
         # Of the weighted sum: with `grad_outputs` torch would import a library of its own first, which takes seconds.
         shown: Sequence[Tensor | None] = torch.autograd.grad(
             [(per_example * weights).sum()], targets, retain_graph=True, allow_unused=True
@@ -115,13 +141,14 @@ class Reference:
     Attributes:
         names: the parameters that were asked for.
         alone: example → (parameters, 2): the prints of c_i∇f_i.
-        whole: (parameters, 2): the prints of Σc_i∇f_i.
+        whole: (parameters, 2): the prints of Σc_i∇f_i; in 16 bits also those of what backward itself leaves, whose long
+            sums stop growing: either will do.
         dtype: the coarsest floating-point type that a gradient has on the way.
     """
 
     names: tuple[str, ...]
     alone: Mapping[int, Float[Tensor, "p 2"]]
-    whole: Float[Tensor, "q 2"]
+    whole: tuple[Float[Tensor, "q 2"], ...]
     dtype: torch.dtype
 
     @classmethod
@@ -136,8 +163,8 @@ class Reference:
         """Differentiate some examples alone and the sum of all; the graph is kept."""
         weights = torch.ones_like(per_example) if weights is None else weights.to(per_example)
 
-        def pass_of(scale: Tensor) -> Tensor:
-            found = gradients(per_example, scale, parameters.values())
+        def pass_of(scale: Tensor, *, wide: bool = dtype in SIXTEEN) -> Tensor:
+            found = gradients(per_example, scale, parameters.values(), wide=wide)
             zero = torch.zeros(2, dtype=torch.float64, device=per_example.device)
             rows = [zero if g is None else prints(g).to(zero.device) for g in found]
             return torch.stack(rows).cpu() if rows else torch.zeros(0, 2, dtype=torch.float64)
@@ -146,7 +173,7 @@ class Reference:
         return cls(
             names=tuple(parameters),
             alone={i: pass_of(torch.where(places == i, weights, torch.zeros_like(weights))) for i in examples},
-            whole=pass_of(weights),
+            whole=tuple(pass_of(weights, wide=wide) for wide in ((False, True) if dtype in SIXTEEN else (False,))),
             dtype=dtype,
         )
 
@@ -154,12 +181,13 @@ class Reference:
         """With the sums of parameters whose hooks run, too: these must be the sums of what the hooks make of each."""
         found = gradients(per_example, torch.ones_like(per_example), hooked.values(), hooks=True)
         rows = [torch.zeros(2, dtype=torch.float64) if g is None else prints(g).cpu() for g in found]
-        return replace(self, names=(*self.names, *hooked), whole=torch.cat((self.whole, torch.stack(rows))))
+        whole = tuple(torch.cat((each, torch.stack(rows))) for each in self.whole)
+        return replace(self, names=(*self.names, *hooked), whole=whole)
 
     @property
     def finite(self) -> bool:
         """Whether there is anything to compare: infinite gradients are the model's, and are passed on as they are."""
-        return all(bool(each.isfinite().all()) for each in (self.whole, *self.alone.values()))
+        return all(bool(each.isfinite().all()) for each in (*self.whole, *self.alone.values()))
 
     @property
     def tolerance(self) -> float:
@@ -176,7 +204,7 @@ class Reference:
         expected = self.alone[example][:, 0]
         found = torch.tensor([sq_norms.get(name, 0.0) for name in self.names[: len(expected)]], dtype=torch.float64)
         allowed = self.tolerance * torch.maximum(found, expected) + self.floor * expected.sum()
-        return self._worst((found - expected).abs(), allowed)
+        return self._worst(_excess((found - expected).abs(), allowed))
 
     def worst_sum(self, whole: Mapping[str, Tensor], sizes: Mapping[str, float]) -> tuple[str, float] | None:
         """The parameter whose sum differs most.
@@ -191,17 +219,24 @@ class Reference:
         zero = torch.zeros(2, dtype=torch.float64)
         found = torch.stack([whole.get(name, zero) for name in self.names])
         size = torch.tensor([sizes.get(name, 0.0) for name in self.names], dtype=torch.float64)
-        scale = self.whole[:, 0] + found[:, 0] + size
-        left = self.floor * scale.sum()
-        worst = self._worst((found[:, 0] - self.whole[:, 0]).abs(), self.tolerance * scale + left)
-        return worst or self._worst((found[:, 1] - self.whole[:, 1]).square(), self.tolerance**2 * scale + left)
+        excess = []
+        for whole in self.whole:
+            scale = whole[:, 0] + found[:, 0] + size
+            left = self.floor * scale.sum()
+            norm = _excess((found[:, 0] - whole[:, 0]).abs(), self.tolerance * scale + left)
+            other = _excess((found[:, 1] - whole[:, 1]).square(), self.tolerance**2 * scale + left)
+            excess.append(torch.maximum(norm, other))
+        return self._worst(torch.stack(excess).amin(0))
 
-    def _worst(self, off: Tensor, allowed: Tensor) -> tuple[str, float] | None:
-        if bool((off <= allowed).all()):  # also if there is none
+    def _worst(self, excess: Tensor) -> tuple[str, float] | None:
+        if not bool(excess.any()):  # also if there is none
             return None
-        excess = torch.where(off <= allowed, 0.0, off / allowed.clamp(min=torch.finfo(torch.float64).tiny))
         k = int(excess.argmax())
         return self.names[k], float(excess[k]) * self.tolerance
+
+
+def _excess(off: Tensor, allowed: Tensor) -> Tensor:
+    return torch.where(off <= allowed, 0.0, off / allowed.clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def mismatch(name: str, relative: float) -> RuntimeError:

@@ -30,12 +30,16 @@ CHUNK_BYTES = 256 << 20
 
 
 def loop(
-    per_example: Float[Tensor, " b"], parameters: Mapping[str, nn.Parameter], others: Sequence[Tensor] = ()
+    per_example: Float[Tensor, " b"],
+    parameters: Mapping[str, nn.Parameter],
+    others: Sequence[Tensor] = (),
+    *,
+    wide: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """∇f_i for one example after the other, each by its own backward pass over the full batch's graph."""
     hidden = reentrant(per_example)
     for i in range(len(per_example)):
-        yield one_gradient(per_example, i, parameters, others, hidden=hidden)
+        yield one_gradient(per_example, i, parameters, others, hidden=hidden, wide=wide)
 
 
 def one_gradient(
@@ -45,13 +49,14 @@ def one_gradient(
     others: Sequence[Tensor] = (),
     *,
     hidden: bool | None = None,
+    wide: bool = False,
 ) -> dict[str, Tensor]:
     """∇f_i; `.grad` is left as it was, that of `others` too, and hooks that step an optimizer do not run."""
     hidden = reentrant(per_example) if hidden is None else hidden
     if not hidden:
         weight = torch.zeros_like(per_example)
         weight[example] = 1
-        found = differentiated(per_example, weight, parameters.values(), others=others, hooks=True)
+        found = differentiated(per_example, weight, parameters.values(), others=others, hooks=True, wide=wide)
         return {name: _dense(g, p) for (name, p), g in zip(parameters.items(), found, strict=True)}
     # Only `backward` of everything reaches the parameters of re-entrant checkpoints.
     with torch.enable_grad(), aside([*parameters.values(), *_leaves(per_example)], hooks=True):
@@ -166,7 +171,7 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
 
 def loop_rows(step: Step, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
     """The loop's gradients, one a chunk."""
-    for gradient in loop(step.per_example, parameters, step.ends):
+    for gradient in loop(step.per_example, parameters, step.ends, wide=step.graph.low_precision):
         yield {name: g.unsqueeze(0) for name, g in gradient.items()}
 
 

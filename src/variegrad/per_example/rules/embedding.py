@@ -86,9 +86,10 @@ class Lookup(Contribution):
     def rows(self, start: int, stop: int) -> Tensor:
         tokens, gradients = (part[start:stop] for part in self.padded)
         width = gradients.shape[2]
-        table = gradients.new_zeros(stop - start, self.vocabulary + 1, width)  # one row more: where padding goes
+        wide = gradients.to(torch.promote_types(gradients.dtype, torch.float32))  # in 16 bits sums stop growing
+        table = wide.new_zeros(stop - start, self.vocabulary + 1, width)  # one row more: where padding goes
         at = torch.where(tokens < 0, self.vocabulary, tokens).unsqueeze(2).expand(-1, -1, width)
-        return table.scatter_add_(1, at, gradients)[:, : self.vocabulary]
+        return table.scatter_add_(1, at, wide)[:, : self.vocabulary].to(gradients.dtype)
 
     def merged(self, other: Contribution) -> Lookup | None:
         if not isinstance(other, Lookup) or other.shape != self.shape:
