@@ -213,3 +213,34 @@ def test_a_mechanism_draws_for_complex_weights_what_it_draws_for_their_pairs(mec
         found[pairs] = torch.view_as_real(model.w.grad) if not pairs else model.w.grad
     torch.testing.assert_close(found[False], found[True])
     assert found[True].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["rows", "tokens"])
+@pytest.mark.parametrize("bad", [(1, 0, 0, 1, 0), (0, 1, 0, 0, 1), (0, 0, 1, 1, 0), (1, 1, 1, 0, 0)])
+def test_a_gradient_that_is_not_finite_is_shown_whenever_it_comes_and_spoils_no_other_batch(kind, bad) -> None:
+    """The square root of zero: before anything was learned, while it is checked, and in a steady call.
+
+    In the loop, 0 · ∞ makes all examples of such a batch NaN; rules may still know those of the others.
+    """
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, bias=False) if kind == "rows" else nn.Embedding(9, 3)
+    model.double()
+    if kind == "tokens":
+        model.weight.data[0] = 0
+
+    def losses(model, x):
+        out = model(x)
+        return out.reshape(len(x), -1).square().sum(1).sqrt()
+
+    for k, is_bad in enumerate(bad):
+        count = (8, 5, 6)[k % 3]
+        x = torch.randn(count, 4).double() if kind == "rows" else torch.randint(1, 9, (count, 2))
+        if is_bad:
+            x[k % count] = 0
+        alone = torch.cat([squares(loop_gradients(model, losses, x[i : i + 1])) for i in range(count)])
+        found = vg.example_sq_norms(model, losses, x)
+        known = found.isfinite() if is_bad else torch.ones(count, dtype=torch.bool)
+        assert not is_bad or not known[k % count]
+        torch.testing.assert_close(found[known], alone[known])
+        assert all(bool(p.grad.isfinite().all()) != bool(is_bad) for p in model.parameters())
+        model.zero_grad()
