@@ -220,11 +220,11 @@ class Reference:
         found = torch.stack([whole.get(name, zero) for name in self.names])
         size = torch.tensor([sizes.get(name, 0.0) for name in self.names], dtype=torch.float64)
         excess = []
-        for whole in self.whole:
-            scale = whole[:, 0] + found[:, 0] + size
+        for own in self.whole:
+            scale = own[:, 0] + found[:, 0] + size
             left = self.floor * scale.sum()
-            norm = _excess((found[:, 0] - whole[:, 0]).abs(), self.tolerance * scale + left)
-            other = _excess((found[:, 1] - whole[:, 1]).square(), self.tolerance**2 * scale + left)
+            norm = _excess((found[:, 0] - own[:, 0]).abs(), self.tolerance * scale + left)
+            other = _excess((found[:, 1] - own[:, 1]).square(), self.tolerance**2 * scale + left)
             excess.append(torch.maximum(norm, other))
         return self._worst(torch.stack(excess).amin(0))
 
