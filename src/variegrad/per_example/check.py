@@ -121,7 +121,7 @@ def gradients(
     if not targets:
         return []
     # A caller may have switched gradients off around a graph that exists.
-    precision = _SumsInSinglePrecision() if wide else nullcontext()
+    precision = _SumsInSinglePrecision() if wide else nullcontext()  # type: ignore[no-untyped-call]
     with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes, precision:
         # Of the weighted sum: with `grad_outputs` torch would import a library of its own first, which takes seconds.
         shown: Sequence[Tensor | None] = torch.autograd.grad(
