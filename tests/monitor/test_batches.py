@@ -66,7 +66,7 @@ def test_more_examples_are_looked_at_if_their_norms_differ_much():
             per_example.mean().backward()
             model.zero_grad()
         sizes[spread] = monitor.latest.examples
-    assert sizes[0.1] == 16
+    assert sizes[0.1] <= 16
     assert sizes[2.0] >= 48
 
 

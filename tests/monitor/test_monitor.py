@@ -288,7 +288,7 @@ def test_a_backward_pass_that_never_comes_or_fails_leaves_nothing_behind():
     assert last(monitor) == pytest.approx(tuple(monitor.state_dict()["window"][0][-2:]))
     with monitor:
         monitor.watch(classify(model, batch))
-    assert monitor._waiting is None
+    assert monitor._loop.waiting is None
 
 
 def test_a_loop_of_autograd_grad_is_passed_over_and_a_kept_graph_read_once():

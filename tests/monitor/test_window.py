@@ -5,7 +5,7 @@ import torch
 
 from variegrad import Monitor
 from variegrad.estimators import StepMoments, moments_from_norms
-from variegrad.monitor.window import Window
+from variegrad.monitor.window import Window, usual_batch_size
 
 SIZES = [64] * 14 + [5, 9]
 
@@ -66,7 +66,7 @@ def test_the_usual_batch_is_the_median_and_the_first_step_is_that_of_the_window(
     window = Window(8)
     for step, size in enumerate([64, 64, 64, 7, 64, 64, 64, 9, 64, 5], start=1):
         window.add(step, size, StepMoments(1.0, 50.0), pairs=size * (size - 1.0))
-    assert (window.first_step, window.usual_batch_size, len(window)) == (3, 64, 8)
+    assert (window.latest[0].step, usual_batch_size(window.latest), len(window)) == (3, 64, 8)
 
 
 def test_a_window_of_version_0_1_is_read():

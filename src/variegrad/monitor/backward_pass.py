@@ -8,15 +8,18 @@ read by the host: all numbers stay tensors on the gradients' device.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from variegrad.monitor.exchange.sums import cell_sums, failed
+from variegrad.monitor.exchange.sums import MEASURED, SQ_NORMS_OF_SUMS, SUM_SQ_NORMS, cell, failed, measured, on_device
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.sources.self_check import SelfCheck
@@ -28,47 +31,47 @@ class Unusable(Exception):  # noqa: N818
     """This backward pass says nothing; the message says why. An empty one needs no mention."""
 
 
-class BackwardPass:
-    """One watched backward pass.
+@dataclass(kw_only=True, eq=False)
+class Plan:
+    """What one pass is listened to for.
 
-    Args:
-        watched: the losses.
+    Attributes:
         parameters: the trained parameters.
         norm: of gradients.
+        parts: part of the model → its parameters, for bounds of parts.
         capture: what listens for norms of examples, and of which; None without.
-        rows: the examples that `capture` looks at.
-        probe: ‖Σε_i g_i‖² of a sign probe; None without.
+        probe: parameter → ‖Σε_i g_i‖² of a sign probe; None without.
         check: what to compare with the loop; None for nothing.
         reached: the parameters that gradients come to, as far as known.
+        whole: whether ‖Σc_i g_i‖² of this pass is needed.
         sharded: whether gradients are seen where they are reduced, and only weights are read here.
-        ended: called when the pass has ended.
     """
 
-    def __init__(
-        self,
-        watched: Watched,
-        parameters: Mapping[str, nn.Parameter],
-        norm: Euclidean,
-        *,
-        capture: Capture | None,
-        rows: Sequence[int],
-        probe: Tensor | None,
-        check: SelfCheck | None,
-        reached: frozenset[str] | None,
-        sharded: bool,
-        ended: Callable[[BackwardPass], None],
-    ) -> None:
-        self.watched, self.probed, self.capturing, self.check = watched, probe is not None, capture is not None, check
+    parameters: Mapping[str, nn.Parameter]
+    norm: Euclidean
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    capture: Capture | None = None
+    probe: Mapping[str, Tensor] | None = None
+    check: SelfCheck | None = None
+    reached: frozenset[str] | None = None
+    whole: bool = True
+    sharded: bool = False
+
+
+class BackwardPass:
+    """One watched backward pass; `ended` is called with it when it has ended."""
+
+    def __init__(self, watched: Watched, plan: Plan, ended: Callable[[BackwardPass], None]) -> None:
+        self.watched, self.plan = watched, plan
         self.weights: Float[Tensor, " groups"] | None = None
         self.dirty: Tensor | bool = False
         """Whether `.grad` was not zero when the pass began."""
         self.errors: Tensor | None = None
+        """Of the check."""
         self.problem: Exception | None = None
-        self._parameters, self._norm = parameters, norm
-        self._capture, self._rows, self._probe, self._reached, self._ended = capture, rows, probe, reached, ended
-        self._sharded = sharded
-        self._arrived: dict[str, Tensor] = {}
-        self._cell: Tensor | None = None
+        self._ended = ended
+        self._arrived: dict[str, Tensor | None] = {}
+        self._numbers: Tensor | None = None
         self._within = False
         self._handles: list[RemovableHandle] = []
         itself = weakref.ref(self)  # the graph must not own what owns the graph
@@ -96,18 +99,36 @@ class BackwardPass:
             handle.remove()
         self._handles.clear()
 
-    def cell(self) -> Float[Tensor, " numbers"]:
-        """The sums of this cell, once every gradient has arrived; NaN if something failed."""
-        if self._cell is None:
+    def numbers(self) -> Float[Tensor, " k"]:
+        """What was measured, once every gradient has arrived; NaN if something failed."""
+        if self._numbers is None:
             try:
                 if self.problem is None:
                     with torch.no_grad():
-                        self._cell = self._sums()
+                        self._numbers = self._measured()
             except Exception as error:  # noqa: BLE001 - the user's backward pass must not fail for a reading
                 self.problem = error
-        if self._cell is None or self.problem is not None:
-            return failed(next(iter(self._parameters.values())).device)
-        return self._cell
+        if self._numbers is None or self.problem is not None:
+            return failed(next(iter(self.plan.parameters.values())).device, MEASURED + 3 * len(self.plan.parts))
+        return self._numbers
+
+    def fields(self, numbers: Sequence[Any]) -> list[Any]:
+        """The cell of `exchange.sums`, and W and A of each part, from the numbers: plain, or tensors."""
+        how = {
+            "normed": self.plan.capture is not None, "probed": self.plan.probe is not None,
+            "scale_known": self.watched.scale_known,
+        }  # fmt: skip
+        found = cell(numbers[:MEASURED], self.watched.count, **how)
+        for k in range(MEASURED, len(numbers), 3):
+            total, norms, probe = numbers[k : k + 3]
+            part = cell([*numbers[:3], total, numbers[4], norms, 0.0, probe], self.watched.count, **how)
+            found += [part[SQ_NORMS_OF_SUMS], part[SUM_SQ_NORMS]]
+        return found
+
+    def sums(self) -> Float[Tensor, " numbers"]:
+        """The fields on the gradients' device; NaN if the check found an error."""
+        found = on_device(self.numbers(), self.fields)
+        return found if self.errors is None else torch.where(self.errors.max() > 1, torch.nan, found)
 
     def _start(self, gradients: tuple[Tensor | None, ...]) -> None:
         arrived = gradients[self.watched.root[1]]
@@ -118,9 +139,9 @@ class BackwardPass:
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)
             weights = arrived.detach().expand(self.watched.examples) if arrived.dim() == 0 else arrived.detach()
             self.weights = self.watched.of_groups(weights)
-            self.dirty = _any([p.grad for p in self._parameters.values() if p.grad is not None])
-            if self.check is not None:
-                self.check.expect(self.weights)
+            self.dirty = _any([p.grad for p in self.plan.parameters.values() if p.grad is not None])
+            if self.plan.check is not None:
+                self.plan.check.expect(self.weights)
             self._hook(gradients)
         except Exception as error:  # noqa: BLE001 - as above
             self.problem = error
@@ -128,23 +149,23 @@ class BackwardPass:
             self._within = False
 
     def _hook(self, gradients: tuple[Tensor | None, ...]) -> None:
-        root = self.watched.root[0]
+        root, capture = self.watched.root[0], self.plan.capture
         for name, node in self.watched.graph.leaves.items():
             self._handles.append(node.register_prehook(lambda g, name=name: self._arrive(name, g[0])))
-        if self._capture is not None:
-            for node in self._capture.visits:
+        if capture is not None:
+            for node in capture.visits:
                 if node is not root:
                     self._handles.append(node.register_prehook(lambda g, node=node: self._visit(node, g[0])))
-            if root in self._capture.visits:
+            if root in capture.visits:
                 self._visit(root, gradients[0])
 
     def _arrive(self, name: str, gradient: Tensor | None) -> None:
         if gradient is None or self.problem is not None:
             return
         try:
-            self._arrived[name] = self._norm.sq_norm(name, gradient)
-            if self.check is not None:
-                self.check.arrive(name, gradient)
+            self._arrived[name] = self.plan.norm.sq_norm(name, gradient) if self.plan.whole else None
+            if self.plan.check is not None:
+                self.plan.check.arrive(name, gradient)
         except Exception as error:  # noqa: BLE001 - as above
             self.problem = error
 
@@ -152,8 +173,8 @@ class BackwardPass:
         if gradient is None or self.problem is not None:
             return
         try:
-            assert self._capture is not None
-            self._capture.receive(node, gradient)
+            assert self.plan.capture is not None
+            self.plan.capture.receive(node, gradient)
         except Exception as error:  # noqa: BLE001 - as above
             self.problem = error
 
@@ -163,33 +184,50 @@ class BackwardPass:
 
     def _end(self) -> None:
         self.cancel()
-        if not self._sharded:
-            self.cell()
+        if not self.plan.sharded:
+            self.numbers()
         self._ended(self)
 
-    def _sums(self) -> Float[Tensor, " numbers"]:
+    def _measured(self) -> Float[Tensor, " k"]:
+        plan, capture = self.plan, self.plan.capture
         if self.weights is None or not (self._arrived or self.watched.examples == 0):
             raise Unusable  # torch.autograd.grad: no gradient came to a parameter
-        if self._reached is not None and self.watched.examples and self.reached != self._reached:
+        if plan.reached is not None and self.watched.examples and self.reached != plan.reached:
             raise Unusable  # of some parameters only
         zero = torch.zeros((), dtype=torch.float64, device=self.weights.device)
-        total = torch.stack([*self._arrived.values(), zero]).sum()
-        norms = None
-        if self._capture is not None:
-            self._capture.finish(self._parameters)
-            if self._capture.late:
-                self._capture.known.leave_out(self._capture.late, self._capture.graph)
-                raise Unusable(f"how {sorted(self._capture.late)} are used changed from one batch to the next")
-            norms = torch.stack(list(self._capture.sq_norms.values())).sum(0)
-        if self.check is not None:
-            self.errors = self.check.errors(self._capture.sq_norms if self._capture is not None else {})
-        rows = None if len(self._rows) == len(self.weights) else self._rows
-        sums = cell_sums(
-            self.weights, total, norms=norms, rows=rows, probe=self._probe, scale_known=self.watched.scale_known
+        arrived = {name: norm for name, norm in self._arrived.items() if norm is not None}
+        norms: Mapping[str, Tensor] = {}
+        if capture is not None:
+            capture.finish(plan.parameters)
+            if capture.late:
+                capture.known.leave_out(capture.late, capture.graph)
+                raise Unusable(f"how {sorted(capture.late)} are used changed from one batch to the next")
+            norms = capture.sq_norms
+        if plan.check is not None:
+            self.errors = plan.check.errors(norms)
+        total = _sum([*arrived.values()], zero) if plan.whole else zero + math.nan
+        whole = measured(
+            self.weights,
+            total,
+            norms=None if capture is None else _sum([*norms.values()], zero),
+            rows=None if capture is None else capture.examples,
+            probe=None if plan.probe is None else _sum([*plan.probe.values()], zero),
         )
-        if self.errors is None:
-            return sums
-        return torch.where(self.errors.max() > 1, torch.nan, sums)
+        if not plan.parts:
+            return whole
+        found = [whole]
+        for names in plan.parts.values():
+            total = _sum([arrived[name] for name in names if name in arrived], zero) if plan.whole else zero + math.nan
+            inside = _sum([norms[name].sum() for name in names if name in norms], zero)
+            probe = _sum([plan.probe[name] for name in names if name in plan.probe] if plan.probe else [], zero)
+            found.append(torch.stack([total, inside, probe]))
+        return torch.cat(found)
+
+
+def _sum(tensors: Sequence[Tensor], zero: Tensor) -> Tensor:
+    if len(tensors) < 2:
+        return tensors[0] if tensors else zero
+    return torch.stack(list(tensors)).sum(0)
 
 
 def _any(gradients: Sequence[Tensor]) -> Tensor | bool:

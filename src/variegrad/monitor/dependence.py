@@ -50,11 +50,11 @@ class Dependence:
             total[:rest] += signs[rows] * flat[rows * SIZE :]
         return total.double()
 
-    def add(self, mean_product: float, sketch: Sequence[float]) -> float:
-        """One step more, of the mean gradient's sketch; how many times too large Û is, or 1 if that is not certain."""
+    def add(self, mean_product: float, sketch: Sequence[float]) -> str:
+        """One step more, of the mean gradient's sketch; what to say if Û is too large for certain."""
         self._steps.append((mean_product, list(sketch)))
         if len(self._steps) < STEPS:
-            return 1.0
+            return ""
         self.done = True
         within = [product for product, _ in self._steps]
         sketches = torch.tensor([each for _, each in self._steps], dtype=torch.float64)
@@ -67,7 +67,7 @@ class Dependence:
         error = statistics.stdev(excess) / math.sqrt(len(excess) / 2)  # neighbours share a step
         across = max(statistics.fmean(between), 0.0)
         ratio = statistics.fmean(within) / across if across else math.inf
-        return ratio if statistics.fmean(excess) > CERTAIN * error and ratio > LARGE else 1.0
+        return warning(ratio) if statistics.fmean(excess) > CERTAIN * error and ratio > LARGE else ""
 
 
 def warning(ratio: float) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -22,27 +21,22 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from variegrad.monitor.backward_pass import BackwardPass, Unusable
-from variegrad.monitor.dependence import SIZE, Dependence, warning
+from variegrad.monitor.dependence import Dependence
 from variegrad.monitor.exchange.lockstep import Lockstep
-from variegrad.monitor.exchange.sums import NUMBERS, SQ_NORMS_OF_SUMS, StepSums, failed, of_worker
+from variegrad.monitor.exchange.sums import MEASURED, NUMBERS, TOTAL, StepSums, failed, of_process, of_worker
 from variegrad.monitor.geometry import norm_of
 from variegrad.monitor.history import History
+from variegrad.monitor.listener import Listener
+from variegrad.monitor.loop import FOR_EVER, Loop
 from variegrad.monitor.loss import Watched, watched
+from variegrad.monitor.pool import Pool
 from variegrad.monitor.reading import Reading
-from variegrad.monitor.row_independence import RowIndependence
 from variegrad.monitor.schedule import Schedule
-from variegrad.monitor.sources.examples import Examples, Refused
-from variegrad.monitor.sources.self_check import SelfCheck, to_compare
-from variegrad.monitor.sources.sign_probe import probed_sq_norm
 from variegrad.monitor.summary import Summary, summarize
-from variegrad.monitor.window import Window
-from variegrad.per_example.check import Schedule as CheckSchedule
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.per_example.graph import awaits_first_pass
 
 Hook = Callable[[Any, Any], Any]
-# After so many complaints about one structure, the next source serves it, or it is left alone for a while.
-PATIENCE = 3
 
 
 class Monitor:
@@ -63,8 +57,8 @@ class Monitor:
         every: one optimizer step in so many is looked at.
         population: size n of the data set (in groups, if there are groups) if a step's examples are distinct members of
             it; None for fresh or augmented data.
-        examples: how many examples of a batch to look at, drawn at random; None for 16 and no more than half of the
-            batch, and more if their norms differ much.
+        examples: how many examples of each micro-batch to look at, drawn at random; None for as many as the spread of
+            their norms asks for (`estimators.norms_needed`): some 15 at first, all of a batch of very unequal ones.
         warm_up: so many first steps are looked at eight times as often.
         window: how many of the latest readings are pooled, at least 8, which is the default: while training moves, a
             longer window gives an interval of an average over the past.
@@ -74,6 +68,8 @@ class Monitor:
         unit: what to call the unit that is counted; by default "examples", or "groups".
         optimizer: measure in the norm in which it descends: of Adam and its relatives the preconditioned one, from
             micro-batches, workers or a sign probe; of SGD the Euclidean one, as without it.
+        per: parameter name → part of the model, such as `vg.estimators.by_layer`: `Reading.parts` then has the bound
+            of each part, from the same pass.
         on_reading: called with each reading, after the backward pass of its step.
         log: file to stream readings to, as lines of JSON.
         confidence: nominal level of the interval.
@@ -96,6 +92,7 @@ class Monitor:
         groups: int | None = None,
         unit: str | None = None,
         optimizer: Optimizer | None = None,
+        per: Callable[[str], str] | None = None,
         on_reading: Callable[[Reading], object] | None = None,
         log: str | os.PathLike[str] | None = None,
         confidence: float = 0.95,
@@ -108,26 +105,15 @@ class Monitor:
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie strictly between 0 and 1; got {confidence}. Use 0.95, for example.")
         self.history = History(log)
-        self._model = unwrap(model)
-        self._schedule = Schedule(every=every, warm_up=warm_up)
-        self._population, self._confidence, self._unit = population, confidence, unit
-        self._accumulate, self._most, self._groups, self._on_reading = accumulate, examples, groups, on_reading
-        self._window = Window(window)
-        self._exchange: Lockstep | None = None
-        self._sharded = False
-        self._skipped = 0
-        self._calls = 0  # of watch
-        self._asleep = 0  # so many calls need no look
-        self._resumed_at = 0  # steps before this process, under an exchange
-        self._step = -1
-        self._passes: list[BackwardPass] = []  # of this step's micro-batches
-        self._waiting: BackwardPass | None = None
+        self._model, self._groups = unwrap(model), groups
+        self._loop = Loop(Schedule(every=every, warm_up=warm_up), accumulate)
+        self._pool = Pool(
+            self.history, window, population=population, confidence=confidence, unit=unit, on_reading=on_reading
+        )
         self._started = False
-        self._out_of_step = 0
-        self._looks = 0
-        self._trouble: dict[int, tuple[int, int]] = {}  # structure → consecutive complaints, and the look to wait for
-        self._trained(trained_parameters(self._model))
-        self._norm = norm_of(optimizer, self._model, self._parameters)
+        self._most, self._per = examples, per
+        parameters = trained_parameters(self._model)
+        self._listener = Listener(self._model, parameters, norm_of(optimizer, self._model, parameters), examples, per)
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
 
@@ -139,9 +125,7 @@ class Monitor:
     @property
     def due(self) -> bool:
         """Whether the next call of `watch` looks; what is only needed then need not be made at other steps."""
-        if self._exchange is not None:
-            return self._exchange.watched and not self._exchange.disagreement
-        return self._calls >= self._asleep
+        return self._loop.due
 
     def watch(
         self,
@@ -166,18 +150,19 @@ class Monitor:
             ValueError: in the first call that is looked at, if shapes do not fit, there is no graph, or examples cannot
                 be separated. Later calls warn once per kind of problem, and training goes on.
         """
-        self._calls += 1
-        if self._calls <= self._asleep:
+        loop = self._loop
+        loop.calls += 1
+        if loop.calls <= loop.asleep:
             return
         try:
-            self._look(loss, output, self._groups if groups is None else groups)
+            self._look(loss, output, groups)
         except Exception as raised:  # noqa: BLE001 - raised below, or told and left out
             error = _named(raised)
             first, self._started = not self._started, True
             if first and isinstance(error, ValueError | TypeError):
                 raise error from (None if error is raised else raised)
-            self._leave_out(_text(error))
-            self._drop()
+            self._pool.leave_out(loop.step + 1, _text(error))
+            loop.drop()
 
     def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
         """Makes readings those of all workers, equal on each; to be called on every worker.
@@ -188,35 +173,35 @@ class Monitor:
         Args:
             model: the DistributedDataParallel around the monitor's model, without a communication hook of its own; or
                 the monitor's model itself after `fully_shard`.
-            inner: the hook to compose with: torch's fp16_compress_hook or bf16_compress_hook; None for the plain mean.
+            inner: the hook to compose with, such as torch's fp16_compress_hook, or `mechanism_hook`; None for the plain
+                mean. For one that is not known to average, a watched step averages the plain gradients once more.
             state: of the inner hook.
 
         Returns:
             Nothing.
 
         Raises:
-            ValueError: if the wrapper has a hook already, wraps another model, or the inner hook is not known to
-                average; if a sharded model cannot be listened to.
+            ValueError: if the wrapper has a hook already or wraps another model; if a sharded model cannot be
+                listened to; if parts, or another norm than the Euclidean, are to be read beside such a hook.
         """
         if unwrap(model) is not self._model:
             raise ValueError("attach: the model must be the one that the Monitor was made with, or wrap it.")
         if isinstance(model, DistributedDataParallel):
             from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
 
-            ddp.check_averages(inner)
-            lockstep = Lockstep(self._schedule, self._accumulate, model.process_group)
+            lockstep = self._lockstep(model.process_group, inner)
             ddp.register(lockstep, inner, model, state)
-            self._exchange = lockstep
+            self._loop.exchange = lockstep
             return
         if not _is_sharded(model):
             raise ValueError(
                 f"attach takes a DistributedDataParallel or a model after fully_shard; got {type(model).__name__}. "
                 "The older FullyShardedDataParallel does not show local gradients."
             )
-        if not self._norm.exact_for_examples:
+        if not self._listener.norm.exact_for_examples or self._per is not None:
             raise ValueError(
-                f"attach: the second moments of {self._norm.name} are not read of fully sharded models. Leave "
-                "optimizer= out for the Euclidean bound."
+                "attach: of fully sharded models only the Euclidean bound of the whole is read. Leave optimizer= and "
+                "per= out."
             )
         if inner is not None:
             raise ValueError(
@@ -224,7 +209,8 @@ class Monitor:
             )
         from variegrad.monitor.exchange.fsdp import ShardedLockstep  # noqa: PLC0415 - as above
 
-        self._exchange, self._sharded = ShardedLockstep(self._schedule, self._accumulate, model), True
+        loop = self._loop
+        loop.exchange, loop.sharded = ShardedLockstep(loop.schedule, loop.accumulate, model), True
 
     def compose(self, inner: Hook | None = None) -> Hook:
         """The hook of `attach`, for a framework that registers hooks itself.
@@ -240,11 +226,10 @@ class Monitor:
         """
         from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
 
-        ddp.check_averages(inner)
         world = torch.distributed.group.WORLD
         assert world is not None
-        self._exchange = Lockstep(self._schedule, self._accumulate, world)
-        return ddp.communication_hook(self._exchange, inner)
+        self._loop.exchange = self._lockstep(world, inner)
+        return ddp.communication_hook(self._loop.exchange, inner)
 
     def summary(self) -> Summary:
         """What the readings so far come to, for the end of a run: `print(monitor.summary())`.
@@ -254,19 +239,28 @@ class Monitor:
         """
         return summarize(self.history)
 
+    def average(self) -> Reading | None:
+        """B_D on average over up to 64 of the latest readings' steps: a narrower interval, of another quantity.
+
+        While training moves, B_D at the last step may lie outside: that is what `latest` is for, whose short window
+        often leaves no upper end.
+
+        Returns:
+            A reading that says which steps it averages; None before the first, and right after a resume.
+        """
+        return self._pool.average()
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text that survive a checkpoint, five for each pooled reading.
 
         Returns:
             What `load_state_dict` takes.
         """
-        calls = self._calls
-        if self._exchange is not None:
-            calls = (self._exchange.step + self._resumed_at) * self._accumulate
         return {
-            "calls": calls,
-            "skipped": self._skipped,
-            "window": self._window.state(),
+            "calls": self._loop.state(),
+            "skipped": self._pool.skipped,
+            "spread": self._listener.examples.spread,
+            "window": self._pool.window.state(),
             "history": self.history.state_dict(),
         }
 
@@ -282,18 +276,17 @@ class Monitor:
         Raises:
             ValueError: if the state is not one of `state_dict`.
         """
-        if state.keys() != {"calls", "skipped", "window", "history"}:
+        if state.keys() - {"spread"} != {"calls", "skipped", "window", "history"}:
             raise ValueError(f"state must be what Monitor.state_dict() returned; got the keys {sorted(state)}.")
-        self._drop()
-        self._window.load(state["window"])
+        self._pool.window.load(state["window"])
         self.history.load_state_dict(state["history"])
-        self._calls, self._skipped, self._asleep = int(state["calls"]), int(state["skipped"]), 0
-        if self._exchange is not None:  # workers stay in lockstep: their count of reductions is not touched
-            self._resumed_at = self._calls // self._accumulate - self._exchange.step
+        self._pool.skipped = int(state["skipped"])
+        self._listener.examples.spread = float(state.get("spread", 1.0))
+        self._loop.load(int(state["calls"]))
 
     def close(self) -> None:
         """Takes away what may still wait for a backward pass, and lets go of the log."""
-        self._drop()
+        self._loop.drop()
         self.history.close()
 
     def __enter__(self) -> Monitor:
@@ -304,321 +297,223 @@ class Monitor:
     ) -> None:
         self.close()
 
-    # ---- the place of a call in its step
-
-    def _look(self, loss: Tensor, output: object, groups: object) -> None:
-        if self._waiting is not None:  # its backward pass never came
-            self._drop()
-        if not (self._due_alone() if self._exchange is None else self._due_together()):
-            return
-        self._looks += 1
-        if not self._sharded and not self._same_parameters():
-            return
-        found = watched(loss, output, groups, {} if self._sharded else self._parameters, self._independence)
-        if awaits_first_pass(found.graph):
-            return
-        self._listen(found)
-        self._started = True
-
-    def _due_alone(self) -> bool:
-        step, micro = divmod(self._calls - 1, self._accumulate)
-        if micro == 0:
-            self._passes = []
-            if (due := self._schedule.due(step)) > step:
-                self._asleep = due * self._accumulate
-                return False
-            self._step = step
-        elif step != self._step or len(self._passes) != micro:  # an earlier micro-batch was lost
-            self._asleep = self._schedule.due(step + 1) * self._accumulate
-            return False
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
-            raise ValueError(
-                "several workers train this model, and the monitor sees only one of them. Call "
-                "monitor.attach(ddp) with the DistributedDataParallel (or the model after fully_shard) once, on every "
-                "worker, before training."
-            )
-        return True
-
-    def _due_together(self) -> bool:
-        assert self._exchange is not None
-        if self._exchange.disagreement:
-            self._leave_out(self._exchange.disagreement)
-            self._asleep = 1 << 62
-            return False
-        if not self._exchange.watched:
-            return False
-        if self._exchange.step != self._step:
-            self._passes, self._step = [], self._exchange.step
-        return True
-
     # ---- from losses to a pass
 
-    def _listen(self, found: Watched) -> None:
-        structure = found.graph.signature
-        if self._looks < self._trouble.get(structure, (0, 0))[1]:
+    def _look(self, loss: Tensor, output: object, groups: object) -> None:
+        loop = self._loop
+        if loop.exchange is not None and loop.exchange.disagreement:
+            self._pool.leave_out(loop.number, loop.exchange.disagreement)
+            loop.asleep = FOR_EVER
             return
-        if found.graph.hides_parameters:
-            raise ValueError(
-                "a re-entrant activation checkpoint hides parameters from the graph, so that nothing can be read "
-                "from it. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-            )
-        micro = len(self._passes)
-        rows: list[int] = []
-        capture = probe = check = None
-        hooked = any(self._parameters[name]._backward_hooks for name in found.graph.leaves)
-        if found.count > 1 and not self._sharded:
-            try:
-                if found.coupled or not self._norm.exact_for_examples:
-                    raise Refused(found.coupled)
-                capture, rows = self._examples.capture(found, self._step, micro, self._rank())
-            except Refused as reason:
-                if self._accumulate * self._workers() == 1:
-                    if found.coupled:
-                        raise ValueError(str(reason)) from reason
-                    if hooked:
-                        raise Unusable(f"{reason}, and there are no micro-batches to compare") from reason
-                    probe = probed_sq_norm(found, self._model, self._parameters, self._norm, self._step, micro)
-        # An extra backward pass would run the user's hooks on parameters once more.
-        silent = hooked or found.coupled or self._sharded
-        if found.count and not silent and self._checks.due(structure):
-            number = self._checked[structure] = self._checked.get(structure, 0) + 1
-            check = SelfCheck(found, self._model, to_compare(found, self._parameters, number), rows)
-        self._waiting = BackwardPass(
-            found, self._parameters, self._norm, capture=capture, rows=rows, probe=probe, check=check,
-            reached=self._reached.get(structure), sharded=self._sharded, ended=self._ended,
-        )  # fmt: skip
-        if self._exchange is not None:
-            self._exchange.offer = self._offer
+        if not loop.begins():
+            return
+        if not self._started:
+            loop.refuse_unseen_workers()
+        found = self._found(loss, output, groups)
+        if found is None:
+            return
+        if loop.exchange is not None and awaits_first_pass(found.graph):
+            return
+        loop.waiting = self._listener.listen(found, loop, self._ended)
+        if loop.waiting is not None and loop.exchange is not None:
+            loop.exchange.offer = self._offer
+        self._started = True
+
+    def _found(self, loss: Tensor, output: object, groups: object) -> Watched | None:
+        """What is watched, of the parameters that are trained now; None if they are not known."""
+        groups, listener = self._groups if groups is None else groups, self._listener
+        parameters = {} if self._loop.sharded else listener.parameters
+        try:
+            found = watched(loss, output, groups, parameters, listener.independence)
+            if self._loop.sharded or (not found.graph.strays and all(p.requires_grad for p in listener.trained)):
+                return found
+        except ValueError:
+            if self._loop.sharded or not self._same_parameters() or self._listener is listener:
+                raise
+        if not self._same_parameters():
+            return None
+        return watched(loss, output, groups, self._listener.parameters, self._listener.independence)
 
     def _offer(self) -> Tensor:
         """This worker's sums at a reduction; NaN if they would be wrong."""
-        assert self._exchange is not None
-        passes = [*self._passes] if self._waiting is None else [*self._passes, self._waiting]
-        device = next(iter(self._parameters.values())).device
+        loop, parameters = self._loop, self._listener.parameters
+        assert loop.exchange is not None
+        passes = [*loop.passes] if loop.waiting is None else [*loop.passes, loop.waiting]
+        device = next(iter(parameters.values())).device
+        length = NUMBERS + 2 * len(self._listener.parts)
         try:
             if not all(one.begun for one in passes):
-                return failed(device)
-            if self._sharded:
+                return failed(device, length)
+            if loop.sharded:
                 known = all(one.watched.scale_known for one in passes)
                 weights = [one.weights for one in passes]
-                sums = of_worker([self._exchange.cell(weights, passes=len(passes), scale_known=known)])  # type: ignore[attr-defined]
+                sums = of_worker([loop.exchange.cell(weights, passes=len(passes), scale_known=known)])  # type: ignore[attr-defined]
             else:
-                sums = of_worker([one.cell() for one in passes])
+                sums = of_worker([one.sums() for one in passes])
             return torch.where(torch.as_tensor(passes[0].dirty, device=device), math.nan, sums)
         except Exception as error:  # noqa: BLE001 - within the user's backward pass
             passes[-1].problem = error
-            return failed(device)
+            return failed(device, length)
 
     # ---- from a pass to a reading
 
     def _ended(self, done: BackwardPass) -> None:
-        if self._exchange is not None and self._exchange.open:
+        loop = self._loop
+        if loop.exchange is not None and loop.exchange.open:
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._ended(done))
             return
         try:
-            self._waiting = None
+            loop.waiting = None
             if done.problem is not None and not str(done.problem):  # torch.autograd.grad: not a step's pass
-                self._drop()
+                loop.drop()
                 return
             if done.problem is not None:
                 self._complain(done, _text(done.problem))
-            self._passes.append(done)
-            if self._exchange is not None:
-                message = self._exchange.take()
+            loop.passes.append(done)
+            if loop.exchange is not None:
+                message = loop.exchange.take()
                 if message is not None:
                     self._complete(message)
-            elif len(self._passes) == self._accumulate:
-                self._asleep = self._schedule.due(self._step + 1) * self._accumulate
-                self._complete(of_worker([one.cell() for one in self._passes]))
+            elif len(loop.passes) == loop.accumulate:
+                loop.ends()
+                self._complete(None)
         except Exception as error:  # noqa: BLE001 - within the user's backward pass
-            self._leave_out(_text(error))
-            self._drop()
+            self._pool.leave_out(loop.step + 1, _text(error))
+            loop.drop()
 
-    def _complete(self, sums: Tensor) -> None:
+    def _complete(self, message: Tensor | None) -> None:
         """Everything that the step said is read here, at once: each read waits for the device."""
-        passes = self._passes
-        total = sums[-1] if self._sharded else self._sq_norm_of_total(sums)
-        dirty = [torch.as_tensor(one.dirty, device=sums.device).double().view(1) for one in passes]
-        arrived = [one.cell()[SQ_NORMS_OF_SUMS].view(1) for one in passes if self._exchange is None]
-        errors = [one.errors for one in passes if one.errors is not None]
-        test = not (self._dependence.done or self._sharded)
-        sketch = [self._dependence.sketch(self._parameters)] if test else []
-        numbers = torch.cat([*sketch, sums, total.view(1), *dirty, *arrived, *errors]).tolist()
-        sketched, numbers = numbers[: SIZE * test], numbers[SIZE * test :]
-        step_sums, sq_norm_of_total = StepSums(*numbers[:NUMBERS]), numbers[NUMBERS]
-        rest = numbers[NUMBERS + 1 :]
-        if self._exchange is not None and step_sums.passes < self._accumulate * step_sums.watchers:
-            if self._sharded:
-                self._leave_out(
-                    f"a step of fewer than {self._accumulate} micro-batches was reduced. Call "
-                    "model.set_requires_gradient_sync(False) for all micro-batches of a step but the last"
-                )
-            return  # each micro-batch is reduced, and this was not the last; or the loop stepped early
-        held, norms = rest[: len(dirty)], rest[len(dirty) : len(dirty) + len(arrived)]
-        if self._is_out_of_step(held, norms):
+        loop, pool, listener = self._loop, self._pool, self._listener
+        passes = loop.passes
+        alone = message is None
+        measured, totals, dirty, errors, sketch = _read(
+            [one.numbers() for one in passes] if message is None else [message],
+            [] if loop.sharded or (alone and loop.cells == 1) else [self._sq_norms_of_total()],
+            [torch.as_tensor(one.dirty) for one in passes if one.dirty is not False],
+            [one.errors for one in passes if one.errors is not None],
+            [] if pool.dependence.done or loop.sharded else [pool.dependence.sketch(listener.parameters)],
+        )
+        held, wrong = iter(dirty), iter(errors)
+        began_with = [next(held)[0] if one.dirty is not False else 0.0 for one in passes]
+        errors = [next(wrong) if one.errors is not None else [] for one in passes]
+        if alone:
+            numbers = of_process([one.fields(mine) for one, mine in zip(passes, measured, strict=True)])
+            whole = totals[0] if totals else [measured[0][3], *measured[0][MEASURED::3]]
+            if any(error > 1 for mine in errors for error in mine):
+                numbers = [math.nan] * len(numbers)
+        else:
+            numbers = measured[0]
+            whole = totals[0] if totals else [numbers[TOTAL]]
+            if self._is_partial(StepSums(*numbers[:NUMBERS])):
+                return
+        spoke = [alone and any(mine[3] > 0 or mine[5] > 0 for mine in measured[:k]) for k in range(len(passes))]
+        if loop.cells > 1 and self._is_out_of_step(began_with, spoke):
             return
-        self._compare(passes, rest[len(dirty) + len(arrived) :])
-        self._passes = []
-        self._pool(step_sums, sq_norm_of_total, passes[-1], [] if any(held) else sketched)
+        for one, mine in zip(passes, errors, strict=True):
+            if (complaint := listener.learn(one, mine)) is not None:
+                self._complain(one, complaint)
+        loop.passes = []
+        sums = pool.add(numbers, whole, passes[-1], loop, [] if any(began_with) or not sketch else sketch[0])
+        if sums is not None:
+            listener.examples.adapt(sums.cv2)
 
-    def _sq_norm_of_total(self, sums: Tensor) -> Tensor:
-        """V: of what the step will use, before clipping; in the order of the parameters, equal on all workers."""
-        if self._exchange is None and self._accumulate == 1:
-            return sums[SQ_NORMS_OF_SUMS]
-        with torch.no_grad():
-            for name in frozenset().union(*(one.reached for one in self._passes)):
-                if self._parameters[name].grad is None:
-                    raise Unusable(f"the gradient of parameter {name!r} was gone when the backward pass ended")
-            found = [self._norm.sq_norm(name, p.grad) for name, p in self._parameters.items() if p.grad is not None]
-            return self._workers() ** 2 * torch.stack([*found, sums.new_zeros(())]).sum()
-
-    def _is_out_of_step(self, dirty: list[float], norms: list[float]) -> bool:
-        """Whether the passes are not the micro-batches of one step, by what `.grad` held when each began."""
-        if self._accumulate == 1 and self._exchange is None:
+    def _is_partial(self, sums: StepSums) -> bool:
+        loop = self._loop
+        if sums.passes >= loop.accumulate * sums.watchers:  # or NaN is among them, which ends elsewhere
             return False
-        clean = [k for k, held in enumerate(dirty) if not held and any(norms[:k])]
+        if loop.sharded:
+            self._pool.leave_out(
+                loop.step + 1,
+                f"a step of fewer than {loop.accumulate} micro-batches was reduced. Call "
+                "model.set_requires_gradient_sync(False) for all micro-batches of a step but the last",
+            )
+        return sums.passes < loop.accumulate * sums.watchers  # each is reduced, or the loop stepped early
+
+    def _sq_norms_of_total(self) -> Tensor:
+        """V of the model and its parts: of what the step will use, before clipping; equal on all workers."""
+        loop, parameters, norm = self._loop, self._listener.parameters, self._listener.norm
+        zero = torch.zeros((), dtype=torch.float64, device=next(iter(parameters.values())).device)
+        with torch.no_grad():
+            if loop.exchange is not None and loop.exchange.beside:
+                return loop.workers**2 * loop.exchange.sq_norm_of_beside().view(1)
+            for name in frozenset().union(*(one.reached for one in loop.passes)):
+                if parameters[name].grad is None:
+                    raise Unusable(f"the gradient of parameter {name!r} was gone when the backward pass ended")
+            found = {name: norm.sq_norm(name, p.grad) for name, p in parameters.items() if p.grad is not None}
+            sums = [torch.stack([*found.values(), zero]).sum()]
+            for names in self._listener.parts.values():
+                part = [found[name] for name in names if name in found]
+                sums += [torch.stack([*part, zero]).sum()]
+            return loop.workers**2 * torch.stack(sums)
+
+    def _is_out_of_step(self, dirty: list[float], spoke: list[bool]) -> bool:
+        """Whether the passes are not the micro-batches of one step, by what `.grad` held when each began."""
+        loop = self._loop
+        clean = [k for k, held in enumerate(dirty) if not held and spoke[k]]
         if clean:
             # The loop stepped early, as at the end of an epoch, or began before: a step begins where .grad was empty.
-            self._passes = self._passes[clean[-1] :]
-            self._calls, self._asleep = self._step * self._accumulate + len(self._passes), 0
+            loop.begin_at(len(loop.passes) - clean[-1])
             return True
-        self._out_of_step = self._out_of_step + 1 if dirty[0] else 0
-        if self._out_of_step > 1:
-            self._leave_out(
+        loop.out_of_step = loop.out_of_step + 1 if dirty[0] else 0
+        if loop.out_of_step > 1:
+            self._pool.leave_out(
+                loop.step + 1,
                 "gradients of earlier backward passes were still in .grad when a step began. Are they accumulated over "
-                "more micro-batches than Monitor(accumulate=…) says, or not zeroed between steps?"
+                "more micro-batches than Monitor(accumulate=…) says, or not zeroed between steps?",
             )
         if dirty[0]:
-            self._passes = []
+            loop.passes = []
         return bool(dirty[0])
 
-    def _compare(self, passes: Sequence[BackwardPass], errors: list[float]) -> None:
-        for one in passes:
-            structure = one.watched.graph.signature
-            if one.errors is None:
-                if one.problem is None and one.check is None:
-                    self._reached.setdefault(structure, one.reached)
-                continue
-            mine, errors = errors[: len(one.errors)], errors[len(one.errors) :]
-            assert one.check is not None
-            if not all(map(math.isfinite, mine)):
-                self._check_again(structure)
-            elif (said := one.check.complaint(mine)) is not None:
-                self._complain(one, said)
-            else:
-                self._reached.setdefault(structure, one.reached)
-                self._trouble.pop(structure, None)
-
     def _complain(self, one: BackwardPass, said: str) -> None:
-        """One more complaint about a structure: ever longer waits, so that nothing is tried again for ever."""
-        structure = one.watched.graph.signature
-        self._leave_out(said)
-        self._check_again(structure)
-        times = self._trouble.get(structure, (0, 0))[0] + 1
-        if times == PATIENCE and one.capturing:
-            self._examples.refuse(one.watched, said)
-        wait = 0 if times < PATIENCE else 2 ** min(times, 20)
-        self._trouble[structure] = times, self._looks + 1 + wait
-
-    def _check_again(self, structure: int) -> None:
-        self._checks.again(structure)
-        self._checked.pop(structure, None)
-
-    def _pool(self, sums: StepSums, sq_norm_of_total: float, last: BackwardPass, sketched: list[float]) -> None:
-        if sums.unwatched > 0:
-            missing = self._workers() - round(sums.watchers)
-            self._leave_out(f"{missing} of {self._workers()} workers did not call watch at this step")
-            return
-        moments = sums.moments(sq_norm_of_total) if sums.finite else ""
-        if isinstance(moments, str) or not all(map(math.isfinite, moments)):
-            self._skipped += 1
-            self._leave_out(
-                moments if isinstance(moments, str) else "",
-                quiet="gradients were not finite, or a worker had nothing to send",
-            )
-            return
-        if sums.cells_of_unknown_scale and self._window.outweighs(sums.pairs):
-            self._leave_out("", quiet="short batches of a loss that may be a mean: how much they say is not known")
-            return
-        if sketched and sums.weight:
-            factor = self._workers() / sums.weight  # of the mean gradient
-            ratio = self._dependence.add(moments.mean_product, [factor * value for value in sketched])
-            if ratio > 1:
-                warnings.warn(f"Monitor: {warning(ratio)}.", RuntimeWarning, stacklevel=2)
-        step = self._step + 1 + self._resumed_at
-        self._window.add(step, round(sums.examples), moments, sums.pairs)
-        self._examples.adapt(sums.cv2)
-        reading = Reading.from_estimate(
-            self._window.estimate(population=self._population, confidence=self._confidence),
-            step=step,
-            first_step=self._window.first_step,
-            examples=round(sums.used),
-            batch_size=round(sums.examples),
-            usual_batch_size=self._window.usual_batch_size,
-            source=_source(sums, self._workers(), 1 if self._sharded else self._accumulate, last),
-            pooled_steps=len(self._window),
-            skipped=self._skipped,
-            unit=self._unit or ("examples" if last.watched.groups is None else "groups"),
-            group_size=last.watched.examples / last.watched.count if last.watched.count else 1.0,
-            missing=self._workers() - round(sums.workers),
-            geometry=self._norm.name,
-        )
-        self.history.append(reading)
-        if self._on_reading is not None:
-            try:
-                self._on_reading(reading)
-            except Exception as error:  # noqa: BLE001 - within the user's backward pass
-                self._leave_out(f"on_reading failed: {type(error).__name__}: {error}")
+        self._pool.leave_out(self._loop.step + 1, said)
+        self._listener.complain(one, said)
 
     # ---- state
 
-    def _trained(self, parameters: dict[str, nn.Parameter]) -> None:
-        """What is learned of a model's graphs belongs to one set of parameters."""
-        self._parameters = parameters
-        self._identities = [id(p) for p in parameters.values()]
-        self._examples = Examples(self._model, parameters, self._most)
-        self._dependence = Dependence()
-        self._independence, self._checks = RowIndependence(), CheckSchedule(every=32)
-        self._checked: dict[int, int] = {}  # structure → checks made
-        self._reached: dict[int, frozenset[str]] = {}
+    def _lockstep(self, group: torch.distributed.ProcessGroup, inner: Hook | None) -> Lockstep:
+        from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
+
+        if not ddp.averages(inner) and not (self._listener.norm.exact_for_examples and self._per is None):
+            raise ValueError(
+                "attach: beside a hook that does not average gradients only the Euclidean bound of the whole model is "
+                "read. Leave optimizer= and per= out."
+            )
+        length = NUMBERS + 2 * len(self._listener.parts)
+        return Lockstep(self._loop.schedule, self._loop.accumulate, group, length)
 
     def _same_parameters(self) -> bool:
         """Follow layers that are frozen, unfrozen or replaced: B_D of other parameters is another quantity."""
-        if [id(p) for p in self._model.parameters() if p.requires_grad] == self._identities:
+        known = self._listener.parameters
+        if [id(p) for p in self._model.parameters() if p.requires_grad] == [id(p) for p in known.values()]:
             return True
-        known = set(self._identities)
         parameters = trained_parameters(self._model)
-        if self._exchange is not None and not {id(p) for p in parameters.values()} <= known:
-            self._leave_out(
+        if self._loop.exchange is not None and not set(map(id, parameters.values())) <= set(map(id, known.values())):
+            self._pool.leave_out(
+                self._loop.step + 1,
                 "parameters are trained that DistributedDataParallel does not average, since they were frozen or "
-                "another module when it was made. Wrap the model again, and make another Monitor"
+                "another module when it was made. Wrap the model again, and make another Monitor",
             )
             return False
-        self._trained(parameters)
-        self._window.clear()
-        self.history.leave_out(self._step + 1, "other parameters are trained than before: the window begins again")
+        self._listener = Listener(self._model, parameters, self._listener.norm, self._most, self._per)
+        self._pool.dependence = Dependence()
+        self._pool.window.clear()
+        self.history.leave_out(self._loop.step + 1, "other parameters are trained than before: the window begins again")
         return True
 
-    def _workers(self) -> int:
-        return 1 if self._exchange is None else self._exchange.workers
 
-    def _rank(self) -> int:
-        return 0 if self._exchange is None else torch.distributed.get_rank()
-
-    def _drop(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-        self._waiting, self._passes, self._step, self._asleep = None, [], -1, 0
-        if self._exchange is not None:
-            self._exchange.offer = None
-
-    def _leave_out(self, reason: str, quiet: str = "") -> None:
-        """No reading at this step: a reason in the history, and one warning per kind."""
-        reason = reason.rstrip(".")
-        new = self.history.leave_out(self._step + 1, reason or quiet)
-        if new and reason:
-            warnings.warn(f"Monitor: no reading at step {self._step + 1}: {reason}.", RuntimeWarning, stacklevel=2)
+def _read(*groups: Sequence[Tensor]) -> list[list[list[float]]]:
+    """All vectors of all groups, read by the host in one go."""
+    pieces = [one.view(-1).double() for group in groups for one in group]
+    read = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).tolist()
+    found: list[list[list[float]]] = []
+    start = 0
+    for group in groups:
+        found.append([])
+        for one in group:
+            found[-1].append(read[start : start + one.numel()])
+            start += one.numel()
+    return found
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -628,18 +523,6 @@ def _is_sharded(model: nn.Module) -> bool:
 
 def _text(error: Exception) -> str:
     return str(error) if isinstance(error, Unusable | ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _source(sums: StepSums, workers: int, micro_batches: int, last: BackwardPass) -> str:
-    if last.probed:
-        return "sign probe"
-    present = round(sums.workers)
-    of_workers = f"{workers} workers" if present == workers else f"{present} of {workers} workers"
-    parts = [of_workers] * (workers > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
-    if sums.cells_without_norms:
-        return " × ".join(parts)
-    unit = "examples" if last.watched.groups is None else "groups"
-    return f"{round(sums.used)} of {round(sums.examples)} {unit}" + "".join(f", {part}" for part in parts)
 
 
 def _named(error: Exception) -> Exception:

@@ -22,6 +22,8 @@ REQUIRED = object()
 def _entry(kind: type | tuple[type, ...], rule: str, holds: Callable[[Any], bool], missing: Any = REQUIRED) -> Any:
     """A field: its type and rule in a record, and its value if a record of an earlier version lacks it."""
     about = {"kind": kind, "rule": rule, "holds": holds, "missing": missing}
+    if isinstance(missing, dict):
+        return field(default_factory=dict, metadata=about)
     return field(metadata=about) if missing is REQUIRED else field(default=missing, metadata=about)
 
 
@@ -50,6 +52,7 @@ class Reading:
         group_size: examples per unit.
         missing: workers that had nothing at the last step.
         geometry: the norm of gradients: "euclidean" for SGD.
+        parts: part of the model → (B̂_D, low, high, lower confidence bound), if `Monitor(per=)` names parts.
     """
 
     step: int = _entry(int, "at least 0", lambda v: v >= 0)
@@ -72,6 +75,9 @@ class Reading:
     group_size: float = _entry(float, "at least 1", lambda v: 1 <= v < math.inf, 1.0)
     missing: int = _entry(int, "at least 0", lambda v: v >= 0, 0)
     geometry: str = _entry(str, "text", lambda _: True, "euclidean")
+    parts: Mapping[str, tuple[float, float, float, float]] = _entry(
+        dict, "four numbers for each name", lambda v: all(len(four) == 4 for four in v.values()), {}
+    )
 
     @classmethod
     def from_estimate(cls, estimate: BatchSizeEstimate, **taken: Any) -> Reading:
@@ -88,7 +94,7 @@ class Reading:
             "batch_size_bound", "low", "high", "lower_confidence_bound", "unbounded_above", "cannot_tell", "confidence",
             "population",
         )  # fmt: skip
-        return cls(**{name: getattr(estimate, name) for name in same}, **taken)
+        return cls(**{name: getattr(estimate, name) for name in same} | taken)
 
     @property
     def undefined(self) -> bool:
@@ -242,12 +248,18 @@ def checked(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: [_to_json(one) for one in four] for name, four in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"
     return value
 
 
 def _value(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    if kind is dict:
+        if not isinstance(value, dict) or not all(isinstance(four, list) for four in value.values()):
+            raise ValueError(f"a reading's {name} must be four numbers for each name; got {value!r}.")
+        return {part: tuple(_value(name, one, float) for one in four) for part, four in value.items()}
     if kind is float:
         if type(value) is float and math.isfinite(value):
             return value

@@ -2,7 +2,8 @@
 
 Gradients are averaged as without a monitor, to the last bit. At a due reduction the sums of a step follow in a small
 all-reduce of their own, after the last bucket. The norm of the averaged gradient is then taken locally, from
-gradients that are equal on all workers.
+gradients that are equal on all workers. A hook that makes something else of them (a mechanism, PowerSGD) is left to it:
+at a due reduction the plain gradients are averaged beside it, for their norm alone.
 """
 
 # No postponed annotations here: DistributedDataParallel looks at those of a hook.
@@ -21,12 +22,15 @@ Hook = Callable[[Any, Any], Any]
 
 def communication_hook(lockstep: Lockstep, inner: Hook | None) -> Hook:
     """The hook that counts, sends what is due, and averages as `inner` does, or as without a hook."""
+    plain = averages(inner)
 
     def with_monitor(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         lockstep.meet()
         due, last = lockstep.due, bucket.is_last()
         if due:
             lockstep.note(bucket.buffer())
+            if not plain:
+                lockstep.average_beside(bucket.buffer())
         future: torch.futures.Future[Tensor] = (
             _average(lockstep.group, bucket.buffer()) if inner is None else inner(state, bucket)
         )
@@ -60,15 +64,10 @@ def register(lockstep: Lockstep, inner: Hook | None, ddp: DistributedDataParalle
         ) from error
 
 
-def check_averages(inner: Hook | None) -> None:
-    """Refuse an inner hook after which the gradient is not known to be the workers' average."""
+def averages(inner: Hook | None) -> bool:
+    """Whether what an inner hook leaves in the gradients is known to be the workers' average."""
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: PLC0415 - slow to import
 
-    known = (None, default_hooks.allreduce_hook, default_hooks.fp16_compress_hook, default_hooks.bf16_compress_hook)
-    if inner not in known:
-        raise ValueError(
-            f"inner must average the workers' gradients: "
-            f"{', '.join(sorted(h.__name__ for h in known if h is not None))} of torch do; got "
-            f"{getattr(inner, '__name__', inner)}, after which the norm of the average is not known. Use one of these, "
-            "or no monitor on these workers."
-        )
+    return inner in (
+        None, default_hooks.allreduce_hook, default_hooks.fp16_compress_hook, default_hooks.bf16_compress_hook,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from variegrad.monitor.exchange.lockstep import Lockstep
-from variegrad.monitor.exchange.sums import PASSES, cell_sums
+from variegrad.monitor.exchange.sums import PASSES, TOTAL, cell_sums
 from variegrad.monitor.norms import sq_norm
 from variegrad.monitor.schedule import Schedule
 
@@ -108,7 +108,7 @@ class ShardedLockstep(Lockstep):
 
 
 def _with_total(sums: Tensor, shards: Tensor) -> Tensor:
-    sums[-1] = shards
+    sums[TOTAL] = shards
     return sums
 
 

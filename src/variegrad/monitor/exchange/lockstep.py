@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from variegrad.monitor.exchange.sums import StepSums, of_a_worker_that_did_not_watch
+from variegrad.monitor.exchange.sums import NUMBERS, StepSums, of_a_worker_that_did_not_watch
 from variegrad.monitor.norms import sq_norm
 from variegrad.monitor.schedule import Schedule
 
@@ -32,9 +32,10 @@ class Lockstep:
         schedule: which steps are due.
         accumulate: micro-batches of a step.
         group: the workers.
+        length: numbers of a message.
     """
 
-    def __init__(self, schedule: Schedule, accumulate: int, group: dist.ProcessGroup) -> None:
+    def __init__(self, schedule: Schedule, accumulate: int, group: dist.ProcessGroup, length: int = NUMBERS) -> None:
         self.group, self.workers = group, dist.get_world_size(group)
         self.offer: Callable[[], Tensor] | None = None
         """This worker's sums at the next reduction; None if it does not watch."""
@@ -42,7 +43,10 @@ class Lockstep:
         """Why no message is sent at all."""
         self.open = False
         """Whether a message of the pass that has just ended is still to come."""
-        self._schedule, self._accumulate = schedule, accumulate
+        self.beside: list[tuple[Tensor, dist.Work]] = []
+        """Averages of plain gradients, if another hook makes something else of them."""
+        self._beside_of = -1
+        self._schedule, self._accumulate, self._length = schedule, accumulate, length
         self._count = 0
         # Reductions of a step: one under no_sync, `accumulate` without; the first message tells which.
         self._period = 1
@@ -51,17 +55,28 @@ class Lockstep:
         self._unwatched: list[Tensor] = []
         self._key = f"variegrad/monitor/{next(_attached)}"
         self._met = False
-        settings = f"every={schedule.every}, warm_up={schedule.warm_up}, accumulate={accumulate}"
+        self._settings = f"every={schedule.every}, warm_up={schedule.warm_up}, accumulate={accumulate}"
+        self._settings += f", {length} numbers"
+        self._before = 0  # steps of the run before this process, if all workers say the same
         self._store = _store()
-        if self._store is not None:
-            self._store.set(f"{self._key}/{dist.get_rank()}", settings)
+        self._announce(0)
 
     @property
     def step(self) -> int:
         """The optimizer step that the next reduction belongs to, from 0."""
         if self._count and not self._period_known:
             self._learn_period()
-        return self._count // self._period
+        return self._before + self._count // self._period
+
+    def resume(self, step: int) -> bool:
+        """Go on from a step, if all workers do before their first reduction; whether it is not too late."""
+        if not self._met:
+            self._announce(step)
+        return not self._met
+
+    def _announce(self, before: int) -> None:
+        if self._store is not None:
+            self._store.set(f"{self._key}/{dist.get_rank()}", f"{self._settings}/{before}")
 
     @property
     def watched(self) -> bool:
@@ -78,10 +93,24 @@ class Lockstep:
         if self.offer is None:
             self._unwatched.append(sq_norm(local))
 
+    def average_beside(self, local: Tensor) -> None:
+        """Average plain gradients of a due reduction, of which an inner hook makes something else."""
+        if self._beside_of != self._count:
+            self.beside, self._beside_of = [], self._count
+        copy = (local.to_dense() if local.is_sparse else local).detach() * (1 / self.workers)
+        self.beside.append((copy, dist.all_reduce(copy, group=self.group, async_op=True)))
+
+    def sq_norm_of_beside(self) -> Tensor:
+        """‖·‖² of that average."""
+        averaged, self.beside = self.beside, []
+        for _, work in averaged:
+            work.wait()
+        return torch.stack([sq_norm(one) for one, _ in averaged]).sum()
+
     def send(self, device: torch.device) -> None:
         """Start the all-reduce of this worker's sums, or of zeros."""
         offer, self.offer = self.offer, None
-        local = of_a_worker_that_did_not_watch(self._unwatched, device) if offer is None else offer()
+        local = of_a_worker_that_did_not_watch(self._unwatched, device, self._length) if offer is None else offer()
         self._unwatched = []
         self._sent = local, dist.all_reduce(local, group=self.group, async_op=True)
 
@@ -119,15 +148,18 @@ class Lockstep:
                 "not all workers have attached a Monitor. Make one on every worker, and call attach on each"
             )
             return
-        found = {self._store.get(key).decode() for key in keys}
-        if len(found) > 1:
-            self.disagreement = f"the workers' monitors have different settings: {'; '.join(sorted(found))}"
+        found = {tuple(self._store.get(key).decode().split("/")) for key in keys}
+        settings = {one for one, _ in found}
+        if len(settings) > 1:
+            self.disagreement = f"the workers' monitors have different settings: {'; '.join(sorted(settings))}"
+        elif len(found) == 1:
+            self._before = int(next(iter(found))[1])
 
     def _learn_period(self) -> None:
         self._period_known = True
         if (message := self.take()) is None:
             return
-        sums = StepSums(*message.tolist())
+        sums = StepSums(*message[:NUMBERS].tolist())
         if sums.watchers and sums.passes == sums.watchers:  # one micro-batch each: every one of them is reduced
             self._period = self._accumulate
 

@@ -17,10 +17,10 @@ added over micro-batches, all-reduced over workers, and read once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +29,8 @@ from variegrad.shapes import Float
 
 # Weights of a mean are equal to the last bit; products with a loss scale may differ by rounding.
 EQUAL = 1e-5
+Rows = Tensor | slice | Sequence[int] | None
+"""Which examples were looked at; None for all."""
 
 
 class StepSums(NamedTuple):
@@ -55,8 +57,9 @@ class StepSums(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every gradient was finite."""
-        return all(map(math.isfinite, self))
+        """Whether every gradient was finite; W is only made if it is used."""
+        used = self if self.cells_without_norms else self._replace(sq_norms_of_sums=0.0)
+        return all(map(math.isfinite, used))
 
     @property
     def pairs(self) -> float:
@@ -71,7 +74,7 @@ class StepSums(NamedTuple):
     @property
     def cv2(self) -> float:
         """Squared coefficient of variation of ‖g_i‖² among the examples that were looked at; NaN if unknown."""
-        if self.cells_without_norms or self.used < 2 or not self.sum_sq_norms:
+        if self.cells_without_norms or self.used < 2 or not self.sum_fourth_powers:
             return math.nan
         mean = self.sum_sq_norms / self.examples
         return max(0.0, self.sum_fourth_powers / self.used / mean**2 - 1)
@@ -99,7 +102,76 @@ class StepSums(NamedTuple):
         return StepMoments(product, (self.sq_norms_of_sums - excess * product) / self.sq_weight)
 
 
-NUMBERS, PASSES = len(StepSums._fields), StepSums._fields.index("passes")
+NUMBERS, MEASURED = len(StepSums._fields), 8
+SQ_NORMS_OF_SUMS, SUM_SQ_NORMS, PASSES, _WORKERS, _WATCHERS, _UNWATCHED, TOTAL = map(
+    StepSums._fields.index,
+    ("sq_norms_of_sums", "sum_sq_norms", "passes", "workers", "watchers", "unwatched", "sq_norm_of_total"),
+)
+
+
+def measured(
+    weights: Float[Tensor, " b"],
+    sq_norm_of_sum: Float[Tensor, ""],
+    norms: Float[Tensor, " m"] | None = None,
+    rows: Rows = None,
+    probe: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, " 8"]:
+    """All that a cell needs of the device: Σ1, Σc, Σc², ‖Σcg‖², examples seen, Σc²‖g‖², Σc⁴‖g‖⁴, the probe."""
+    if weights.device.type == "cpu":  # as plain numbers: nothing waits there
+        c = weights.detach().numpy().astype(np.float64)
+        seen = c if rows is None else c[rows]
+        each = None if norms is None else norms.detach().numpy()
+        return torch.tensor(
+            [
+                np.count_nonzero(c), c.sum(), c.dot(c), float(sq_norm_of_sum.detach().numpy()), np.count_nonzero(seen),
+                0.0 if each is None else each.sum(), 0.0 if each is None else each.dot(each),
+                0.0 if probe is None else float(probe.detach().numpy()),
+            ],
+            dtype=torch.float64,
+        )  # fmt: skip
+    w = weights.double()
+    count, zero = torch.count_nonzero(w).double(), w.new_zeros(())
+    known = count if rows is None else torch.count_nonzero(w[rows]).double()
+    of_examples = [zero, zero] if norms is None else [norms.sum(), norms.dot(norms)]
+    parts = [count, w.sum(), w.dot(w), sq_norm_of_sum, known, *of_examples, zero if probe is None else probe]
+    return torch.stack(parts)
+
+
+def cell(
+    numbers: Sequence[Any], examples: int, *, normed: bool = False, probed: bool = False, scale_known: bool = True
+) -> list[Any]:
+    """The fields of `StepSums` of one cell, from what was `measured`.
+
+    Numbers are plain, or tensors of shape () that nobody waits for: there is no branch on any of them. `examples` is b,
+    those of weight zero included; c may be known only up to a factor that depends on b.
+    """
+    count, first, second, total, seen, norms, fourth, probe = numbers
+    some = count + (count == 0)
+    inside, known, used = total, count == 1, count
+    if normed:
+        inside, used = norms * (count / (seen + (seen == 0))), _where(seen > 0, seen, count)
+        inside, known = _where(seen > 0, inside, total), (seen > 0) | known
+    elif probed:
+        signed = max(2, examples - examples % 2)
+        inside = ((first / some) ** 2 * probe * (count * (count - 1) / signed) + total) / some
+        inside, known = _where(known, total, inside), (count == examples) | known  # a probe leaves no example out
+    live = _where(count > 0, 1.0, 0.0)
+    return [
+        count, count * count, first, second, first * first, count * second - first * first, total,
+        _where(known & (count > 0), inside, 0.0), fourth, used, _where(known, 0.0, live),
+        0.0 if scale_known else live, live, 1.0, 0.0, 0.0, 0.0, 0.0,
+    ]  # fmt: skip
+
+
+def _where(condition: Any, yes: Any, no: Any) -> Any:
+    return torch.where(condition, yes, no) if isinstance(condition, Tensor) else (yes if condition else no)
+
+
+def on_device(found: Float[Tensor, " k"], formula: Callable[[Sequence[Any]], list[Any]]) -> Float[Tensor, " numbers"]:
+    """A formula of what was measured, as a vector on its device."""
+    if found.device.type == "cpu":  # nothing waits there, and plain numbers are faster
+        return torch.tensor(formula(found.detach().numpy().tolist()), dtype=torch.float64)
+    return torch.stack([torch.as_tensor(n, dtype=torch.float64, device=found.device) for n in formula(found.unbind())])
 
 
 def cell_sums(
@@ -107,46 +179,13 @@ def cell_sums(
     sq_norm_of_sum: Float[Tensor, ""],
     *,
     norms: Float[Tensor, " m"] | None = None,
-    rows: Sequence[int] | None = None,
+    rows: Rows = None,
     probe: Float[Tensor, ""] | None = None,
     scale_known: bool = True,
 ) -> Float[Tensor, " numbers"]:
-    """The vector of one cell, on the device of its gradients.
-
-    Args:
-        weights: c_i as they arrived, zero for examples that do not count.
-        sq_norm_of_sum: ‖Σc_i g_i‖².
-        norms: c_i²‖g_i‖² of the examples that were looked at; None without.
-        rows: which these are; None for all.
-        probe: ‖Σε_i g_i‖² of a sign probe over all examples, unweighted; None without.
-        scale_known: whether c is known, and not only up to a factor that depends on b.
-
-    Returns:
-        The fields of `StepSums`.
-    """
-    w = weights.double()
-    count, first, second = torch.count_nonzero(w).double(), w.sum(), w.dot(w)
-    live, single = count > 0, count == 1
-    fourth = used = count
-    if norms is not None:
-        seen = count if rows is None else torch.count_nonzero(w[_indices(tuple(rows), w.device)]).double()
-        known, used, fourth = seen > 0, seen, norms.dot(norms)
-        inside = norms.sum() * (count / seen)
-    elif probe is not None:
-        signed = len(w) - len(w) % 2
-        known = count == len(w)  # a probe cannot leave examples out
-        inside = ((first / count).square() * probe * (count * (count - 1) / signed) + sq_norm_of_sum) / count
-    else:
-        known, inside = single, sq_norm_of_sum
-    inside = torch.where(single, sq_norm_of_sum, inside)
-    known = known | single
-    yes = live.double()
-    zero = torch.zeros_like(yes)
-    return torch.stack([
-        count, count * count, first, second, first * first, count * second - first * first, sq_norm_of_sum,
-        torch.where(known & live, inside, zero), fourth, torch.where(known, used, count),
-        (live & ~known).double(), zero if scale_known else yes, yes, torch.ones_like(yes), zero, zero, zero, zero,
-    ])  # fmt: skip
+    """The vector of one cell, on the device of its gradients: of c_i, ‖Σc_i g_i‖², and c_i²‖g_i‖² of some `rows`."""
+    how = {"normed": norms is not None, "probed": probe is not None, "scale_known": scale_known}
+    return on_device(measured(weights, sq_norm_of_sum, norms, rows, probe), lambda n: cell(n, len(weights), **how))
 
 
 def of_worker(cells: Sequence[Float[Tensor, " numbers"]]) -> Float[Tensor, " numbers"]:
@@ -156,24 +195,23 @@ def of_worker(cells: Sequence[Float[Tensor, " numbers"]]) -> Float[Tensor, " num
     return total
 
 
-def failed(device: torch.device) -> Float[Tensor, " numbers"]:
-    """A cell that could not be measured: NaN, so that all workers leave the step out together."""
-    return torch.full((NUMBERS,), math.nan, dtype=torch.float64, device=device)
-
-
-def of_a_worker_that_did_not_watch(sq_norms: Sequence[Tensor], device: torch.device) -> Float[Tensor, " numbers"]:
-    """Zeros, and how large its gradient was: not zero makes the step unusable, zero is a worker without examples."""
-    total = torch.zeros(NUMBERS, dtype=torch.float64, device=device)
-    if sq_norms:
-        total[_UNWATCHED] = torch.stack(list(sq_norms)).sum()
+def of_process(cells: Sequence[list[float]]) -> list[float]:
+    """The same of plain numbers, of a process that works alone."""
+    total = [math.fsum(column) if len(cells) > 1 else column[0] for column in zip(*cells, strict=True)]
+    total[_WORKERS], total[_WATCHERS] = float(total[0] > 0), 1.0
     return total
 
 
-SQ_NORMS_OF_SUMS = StepSums._fields.index("sq_norms_of_sums")
-_WORKERS, _WATCHERS = StepSums._fields.index("workers"), StepSums._fields.index("watchers")
-_UNWATCHED = StepSums._fields.index("unwatched")
+def failed(device: torch.device, length: int = 0) -> Float[Tensor, " numbers"]:
+    """A cell that could not be measured: NaN, so that all workers leave the step out together."""
+    return torch.full((length or NUMBERS,), math.nan, dtype=torch.float64, device=device)
 
 
-@lru_cache(maxsize=64)
-def _indices(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.long, device=device)
+def of_a_worker_that_did_not_watch(
+    sq_norms: Sequence[Tensor], device: torch.device, length: int = 0
+) -> Float[Tensor, " numbers"]:
+    """Zeros, and how large its gradient was: not zero makes the step unusable, zero is a worker without examples."""
+    total = torch.zeros(length or NUMBERS, dtype=torch.float64, device=device)
+    if sq_norms:
+        total[_UNWATCHED] = torch.stack(list(sq_norms)).sum()
+    return total

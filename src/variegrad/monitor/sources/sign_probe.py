@@ -20,13 +20,13 @@ from variegrad.per_example.state import left_as_found
 from variegrad.shapes import Float
 
 
-def probed_sq_norm(
+def probed_sq_norms(
     watched: Watched, model: nn.Module, parameters: Mapping[str, nn.Parameter], norm: Euclidean, *key: int
-) -> Float[Tensor, ""]:
-    """‖Σε_i∇f_i‖² of unweighted losses; signs are a function of the key, the graph is kept, the model left as found."""
+) -> dict[str, Float[Tensor, ""]]:
+    """‖Σε_i∇f_i‖² of unweighted losses by parameter; signs are a function of the key, the model is left as found."""
     signs = balanced_signs(watched.count, 0, *key)
     with left_as_found(model):
         losses = watched.per_example()
         found = gradients(losses, signs.to(losses), parameters.values(), hooks=True)
     pairs = zip(parameters, found, strict=True)
-    return torch.stack([norm.sq_norm(name, g) for name, g in pairs if g is not None]).sum()
+    return {name: norm.sq_norm(name, g) for name, g in pairs if g is not None}
