@@ -1,5 +1,7 @@
 """B_D in the norm of the optimizer in use: moments of √P·g by the slow loop, on every source that serves."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,8 @@ from torch import nn, optim
 from one_step import last, moments
 from reference import loop_gradients
 from variegrad import Monitor
+from variegrad.estimators.dual_norm import dual_norm_estimate, sum_of, terms_of_groups
+from variegrad.estimators.geometry import Sign, Spectral
 
 
 def net():
@@ -118,11 +122,58 @@ class Lion(optim.Optimizer):
         super().__init__(parameters, {"lr": 0.1, "betas": (0.9, 0.99)})
 
 
+class Muon(optim.Optimizer):
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+
+@pytest.mark.parametrize("accumulate", [1, 3, 8])
+@pytest.mark.parametrize(("make", "geometry"), [(SignSGD, Sign()), (Lion, Sign()), (Muon, Spectral())])
+def test_dual_norms_are_bracketed_from_the_folds_of_a_step(make, geometry, accumulate):
+    model, per = net(), -(-8 // accumulate)
+    monitor = Monitor(model, every=1, accumulate=accumulate, optimizer=make(model.parameters()))
+    covered = [name for name, p in model.named_parameters() if geometry.covers(p)]
+    steps = []
+    for step in range(3):
+        means, sizes = [], []
+        for micro in range(accumulate):
+            batch = data(10 * step + micro, 32)
+            rows = loop_gradients(model, losses, batch)
+            means += [{name: rows[name][f::per].mean(0) for name in covered} for f in range(per)]
+            sizes += [len(range(f, 32, per)) for f in range(per)]
+            per_example = losses(model, batch)
+            monitor.watch(per_example)
+            (per_example.mean() / accumulate).backward()
+        model.zero_grad()
+        steps += [terms_of_groups(geometry, torch.stack([m[name] for m in means]), sizes) for name in covered]
+    expected = dual_norm_estimate(sum_of(steps), geometry=geometry, count=32 * accumulate)
+    latest = monitor.latest
+    assert (latest.batch_size_bound, latest.high) == pytest.approx((expected.plug_in, expected.high), rel=1e-6)
+    assert latest.low == latest.lower_confidence_bound == pytest.approx(max(1, expected.low), rel=1e-6)
+    assert (latest.step, latest.first_step, latest.batch_size) == (3, 1, 32 * accumulate)
+    resumed = Monitor(model, every=1, accumulate=accumulate, optimizer=make(model.parameters()))
+    resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    assert resumed.state_dict()["window"] == monitor.state_dict()["window"]
+
+
+def test_a_dual_norm_leaves_the_training_alone():
+    model = net()
+    monitor = Monitor(model, every=1, optimizer=SignSGD(model.parameters()))
+    for watch in (False, True):
+        per_example = losses(model, data(0, 32))
+        if watch:
+            monitor.watch(per_example)
+        per_example.mean().backward()
+        found = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        kept = found if not watch else kept
+    assert all(map(torch.equal, kept, found))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (SignSGD, TypeError, "dual norm that is no inner product's"),
-        (Lion, TypeError, "dual norm that is no inner product's"),
+        (optim.LBFGS, TypeError, "LBFGS"),
         (lambda p: optim.Adam(list(p)[:2]), ValueError, "does not update parameter '2.weight'"),
     ],
 )

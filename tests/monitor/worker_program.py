@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from one_step import gram, moments
-from variegrad import Monitor
+from variegrad import DropConnect, MechanismHook, Monitor, Quantize
 from variegrad.monitor.exchange.sums import StepSums, cell_sums, of_worker
 
 rank, workers = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -23,6 +23,7 @@ out = Path(os.environ["OUT"])
 dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=workers)
 STEPS = 4
 HOOKS = {"fp16": default_hooks.fp16_compress_hook}
+MECHANISMS = {"mechanism": Quantize(), "mechanism_composed": DropConnect(0.5)}
 
 
 class WithUnused(nn.Module):
@@ -83,7 +84,15 @@ def train(watched):
     )
     monitor = Monitor(model, every=1, examples=64, accumulate=MICRO)
     inner = HOOKS.get(scenario)
-    if watched:
+    if scenario in MECHANISMS:
+        hook = MechanismHook(MECHANISMS[scenario], seed=1)
+        if not watched:
+            hook.register(ddp)
+        elif scenario == "mechanism":
+            monitor.attach(ddp, inner=hook)
+        else:
+            hook.register(ddp, wrapper=monitor.compose)
+    elif watched:
         monitor.attach(ddp, inner=inner)
     elif inner is not None:
         ddp.register_comm_hook(None, inner)
@@ -163,6 +172,8 @@ for scenario in sys.argv[1:]:
         "expected": expected, "skipped": monitor.state_dict()["skipped"],
         "skips_expected": int(scenario in ("nan", "scalar_unequal")),
         "collectives": counts["calls"], "collectives_without": plain["calls"], "steps": STEPS,
+        "beside": 0 if scenario not in MECHANISMS else (
+            STEPS * sum(4 * p.numel() for p in make().parameters())),
         "more_bytes": counts["numbers"] - plain["numbers"], "gradients_as_without": same,
     }  # fmt: skip
     monitor.close()

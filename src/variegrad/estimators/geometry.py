@@ -182,9 +182,9 @@ class Spectral(DualNorm):
 Geometry = Euclidean | Preconditioned | DualNorm
 
 # By the name of the class, its bases included: Lion, Signum and Muon are in many libraries.
-_SIGN = {"signsgd", "signum", "lion"}
-_SPECTRAL = {"muon"}
-_EUCLIDEAN = {"sgd", "asgd"}
+SIGN_METHODS = {"signsgd", "signum", "lion"}
+SPECTRAL_METHODS = {"muon"}
+EUCLIDEAN_METHODS = {"sgd", "asgd"}
 
 
 def geometry_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Geometry]:
@@ -209,11 +209,11 @@ def geometry_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Pa
     adaptive: list[str] = []
     for group in optimizer.param_groups:
         ours = [names[p] for p in group["params"] if p in names]
-        if group.get("use_muon", bool(kinds & _SPECTRAL) and "use_muon" not in group):
+        if group.get("use_muon", bool(kinds & SPECTRAL_METHODS) and "use_muon" not in group):
             found |= dict.fromkeys(ours, spectral)
-        elif kinds & _SIGN:
+        elif kinds & SIGN_METHODS:
             found |= dict.fromkeys(ours, sign)
-        elif kinds & _EUCLIDEAN:
+        elif kinds & EUCLIDEAN_METHODS:
             found |= dict.fromkeys(ours, plain)
         else:
             adaptive += ours

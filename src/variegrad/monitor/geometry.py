@@ -2,8 +2,8 @@
 
 Steps w − γP·g obey the paper's Lemma 1 for √P·g (`estimators.preconditioner`), P = 1/(√v̂ + ε). v̂ is read between the
 forward and the optimizer's step: it does not know the gradients that are measured with it. Before the optimizer's first
-step there is none, and no reading. Signs and Muon have a dual norm that is no inner product's: the formulas of
-micro-batches and workers do not hold for it, and it is refused here (`estimate(geometry=)` bounds it from one batch).
+step there is none, and no reading. Sign methods and Muon have a dual norm that is no inner product's, for which the
+formulas of micro-batches and workers do not hold: `sources.folds` measures it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from variegrad.estimators.geometry import DualNorm, geometry_of
+from variegrad.estimators.geometry import (
+    EUCLIDEAN_METHODS,
+    SIGN_METHODS,
+    SPECTRAL_METHODS,
+    DualNorm,
+    Sign,
+    Spectral,
+)
 from variegrad.estimators.preconditioner import second_moment
 from variegrad.monitor.norms import Euclidean, sq_norm
 
@@ -69,7 +76,7 @@ def norm_of(optimizer: Optimizer | None, model: nn.Module, parameters: Mapping[s
         An object with `name`, `sq_norm(name, gradient)` and `exact_for_examples`.
 
     Raises:
-        TypeError: if the optimizer's geometry is not known, or is no inner product's.
+        TypeError: if the optimizer's geometry is not known.
         ValueError: if some trained parameters are not the optimizer's.
     """
     inside: Any = getattr(optimizer, "optimizer", optimizer)  # as Accelerate wraps it
@@ -82,17 +89,30 @@ def norm_of(optimizer: Optimizer | None, model: nn.Module, parameters: Mapping[s
             f"optimizer: it does not update parameter {left[0]!r}, which is trained. Pass the optimizer of all trained "
             "parameters, or freeze the others."
         )
-    kind = type(inside).__name__
     adaptive = any("eps" in group and ("betas" in group or "alpha" in group or "lr_decay" in group)
                    for group in inside.param_groups)  # fmt: skip
-    muon = any(group.get("use_muon") for group in inside.param_groups) or "muon" in kind.lower()
-    if adaptive and not muon and "lion" not in kind.lower():
+    if adaptive:
         return Preconditioned(inside, model)
-    found = set(map(type, geometry_of(inside, parameters).values()))
-    if any(issubclass(each, DualNorm) for each in found):
+    if not {base.__name__.lower() for base in type(inside).__mro__} & EUCLIDEAN_METHODS:
         raise TypeError(
-            f"optimizer: steps of {kind} descend in a dual norm that is no inner product's, for which readings of "
-            "micro-batches, workers or signs do not hold. Leave optimizer= out for the Euclidean bound, or bound it "
-            "from one batch: variegrad.estimate(model, losses, batch, geometry=Sign()) or Spectral()."
+            f"optimizer: the norm in which {type(inside).__name__} descends is not known; those of SGD, Adam and its "
+            "relatives, of sign methods and of Muon are. Leave optimizer= out for the Euclidean bound."
         )
     return Euclidean()
+
+
+def dual_norms(optimizer: Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> dict[str, DualNorm]:
+    """The parameters that a sign method or Muon updates, by name, each with its norm; empty for other optimizers."""
+    inside: Any = getattr(optimizer, "optimizer", optimizer)
+    if inside is None:
+        return {}
+    names = {parameter: name for name, parameter in parameters.items()}
+    kinds = {base.__name__.lower() for base in type(inside).__mro__}
+    found: dict[str, DualNorm] = {}
+    for group in inside.param_groups:
+        geometry: DualNorm | None = Sign() if kinds & SIGN_METHODS else None
+        if group.get("use_muon", bool(kinds & SPECTRAL_METHODS) and "use_muon" not in group):
+            geometry = Spectral()
+        if geometry is not None:
+            found |= {names[p]: geometry for p in group["params"] if p in names and geometry.covers(p)}
+    return found

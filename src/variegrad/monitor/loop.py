@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from variegrad.monitor.backward_pass import BackwardPass
@@ -29,7 +31,7 @@ class Loop:
         """So many calls need no look."""
         self.step = -1
         """That is looked at, from 0."""
-        self.passes: list[BackwardPass] = []
+        self.passes: list[Any] = []
         """Of this step's micro-batches, those that have ended."""
         self.waiting: BackwardPass | None = None
         """That has not."""

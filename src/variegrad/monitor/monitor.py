@@ -24,14 +24,16 @@ from variegrad.monitor.backward_pass import BackwardPass, Unusable
 from variegrad.monitor.dependence import Dependence
 from variegrad.monitor.exchange.lockstep import Lockstep
 from variegrad.monitor.exchange.sums import MEASURED, NUMBERS, TOTAL, StepSums, failed, of_process, of_worker
-from variegrad.monitor.geometry import norm_of
+from variegrad.monitor.geometry import dual_norms, norm_of
 from variegrad.monitor.history import History
 from variegrad.monitor.listener import Listener
 from variegrad.monitor.loop import FOR_EVER, Loop
 from variegrad.monitor.loss import Watched, watched
+from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.pool import Pool
 from variegrad.monitor.reading import Reading
 from variegrad.monitor.schedule import Schedule
+from variegrad.monitor.sources.folds import Folds
 from variegrad.monitor.summary import Summary, summarize
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.per_example.graph import awaits_first_pass
@@ -67,7 +69,8 @@ class Monitor:
             chunks of a document) and groups are what is drawn independently; B_D is then in groups.
         unit: what to call the unit that is counted; by default "examples", or "groups".
         optimizer: measure in the norm in which it descends: of Adam and its relatives the preconditioned one, from
-            micro-batches, workers or a sign probe; of SGD the Euclidean one, as without it.
+            micro-batches, workers or a sign probe; of sign methods and Muon the dual norm, as a bracket from 8 folds
+            of a step (8 further backward passes on a watched one); of SGD the Euclidean one, as without it.
         per: parameter name → part of the model, such as `vg.estimators.by_layer`: `Reading.parts` then has the bound
             of each part, from the same pass.
         on_reading: called with each reading, after the backward pass of its step.
@@ -75,7 +78,7 @@ class Monitor:
         confidence: nominal level of the interval.
 
     Raises:
-        TypeError: if the model is no module, or the optimizer's norm is no inner product's (signs, Muon).
+        TypeError: if the model is no module, or the optimizer's norm is not known.
         ValueError: if a number is out of its range, or the model has nothing to train.
     """
 
@@ -113,7 +116,14 @@ class Monitor:
         self._started = False
         self._most, self._per = examples, per
         parameters = trained_parameters(self._model)
-        self._listener = Listener(self._model, parameters, norm_of(optimizer, self._model, parameters), examples, per)
+        duals = dual_norms(optimizer, parameters)
+        norm = Euclidean() if duals else norm_of(optimizer, self._model, parameters)
+        self._listener = Listener(self._model, parameters, norm, examples, per)
+        self._folds = None
+        if duals:
+            if groups is not None or per is not None:
+                raise ValueError("optimizer: in the norm of a sign method or Muon there are no groups= and no per=.")
+            self._folds = Folds(self._model, duals, parameters, accumulate, self._pool.window.size)
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
 
@@ -184,6 +194,12 @@ class Monitor:
             ValueError: if the wrapper has a hook already or wraps another model; if a sharded model cannot be
                 listened to; if parts, or another norm than the Euclidean, are to be read beside such a hook.
         """
+        if self._folds is not None:
+            raise ValueError(
+                "attach: the bound of a sign method or Muon is not read of several workers. Leave optimizer= out for "
+                "the Euclidean bound, or bound it from one batch: variegrad.estimate(model, losses, batch, "
+                "geometry=Sign()) or Spectral()."
+            )
         if unwrap(model) is not self._model:
             raise ValueError("attach: the model must be the one that the Monitor was made with, or wrap it.")
         if isinstance(model, DistributedDataParallel):
@@ -260,7 +276,7 @@ class Monitor:
             "calls": self._loop.state(),
             "skipped": self._pool.skipped,
             "spread": self._listener.examples.spread,
-            "window": self._pool.window.state(),
+            "window": self._pool.window.state() if self._folds is None else self._folds.state(),
             "history": self.history.state_dict(),
         }
 
@@ -278,7 +294,7 @@ class Monitor:
         """
         if state.keys() - {"spread"} != {"calls", "skipped", "window", "history"}:
             raise ValueError(f"state must be what Monitor.state_dict() returned; got the keys {sorted(state)}.")
-        self._pool.window.load(state["window"])
+        (self._pool.window if self._folds is None else self._folds).load(state["window"])
         self.history.load_state_dict(state["history"])
         self._pool.skipped = int(state["skipped"])
         self._listener.examples.spread = float(state.get("spread", 1.0))
@@ -314,10 +330,29 @@ class Monitor:
             return
         if loop.exchange is not None and awaits_first_pass(found.graph):
             return
+        self._started = True
+        if self._folds is not None:
+            self._fold(self._folds, found)
+            return
         loop.waiting = self._listener.listen(found, loop, self._ended)
         if loop.waiting is not None and loop.exchange is not None:
             loop.exchange.offer = self._offer
-        self._started = True
+
+    def _fold(self, folds: Folds, found: Watched) -> None:
+        loop, pool = self._loop, self._pool
+        if found.coupled:
+            raise ValueError(found.coupled)
+        folds.add(found, len(loop.passes))
+        loop.passes.append(found)
+        if len(loop.passes) == loop.accumulate:
+            loop.ends()
+            loop.passes = []
+            reading = folds.reading(loop, unit=pool.unit or "examples", **pool.common)
+            if reading is None:
+                pool.skipped += 1
+                pool.leave_out(loop.number, "", quiet="gradients were not finite")
+            else:
+                pool.tell(reading)
 
     def _found(self, loss: Tensor, output: object, groups: object) -> Watched | None:
         """What is watched, of the parameters that are trained now; None if they are not known."""
@@ -386,12 +421,13 @@ class Monitor:
         loop, pool, listener = self._loop, self._pool, self._listener
         passes = loop.passes
         alone = message is None
+        beside = loop.exchange is not None and bool(loop.exchange.beside)  # .grad holds what another hook made
         measured, totals, dirty, errors, sketch = _read(
             [one.numbers() for one in passes] if message is None else [message],
             [] if loop.sharded or (alone and loop.cells == 1) else [self._sq_norms_of_total()],
             [torch.as_tensor(one.dirty) for one in passes if one.dirty is not False],
             [one.errors for one in passes if one.errors is not None],
-            [] if pool.dependence.done or loop.sharded else [pool.dependence.sketch(listener.parameters)],
+            [] if pool.dependence.done or loop.sharded or beside else [pool.dependence.sketch(listener.parameters)],
         )
         held, wrong = iter(dirty), iter(errors)
         began_with = [next(held)[0] if one.dirty is not False else 0.0 for one in passes]

@@ -35,7 +35,8 @@ class Pool:
         self.history, self.window = history, Window(window)
         self.dependence = Dependence()
         self.skipped = 0
-        self._population, self._confidence, self._unit, self._on_reading = population, confidence, unit, on_reading
+        self.unit = unit
+        self._population, self._confidence, self._on_reading = population, confidence, on_reading
         self._taken: dict[str, Any] = {}
 
     def add(
@@ -71,8 +72,7 @@ class Pool:
             "examples": round(sums.used),
             "batch_size": round(sums.examples),
             "source": _source(sums, workers, 1 if loop.sharded else loop.accumulate, last),
-            "skipped": self.skipped,
-            "unit": self._unit or ("examples" if groups is None else "groups"),
+            "unit": self.unit or ("examples" if groups is None else "groups"),
             "group_size": last.watched.examples / last.watched.count if last.watched.count else 1.0,
             "missing": workers - round(sums.workers),
             "geometry": last.plan.norm.name,
@@ -83,6 +83,11 @@ class Pool:
             bounds[part] = (one.batch_size_bound, one.low, one.high, one.lower_confidence_bound)
         self.tell(self._reading(bounds))
         return sums
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every reading says."""
+        return {"confidence": self._confidence, "population": self._population, "skipped": self.skipped}
 
     def average(self) -> Reading | None:
         """B_D on average over all steps that are kept; None before the first."""
@@ -113,9 +118,8 @@ class Pool:
             first_step=steps[0].step,
             usual_batch_size=usual_batch_size(steps),
             pooled_steps=len(steps),
-            confidence=self._confidence,
-            population=self._population,
             parts=parts,
+            **self.common,
             **self._taken,
         )
 

@@ -56,6 +56,9 @@ def _average(group: dist.ProcessGroup, tensor: Tensor) -> torch.futures.Future[T
 def register(lockstep: Lockstep, inner: Hook | None, ddp: DistributedDataParallel, state: Any) -> None:
     """Register the hook, once; ValueError if the wrapper has another."""
     try:
+        if inner is not None and hasattr(inner, "register"):  # a MechanismHook is to know its model
+            inner.register(ddp, wrapper=lambda hook: communication_hook(lockstep, hook))
+            return
         ddp.register_comm_hook(state, communication_hook(lockstep, inner))
     except RuntimeError as error:
         raise ValueError(
