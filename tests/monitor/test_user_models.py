@@ -94,3 +94,38 @@ def test_micro_batches_divided_by_the_tokens_of_the_whole_step(kind):
     assert found[0] / found[1] == pytest.approx(expected[0] / expected[1], rel=1e-6)
     assert monitor.latest.batch_size == 12
     assert monitor.latest.source.endswith("2 micro-batches")
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 3, 4, dtype=torch.cdouble) * 0.3)
+
+    def forward(self, x):
+        modes = torch.fft.rfft(x)
+        out = torch.zeros_like(modes)
+        out[..., :4] = torch.einsum("bix,iox->box", modes[..., :4], self.w)
+        return torch.fft.irfft(out, n=x.shape[-1])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_complex_weights_are_pairs_of_real_ones(accumulate):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 3, 1), Complex(), nn.Conv1d(3, 1, 1)).double()
+    monitor = Monitor(model, every=1, accumulate=accumulate, examples=64)
+    for _ in range(2):
+        sums = []
+        for _ in range(accumulate):
+            x, y = torch.randn(6, 1, 16).double(), torch.randn(6, 1, 16).double()
+            losses = (model(x) - y).square().mean((1, 2))
+            found = torch.autograd.grad(losses.sum(), list(model.parameters()), retain_graph=True)
+            sums.append(torch.cat([torch.view_as_real(g + 0j).flatten() for g in found]))
+            monitor.watch(losses)
+            (losses.mean() / accumulate).backward()
+        model.zero_grad()
+        if accumulate == 1:  # no rule serves a complex weight
+            assert monitor.latest.source == "sign probe"
+            continue
+        within = sum(float(s.square().sum()) for s in sums)
+        product = (float(sum(sums).square().sum()) - within) / (2 * 6**2)
+        assert last(monitor) == pytest.approx((product, (within - 60 * product) / 12), rel=1e-8)

@@ -7,6 +7,7 @@ refusal, not in a wrong number: Monitor checks that the loss depends on the para
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,8 +58,7 @@ class StepOutputs:
             count: how many examples there are, if that is known: outputs of another first dimension do not count.
             whole: whether this micro-batch is part of a whole step; others are not watched.
 
-        Raises:
-            ValueError: at the first step, if nothing can be read from such a loss.
+        A loss from which nothing can be read is warned of once, and training goes on.
         """
         if not whole:
             self.forget()
@@ -67,12 +67,14 @@ class StepOutputs:
         self.forget()
         try:
             monitor.watch(loss, output=found or None)
-        except ValueError as error:
-            raise ValueError(
+        except ValueError as error:  # of the first step
+            said = (
                 f"BatchSizeMonitor cannot read this loss: {error if found else NO_OUTPUT} Or accumulate gradients over "
                 "several micro-batches, or train on several processes: the gradients of these are then compared. "
                 "Otherwise watch one loss per example yourself, with variegrad.Monitor."
-            ) from error
+            )
+            monitor.history.leave_out(1, said)
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
 
     def behind(self, loss: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """The outputs that a loss was computed from.

@@ -427,7 +427,9 @@ class Monitor:
             [] if loop.sharded or (alone and loop.cells == 1) else [self._sq_norms_of_total()],
             [torch.as_tensor(one.dirty) for one in passes if one.dirty is not False],
             [one.errors for one in passes if one.errors is not None],
-            [] if pool.dependence.done or loop.sharded or beside else [pool.dependence.sketch(listener.parameters)],
+            []
+            if pool.dependence.done or loop.sharded or beside
+            else [pool.dependence.numbers(listener.parameters, passes[-1].watched.losses)],
         )
         held, wrong = iter(dirty), iter(errors)
         began_with = [next(held)[0] if one.dirty is not False else 0.0 for one in passes]

@@ -125,8 +125,7 @@ class Pool:
 
     def _compare(self, sums: StepSums, mean_product: float, sketch: list[float], workers: int) -> None:
         if sketch and sums.weight:
-            factor = workers / sums.weight  # of the mean gradient
-            said = self.dependence.add(mean_product, [factor * value for value in sketch])
+            said = self.dependence.add(mean_product, workers / sums.weight, sketch)  # of the mean gradient
             if said:
                 warnings.warn(f"Monitor: {said}.", RuntimeWarning, stacklevel=2)
 
