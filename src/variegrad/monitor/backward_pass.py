@@ -24,6 +24,7 @@ from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
 from variegrad.monitor.sources.self_check import SelfCheck
 from variegrad.per_example.capture import Capture
+from variegrad.per_example.routing import out_of_order
 from variegrad.shapes import Float
 
 
@@ -68,6 +69,8 @@ class BackwardPass:
         """Whether `.grad` was not zero when the pass began."""
         self.errors: Tensor | None = None
         """Of the check."""
+        self.doubts: Tensor | None = None
+        """What this batch broke of what was known of the structure: each is one if so."""
         self.problem: Exception | None = None
         self._ended = ended
         self._arrived: dict[str, Tensor | None] = {}
@@ -128,7 +131,19 @@ class BackwardPass:
     def sums(self) -> Float[Tensor, " numbers"]:
         """The fields on the gradients' device; NaN if the check found an error."""
         found = on_device(self.numbers(), self.fields)
-        return found if self.errors is None else torch.where(self.errors.max() > 1, torch.nan, found)
+        for doubt in (self.errors, self.doubts):
+            found = found if doubt is None else torch.where(doubt.max() >= 1, torch.nan, found)
+        return found
+
+    def settle(self, doubts: Sequence[float]) -> bool:
+        """Learn what was broken, for later batches; whether something was."""
+        if not any(doubts):
+            return False
+        assert self.plan.capture is not None
+        known, names = self.plan.capture.known, [*(self.plan.capture.doubts or {})]
+        known.formed |= {name for name, broken in zip(names, doubts, strict=False) if broken}
+        known.routed = known.routed and not any(doubts[len(names) :])
+        return True
 
     def _start(self, gradients: tuple[Tensor | None, ...]) -> None:
         arrived = gradients[self.watched.root[1]]
@@ -203,6 +218,9 @@ class BackwardPass:
                 capture.known.leave_out(capture.late, capture.graph)
                 raise Unusable(f"how {sorted(capture.late)} are used changed from one batch to the next")
             norms = capture.sq_norms
+            order = out_of_order([capture.graph.order[k] for k in capture.known.in_order])
+            if flags := [*(capture.doubts or {}).values(), *order]:
+                self.doubts = torch.stack([flag.to(zero.device) for flag in flags]).double()
         if plan.check is not None:
             self.errors = plan.check.errors(norms)
         total = _sum([*arrived.values()], zero) if plan.whole else zero + math.nan

@@ -330,13 +330,13 @@ class Monitor:
             return
         if loop.exchange is not None and awaits_first_pass(found.graph):
             return
-        self._started = True
         if self._folds is not None:
             self._fold(self._folds, found)
-            return
-        loop.waiting = self._listener.listen(found, loop, self._ended)
+        else:
+            loop.waiting = self._listener.listen(found, loop, self._ended)
         if loop.waiting is not None and loop.exchange is not None:
             loop.exchange.offer = self._offer
+        self._started = True
 
     def _fold(self, folds: Folds, found: Watched) -> None:
         loop, pool = self._loop, self._pool
@@ -422,16 +422,17 @@ class Monitor:
         passes = loop.passes
         alone = message is None
         beside = loop.exchange is not None and bool(loop.exchange.beside)  # .grad holds what another hook made
-        measured, totals, dirty, errors, sketch = _read(
+        measured, totals, dirty, errors, doubts, sketch = _read(
             [one.numbers() for one in passes] if message is None else [message],
             [] if loop.sharded or (alone and loop.cells == 1) else [self._sq_norms_of_total()],
             [torch.as_tensor(one.dirty) for one in passes if one.dirty is not False],
             [one.errors for one in passes if one.errors is not None],
+            [one.doubts for one in passes if one.doubts is not None],
             []
             if pool.dependence.done or loop.sharded or beside
             else [pool.dependence.numbers(listener.parameters, passes[-1].watched.losses)],
         )
-        held, wrong = iter(dirty), iter(errors)
+        held, wrong, broken = iter(dirty), iter(errors), iter(doubts)
         began_with = [next(held)[0] if one.dirty is not False else 0.0 for one in passes]
         errors = [next(wrong) if one.errors is not None else [] for one in passes]
         if alone:
@@ -451,6 +452,10 @@ class Monitor:
             if (complaint := listener.learn(one, mine)) is not None:
                 self._complain(one, complaint)
         loop.passes = []
+        settled = [one.settle(next(broken)) for one in passes if one.doubts is not None]
+        if any(settled):
+            pool.leave_out(loop.number, "", quiet="a batch broke what was known of the model; it is known now")
+            return
         sums = pool.add(numbers, whole, passes[-1], loop, [] if any(began_with) or not sketch else sketch[0])
         if sums is not None:
             listener.examples.adapt(sums.cv2)

@@ -81,7 +81,7 @@ class Examples:
         if hooked is not None:  # nor this: a hook may be removed
             raise Refused(f"a hook changes the gradient of parameter {hooked!r} after the rules have seen it")
         known = self._known.get(key)
-        if known is not None and known.certain and known.fits(graph, watched.count):
+        if known is not None and _holds(known) and known.fits(graph, watched.count):
             return known
         try:
             known = self._learnt(watched)
@@ -127,7 +127,7 @@ class Examples:
         return None
 
     def _listener(self, watched: Watched, known: Knowledge, rows: list[int] | None) -> Capture:
-        return Capture(watched.graph, known, watched.count, self._engine.plan, examples=rows, totals=False)
+        return Capture(watched.graph, known, watched.count, self._engine.plan, examples=rows, totals=False, defer=True)
 
 
 def _unserved(known: Knowledge) -> str | None:
@@ -140,9 +140,14 @@ def _unserved(known: Knowledge) -> str | None:
         return f"parameter {name!r}: {why}"
     if known.dormant:
         return "a gate lets no gradient through yet"
-    if not known.certain:
+    if not _holds(known):
         return "whose row is whose would have to be measured anew for every batch of this model"
     return None
+
+
+def _holds(known: Knowledge) -> bool:
+    """Whether what was learned holds for every batch, or a batch that breaks it is noticed at its end."""
+    return known.routed and not known.dormant
 
 
 def _saves_tensors(node: Node) -> bool:

@@ -21,6 +21,7 @@ from variegrad.estimators.geometry import DualNorm, Sign
 from variegrad.monitor.loop import Loop
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.reading import Reading
+from variegrad.per_example.check import gradients
 from variegrad.per_example.evaluate import left_as_found
 
 
@@ -62,10 +63,8 @@ class Folds:
                 weights = torch.zeros_like(losses)
                 size = len(weights[fold :: self._folds])
                 weights[fold :: self._folds] = 1 / size
-                gradients: Sequence[Tensor | None] = torch.autograd.grad(
-                    [losses], list(self._parameters.values()), [weights], retain_graph=True, allow_unused=True
-                )
-                pairs = zip(self._parameters.items(), gradients, strict=True)
+                shown = gradients(losses, weights, self._parameters.values(), hooks=True)
+                pairs = zip(self._parameters.items(), shown, strict=True)
                 self._means.append({name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs})
                 self._sizes.append(size)
 
