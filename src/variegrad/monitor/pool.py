@@ -94,7 +94,7 @@ class Pool:
         return self._reading({}, whole=True) if len(self.window) and self._taken else None
 
     def tell(self, reading: Reading) -> None:
-        """Into the history, and to whom it is told."""
+        """Into the history, and to `on_reading`."""
         self.history.append(reading)
         if self._on_reading is not None:
             try:

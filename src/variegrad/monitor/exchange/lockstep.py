@@ -69,7 +69,7 @@ class Lockstep:
         return self._before + self._count // self._period
 
     def resume(self, step: int) -> bool:
-        """Go on from a step, if all workers do before their first reduction; whether it is not too late."""
+        """Continue at a step, if all workers do before their first reduction; whether it is not too late."""
         if not self._met:
             self._announce(step)
         return not self._met
