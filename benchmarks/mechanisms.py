@@ -14,12 +14,12 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -27,13 +27,15 @@ import torch
 from models import MODELS
 from overhead import losses_of_tiny, machine
 
+import report
 from variegrad import DropConnect, Langevin, MomentMatched, Quantize, backward
+from variegrad.mechanisms import masks
 
-HERE = Path(__file__).parent
 METHODS = {
     "plain": {},
     "Langevin, per example": {"mechanism": Langevin(0.01)},
     "DropConnect, per example, exact": {"mechanism": DropConnect(0.4)},
+    "DropConnect, per example, exact, numpy only": {"mechanism": DropConnect(0.4)},
     "Quantize, per example, exact": {"mechanism": Quantize()},
     "DropConnect, per worker": {"mechanism": DropConnect(0.4), "granularity": "worker"},
     "DropConnect, moment-matched (approximate)": {"mechanism": MomentMatched(DropConnect(0.4))},
@@ -42,6 +44,7 @@ METHODS = {
 BARS = {
     "Langevin, per example": (1.05, None),
     "DropConnect, per example, exact": (1.5, 1.3),
+    "DropConnect, per example, exact, numpy only": (2.2, 1.3),
     "Quantize, per example, exact": (1.6, 1.3),
     "DropConnect, per worker": (1.15, None),
     "DropConnect, moment-matched (approximate)": (1.8, None),
@@ -73,15 +76,17 @@ def build(model_name, size=None):
 
 def stepper(method, model, losses, batch):
     """One step of a method, a function of its number."""
-    settings = METHODS[method]
+    settings, fast = METHODS[method], masks.WORTH_COMPILING
 
     def plain(number):  # noqa: ARG001
         losses(model, batch).sum().backward()
         model.zero_grad(set_to_none=True)
 
     def drawn(number):
+        masks.WORTH_COMPILING = math.inf if "numpy only" in method else fast
         backward(model, losses, batch, samples_seen=number * len(batch[0]), **settings)
         model.zero_grad(set_to_none=True)
+        masks.WORTH_COMPILING = fast
 
     return drawn if settings else plain
 
@@ -149,14 +154,7 @@ def memory(model_name, method, size):
 
 def markdown(document):
     """The report's tables."""
-    host = document["machine"]
-    lines = [
-        f"# Cost of mechanisms, {document['date']}",
-        "",
-        f"{host['cpu']}, {host['cores']} cores, {host['threads']} threads; torch {host['versions']['torch']}; Python "
-        f"{host['python']}; commit {host['commit']}; `{document['command']}`; {document['repeats']} rounds.",
-        "",
-    ]
+    lines = [*report.first_lines("Cost of mechanisms", document), f"{document['repeats']} rounds.", ""]
     for name, table in document["times"].items():
         lines += [
             f"## {name}: {table['plain']['milliseconds']:.1f} ms a plain step",
@@ -199,11 +197,8 @@ def main():
         model_name, method, size = arguments.memory
         print(json.dumps(peak_memory(model_name, method, int(size))))
         return
-    document = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python benchmarks/mechanisms.py", *sys.argv[1:]]),
+    document = report.head("mechanisms", machine()) | {
         "repeats": arguments.repeats,
-        "machine": machine(),
         "times": {name: times(name, arguments.repeats) for name in arguments.models},
         "memory": {},
     }
@@ -214,12 +209,7 @@ def main():
         }
     print(markdown(document))
     if not arguments.no_report:
-        stem = HERE / "reports" / f"mechanisms-{document['date']}"
-        for suffix, text in ((".json", json.dumps(document, indent=1) + "\n"), (".md", markdown(document))):
-            partial = stem.with_suffix(suffix + ".partial")
-            partial.write_text(text)
-            partial.replace(stem.with_suffix(suffix))
-        print(f"report: {stem}.md")
+        report.write("mechanisms", document, markdown(document))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from variegrad.distributed.workers import World
-from variegrad.mechanisms.finite import finite
-from variegrad.shapes import Bool, Float
+from variegrad.mechanisms.finite import total
+from variegrad.shapes import Float
 
 FIRST_BYTES = 2**20  # the first bucket is small, so that sending begins early
 BYTES = 25 * 2**20
@@ -49,6 +49,14 @@ class Exchange:
         self._buckets, self._tail = _buckets(self.parameters) if world.size > 1 else ([], torch.zeros(0))
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.places}
         self._sent = 0
+        self._sending = False
+        self._hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     @contextmanager
     def overlapped(self) -> Iterator[None]:
@@ -57,13 +65,11 @@ class Exchange:
         Yields:
             Nothing.
         """
-        # Hooks that outlive their block would fire in somebody else's backward pass.
-        hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
+        self._sending = True
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._sending = False
 
     def begin(self) -> None:
         """Begin a step: gradients of an earlier one are forgotten."""
@@ -75,6 +81,8 @@ class Exchange:
         self._sent = 0
 
     def _arrived(self, parameter: nn.Parameter) -> None:
+        if not self._sending:  # somebody else's backward pass
+            return
         bucket = self._bucket_of[parameter]
         if parameter not in bucket.waiting:
             raise RuntimeError(
@@ -127,18 +135,18 @@ class Exchange:
         """
         return (self._tail.real if self._tail.is_complex() else self._tail).double()
 
-    def finite(self, sums: Sequence[Tensor | None]) -> Bool[Tensor, ""]:
-        """Whether every number of the sums is finite: the same answer on all workers, who have the same sums.
+    def total(self, sums: Sequence[Tensor | None]) -> Float[Tensor, ""]:
+        """A number that is not finite if one of the sums is not: the same on all workers, who have the same sums.
 
         Args:
             sums: what `sums` returned, or sums that were made elsewhere.
 
         Returns:
-            One Boolean, on the device.
+            Float64, on the device; it may overflow although all are finite.
         """
         flat = [bucket.gradients for bucket in self._buckets if bucket.work is not None]  # none where nothing was sent
-        flags = [finite(part) for part in flat or [each for each in sums if each is not None]]
-        return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool)
+        totals = [total(part) for part in flat or [each for each in sums if each is not None]]
+        return torch.stack(totals).sum() if totals else torch.zeros((), dtype=torch.float64)
 
     def sums(self) -> list[Tensor | None]:
         """Σ over workers of each parameter's gradient, once all have come; `.grad` is left empty.

@@ -92,7 +92,8 @@ def backward(
     refuse_settings(mechanism, granularity, seed, samples_seen if step is None else step, worker)
     model = unwrap(model)
     parameters = trained_parameters(model)
-    per_example = evaluate(model, losses, batch)
+    apart = mechanism is not None and takes_examples_apart(mechanism, granularity)
+    per_example = evaluate(model, losses, batch, apart=apart)
     count = len(per_example)
     places, whole = _placed(positions, total, count, mechanism)
     if step is not None:
@@ -325,6 +326,19 @@ def _without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechani
     if mechanism.adds_noise:
         return None, [*noise, mechanism]
     return mechanism, noise
+
+
+def takes_examples_apart(mechanism: Mechanism, granularity: str) -> bool:
+    """Whether a mechanism meets each example's gradient, so that a sum does not do.
+
+    Args:
+        mechanism: m.
+        granularity: "example" or "worker".
+
+    Returns:
+        False for one draw per worker, and for noise alone.
+    """
+    return granularity == "example" and _without_noise(mechanism)[0] is not None
 
 
 def add_to_grad(totals: Totals, parameters: Mapping[str, nn.Parameter]) -> None:

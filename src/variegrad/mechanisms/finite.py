@@ -30,6 +30,25 @@ def finite(values: Tensor) -> Bool[Tensor, ""]:
     return low.isfinite() & high.isfinite()
 
 
+def total(values: Tensor) -> Float[Tensor, ""]:
+    """Σ of the values: not finite if one of them is not, for half of what `finite` costs; left on the device.
+
+    Args:
+        values: of any type and shape, dense or sparse.
+
+    Returns:
+        One number in float64. It may overflow although all are finite: ask `finite` then.
+    """
+    values = values.detach()
+    if values.is_sparse:
+        values = values.coalesce().values()
+    if values.is_complex():
+        values = torch.view_as_real(values)
+    if values.dtype in (torch.float16, torch.bfloat16):
+        return values.sum(dtype=torch.float32).double()
+    return values.sum().double()
+
+
 def finite_rows(rows: Float[Tensor, "t ..."]) -> Bool[Tensor, " t"]:
     """Whether every number of each row is finite, left on the device.
 

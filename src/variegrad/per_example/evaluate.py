@@ -48,15 +48,20 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def evaluate(model: nn.Module, losses: Losses, batch: Batch, *, read: bool = True) -> Float[Tensor, " b"]:
-    """`losses(model, batch)`, checked: one finite (asked only if `read`), differentiable loss for each example."""
+def evaluate(
+    model: nn.Module, losses: Losses, batch: Batch, *, read: bool = True, apart: bool = True
+) -> Float[Tensor, " b"]:
+    """`losses(model, batch)`, checked: one finite (asked only if `read`), differentiable loss for each example.
+
+    Unless only their sum is differentiated (`apart` is False), layers are run so that examples can be told apart.
+    """
     if isinstance(losses, nn.Module):
         raise TypeError(
             f"losses must be a function losses(model, batch) → (b,); got the module {type(losses).__name__}. Write, "
             "for batches (x, y): losses = lambda model, batch: criterion(model(batch[0]), batch[1]), with "
             "reduction='none' in the criterion."
         )
-    with torch.enable_grad(), _eager(), unfused(model):
+    with torch.enable_grad(), _eager() if apart else nullcontext(), unfused(model) if apart else nullcontext():
         try:
             per_example = losses(model, batch)
         except TypeError as error:

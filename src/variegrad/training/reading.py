@@ -114,7 +114,7 @@ class _Keyed(Dataset[Any]):
             The batch.
         """
         if self.columns is not None:
-            return tuple(column[indices] for column in self.columns)
+            return tuple(column.index_select(0, indices) for column in self.columns)
         wanted = indices.tolist()
         # In a reader nobody else draws: what was left is what is found, and nobody misses it.
         before = _state() if self._left is None else self._left

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -225,8 +226,10 @@ def _updates(
     plan = partial(_planned, config, count, end, bound_every, start)
     parts = _parts(plan(), config, count, world)
     device = next(model.parameters()).device
-    with reader_processes(dataset, seed, parts, readers, collate_fn, pin_memory=device.type == "cuda") as read:
-        shared = SharedUpdate(model, losses, world, read, config.sampling, count, apply)
+    with (
+        reader_processes(dataset, seed, parts, readers, collate_fn, pin_memory=device.type == "cuda") as read,
+        closing(SharedUpdate(model, losses, world, read, config.sampling, count, apply)) as shared,
+    ):
         left_out = start.left_out
         for number, position, total, bound_is_due in plan():
             bound = None

@@ -6,6 +6,7 @@ takes part in the exchange and says so there: all workers end, skip or stop at t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from variegrad.distributed.exchange import Exchange
 from variegrad.distributed.packed_sum import packed_sum, packs
 from variegrad.distributed.workers import World
 from variegrad.keys import torch_draws
-from variegrad.mechanisms.backward import StepKey, add_to_grad, surrogates
+from variegrad.mechanisms.backward import StepKey, add_to_grad, surrogates, takes_examples_apart
 from variegrad.mechanisms.example_gradients import first_not_finite
 from variegrad.mechanisms.finite import FiniteChecks, finite
 from variegrad.per_example.evaluate import Losses, NotFinite, check_losses, evaluate, trained_parameters
@@ -56,12 +57,6 @@ class _Part:
     per_example: Tensor | None = None
     checks: FiniteChecks | None = None
 
-    def fine(self, device: torch.device) -> Tensor:
-        """Whether its losses and what a mechanism made are finite, on the device."""
-        flags = [] if self.per_example is None else [finite(self.per_example)]
-        flags += [] if self.checks is None or (all_hold := self.checks.all()) is None else [all_hold]
-        return torch.stack(flags).all() if flags else torch.ones((), dtype=torch.bool, device=device)
-
 
 class SharedUpdate:
     """Makes updates of one model.
@@ -85,6 +80,10 @@ class SharedUpdate:
         self.weights = trained_parameters(model)
         self.device = next(iter(self.weights.values())).device
         self.exchange = Exchange(list(self.weights.values()), world)
+
+    def close(self) -> None:
+        """Leave the model's parameters as they were found, without hooks."""
+        self.exchange.close()
 
     def make(self, config: TrainConfig, position: int, total: int, number: int, left_out: int) -> Outcome:
         """Make one update.
@@ -134,8 +133,7 @@ class SharedUpdate:
         except Exception as error:  # noqa: BLE001 - the user's code; the others must hear of it before this worker ends
             failure = error
         clock.append(time.perf_counter())
-        fine = part.fine(self.device)
-        votes = self._votes(part, fine, failure)
+        own, votes = self._votes(part, failure)
         packed = self._packed_sums(config, failure, position)
         if packed is None:
             self.exchange.send_rest(votes)
@@ -145,14 +143,14 @@ class SharedUpdate:
             sums, votes = packed, votes.double()
             self.world.wait(self.world.start_sum(votes))
         clock.append(time.perf_counter())
-        whole = self.exchange.finite(sums)
+        whole = self.exchange.total(sums).to(votes.device).reshape(1)
         # The one read of a step: everything before it was left on the device.
-        high, low, not_finite, failed, stop, fine_here, finite = torch.cat(
-            [votes, torch.stack([fine, whole.to(fine.device)]).double().to(votes.device)]
-        ).tolist()
-        if not fine_here and failure is None:
+        high, low, not_finite, failed, stop, *here, whole_sum = torch.cat([votes, own.to(votes.device), whole]).tolist()
+        if failure is None and not (math.isfinite(here[0]) and here[1]):
             failure = self._named(part, NotFinite("a loss or gradient is not finite."))
-        if not failed and not finite:
+        if not math.isfinite(high + low):  # of all workers: all see it
+            not_finite, failed = not_finite + 1, failed + 1
+        if not failed and not math.isfinite(whole_sum) and not all(bool(finite(s)) for s in sums if s is not None):
             failure = NotFinite("the sum of the gradients is not finite although every loss is.")
             not_finite = failed = self.world.size
         skip = bool(failed and failed == not_finite and config.when_not_finite.skips(number + 1, left_out))
@@ -169,14 +167,16 @@ class SharedUpdate:
 
     def _add_gradients(self, config: TrainConfig, part: _Part, share: range, total: int, position: int) -> None:
         """Leave this worker's sum in `.grad`, or on its way to the others."""
-        per_example = evaluate(self.model, self.losses, part.batch, read=False)
+        mechanism = config.mechanism
+        apart = mechanism is not None and takes_examples_apart(mechanism, config.granularity)
+        per_example = evaluate(self.model, self.losses, part.batch, read=False, apart=apart)
         if len(per_example) != len(share):
             raise ValueError(
                 "losses(model, batch) must return one loss per example; "
                 f"got {len(per_example)} losses for a batch of {len(share)} examples."
             )
         part.per_example = per_example.detach()
-        if config.mechanism is None:
+        if mechanism is None:
             with self.exchange.overlapped():
                 per_example.sum().backward()
             return
@@ -184,19 +184,28 @@ class SharedUpdate:
         active = (self.world.rank, self.world.size) if total >= self.world.size else (share.start, total)
         key = StepKey(config.seed, position, share, total, self.world.rank, active)
         totals, part.checks = surrogates(
-            config.mechanism, config.granularity, self.model, self.losses, part.batch, per_example, key
+            mechanism, config.granularity, self.model, self.losses, part.batch, per_example, key
         )
         add_to_grad(totals, self.weights)
 
-    def _votes(self, part: _Part, fine: Tensor, failure: Exception | None) -> Tensor:
-        """This worker's numbers: Σf in two parts, since it may travel in float32; not finite, failed, stop."""
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        loss = zero if part.per_example is None else part.per_example.double().sum()
-        high = loss.float().double() if self.exchange.narrow else loss
-        bad = (~fine).double() if failure is None else zero
-        known = [isinstance(failure, NotFinite), failure is not None, self.world.stop_requested]
+    def _votes(self, part: _Part, failure: Exception | None) -> tuple[Tensor, Tensor]:
+        """Σf and whether all checks hold here; and this worker's votes.
+
+        They are Σf in two parts, since it may travel in float32 (it is not finite if a loss is not), and how many have
+        something that is not finite, have failed, and were asked to stop.
+        """
+        # Σf, whether the checks hold; Σf, 0, not finite, failed, stop.
+        known = [0.0, 1.0, 0.0, 0.0, isinstance(failure, NotFinite), failure is not None, self.world.stop_requested]
         said = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
-        return torch.stack([high, loss - high, said[0] + bad, said[1] + bad, said[2]])
+        own, votes = said[:2], said[2:]
+        if part.per_example is not None:
+            torch.sum(part.per_example, (0,), dtype=torch.float64, out=own[0])
+            votes[0] = own[0].float() if self.exchange.narrow else own[0]
+            votes[1] = own[0] - votes[0]
+        if part.checks is not None and failure is None and (all_hold := part.checks.all()) is not None:
+            own[1] = all_hold
+            votes[2:4] += ~all_hold
+        return own, votes
 
     def _named(self, part: _Part, found: NotFinite) -> NotFinite:
         """Which example or parameter is not finite on this worker: asked for only if one is."""
@@ -235,10 +244,10 @@ class SharedUpdate:
     def _end(self, failure: Exception | None, number: int, *, finite: bool) -> None:
         """Raise on every worker what happened on some."""
         if self.world.size == 1:
-            assert failure is not None
-            raise failure
+            raise failure or NotFinite("the sum of the losses overflows although every loss is finite.")
         said = self.world.first_words(None if failure is None else f"{type(failure).__name__}: {failure}")
-        assert said is not None  # a failure was voted for
+        if said is None:
+            raise NotFinite(f"update {number}: the sum of the losses overflows although every loss is finite.")
         first, text = said
         at = f"update {number}, worker {first} of {self.world.size}"
         kind = (ValueError if text.startswith("ValueError") else RuntimeError) if finite else NotFinite
