@@ -98,11 +98,11 @@ def fake(size):
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
 
 
-def seconds(size, parameters, vote_bytes=32):
-    """The model of one plain update's communication: a ring for the gradient, a tree for the vote."""
+def seconds(size, parameters):
+    """The model of one plain update's communication: a ring or a tree for the gradient and the votes behind it."""
     ring = 2 * (size - 1) * ALPHA + 2 * 4 * parameters * (size - 1) / size / BETA
     tree = 2 * math.ceil(math.log2(size)) * ALPHA + 2 * 4 * parameters / BETA
-    return min(ring, tree) + 2 * math.ceil(math.log2(size)) * (ALPHA + vote_bytes / BETA)
+    return min(ring, tree)
 
 
 def main():

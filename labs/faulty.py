@@ -42,11 +42,14 @@ class Plan:
 
     def here(self, point):
         """Send the signal if this is where, when and who."""
-        said = self.said
+        if self.meant(point) and self.update == self.said["update"]:
+            self.trace(self.said["signal"])
+            os.kill(os.getpid(), getattr(signal, self.said["signal"]))
+
+    def meant(self, point):
+        """Whether this process, in this attempt, is to be hit at the point."""
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if first and self.mine and said.get("point") == point and self.update == said["update"]:
-            self.trace(said["signal"])
-            os.kill(os.getpid(), getattr(signal, said["signal"]))
+        return first and self.mine and self.said.get("point") == point
 
     def second_call(self, point):
         """The first parameter of the update has passed here."""
@@ -85,7 +88,7 @@ def prepare(plan):
     write = save.tensors.write
 
     def half_written(file, arrays):
-        if plan.said.get("point") == "mid-checkpoint" and f"step-{plan.said['update']:09d}" in file.name:
+        if plan.meant("mid-checkpoint") and f"step-{plan.said['update']:09d}" in file.name:
             whole = io.BytesIO()
             write(whole, arrays)
             file.write(whole.getvalue()[: whole.tell() // 2])

@@ -539,3 +539,11 @@ def test_a_wrapped_model_is_refused():
 def test_settings_are_checked_before_the_first_record():
     with pytest.raises(ValueError, match="no examples"):
         train(model(), losses, dataset(0), TrainConfig(batch_size=1, step_size=1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_sixteen_bits_are_warned_of(dtype):
+    model = nn.Linear(4, 3).to(dtype)
+    data = TensorDataset(torch.randn(8, 4).to(dtype), torch.arange(8) % 3)
+    with pytest.warns(UserWarning, match="weights such as 'weight' have 16 bits: an update below"):
+        next(vg.train(model, losses, data, vg.TrainConfig(batch_size=4, step_size=1e-3, passes=1)))

@@ -18,8 +18,8 @@ from torch import Tensor
 from variegrad.distributed import payloads, wire
 from variegrad.distributed.refused import Refused
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
-from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.finite import finite
+from variegrad.mechanisms.law import Composed
 from variegrad.mechanisms.one_draw import WorkerKey, kept
 from variegrad.shapes import Bool, Float
 

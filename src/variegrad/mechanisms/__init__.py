@@ -1,12 +1,11 @@
 """Diversity-inducing mechanisms (Section 4.4), each a law and a draw, applied to gradients by `backward`."""
 
 from variegrad.mechanisms.backward import backward
-from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.description import Description
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect
 from variegrad.mechanisms.langevin import Langevin
-from variegrad.mechanisms.law import Mechanism
+from variegrad.mechanisms.law import Composed, Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.quantize import Quantize
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from variegrad.batches import Batch
-from variegrad.mechanisms.composed import Composed
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.example_gradients import (
     ExampleGradients,
@@ -33,7 +32,7 @@ from variegrad.mechanisms.example_gradients import (
     not_finite,
 )
 from variegrad.mechanisms.finite import FiniteChecks, finite
-from variegrad.mechanisms.law import Mechanism
+from variegrad.mechanisms.law import Composed, Mechanism
 from variegrad.mechanisms.moment_matched import MomentMatched
 from variegrad.mechanisms.one_draw import WorkerKey, norm_of, row_of, surrogate, wide_of
 from variegrad.per_example.evaluate import Losses, NotFinite, evaluate, trained_parameters, unwrap

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol
 
-from variegrad.moments import Diversity
+from variegrad.moments import Diversity, Law
 
-if TYPE_CHECKING:
-    from variegrad.mechanisms.law import Mechanism
+
+class Described(Law, Protocol):
+    """What of a mechanism a description speaks of."""
+
+    needs_l1_norms: ClassVar[bool]
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether m(g) − g does not depend on g."""
+        ...
+
+    def variance_in_words(self, diversity: Diversity | None) -> list[str]:
+        """What is to be said of this mechanism alone."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +72,7 @@ class Description:
 
 
 def described(
-    mechanism: Mechanism,
+    mechanism: Described,
     batch_size: int,
     step_size: float | None,
     diversity: Diversity | None,
@@ -133,6 +145,6 @@ def described(
     )
 
 
-def _relative_variance(mechanism: Mechanism, sums: Diversity) -> float:
+def _relative_variance(mechanism: Described, sums: Diversity) -> float:
     kept = mechanism.mean_scale**2 * sums.sum_sq_norms
     return (mechanism.expected_sq_norm(sums) - kept) / kept

@@ -180,6 +180,8 @@ def _begun(
     model, count = unwrap(model), _count(dataset, config)
     if readers < 0:
         raise ValueError(f"readers must be a number of processes, not negative; got {readers}.")
+    if apply is _descend:
+        _warn_of_few_bits(model)
     if world.size > 1:
         agree(world, dict(what_must_agree(model, losses, dataset, config, start)))
         _refuse_statistics_of_a_share(model)
@@ -295,6 +297,17 @@ def _bound(
         return estimate(model, losses, batch, population=count if isinstance(config.sampling, Epochs) else None)
     except NotFinite:
         return None
+
+
+def _warn_of_few_bits(model: nn.Module) -> None:
+    few = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if few:
+        warnings.warn(
+            f"weights such as {few[0]!r} have 16 bits: an update below 1/256 (bfloat16) or 1/2048 (float16) of a weight "
+            "is rounded away. Keep weights in float32 and use torch.autocast in losses, or take vg.shared_gradient with "
+            "an optimizer that keeps float32 copies.",
+            stacklevel=4,
+        )
 
 
 def _refuse_statistics_of_a_share(model: nn.Module) -> None:
