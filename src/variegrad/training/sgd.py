@@ -303,9 +303,9 @@ def _warn_of_few_bits(model: nn.Module) -> None:
     few = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
     if few:
         warnings.warn(
-            f"weights such as {few[0]!r} have 16 bits: an update below 1/256 (bfloat16) or 1/2048 (float16) of a weight "
-            "is rounded away. Keep weights in float32 and use torch.autocast in losses, or take vg.shared_gradient with "
-            "an optimizer that keeps float32 copies.",
+            f"weights such as {few[0]!r} have 16 bits: an update below 1/256 (bfloat16) or 1/2048 (float16) of a "
+            "weight is rounded away. Keep weights in float32 and use torch.autocast in losses, or take "
+            "vg.shared_gradient with an optimizer that keeps float32 copies.",
             stacklevel=4,
         )
 
