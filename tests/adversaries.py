@@ -543,6 +543,51 @@ def table_project():
 
 
 @adversary
+def bags_of_lengths():
+    m = M(lambda s, t, o: s.o(s.e(t, o)), e=nn.EmbeddingBag(9, 4, mode="mean"), o=lin(4, 3))
+    tokens = lambda n: torch.randint(9, (n,))
+    return (
+        m,
+        lambda m, b: m(*b).square().sum(1),
+        [
+            (tokens(7), torch.tensor([0, 2, 5])),
+            (tokens(4), torch.tensor([0, 0, 4])),
+            (tokens(6), torch.tensor([0, 0, 0, 6, 6])),
+        ],
+    )
+
+
+@adversary
+def mixing_hook_third():
+    def losses(m, b):
+        h = m[0](b[0])
+        if b[1]:
+            h.register_hook(lambda g: g - g.mean(0))
+        return m[2](m[1](h)).square().sum(1)
+
+    return nn.Sequential(lin(4, 6), nn.Tanh(), lin(6, 3)), losses, [(R(8, 4), 0), (R(8, 4), 0), (R(8, 4), 1)]
+
+
+@adversary
+def rows_of_a_batch_in_two_orders():
+    return (
+        nn.Sequential(lin(4, 6), nn.Tanh(), lin(6, 3)),
+        lambda m, b: m(b[0])[b[1]][torch.arange(8)].square().sum(1),
+        [(R(8, 4), torch.arange(8)), (R(8, 4), torch.arange(8)), (R(8, 4), torch.randint(8, (8,)))],
+    )
+
+
+@adversary
+def positions_that_repeat():
+    m = M(lambda s, x, p: s.o(torch.tanh(x + s.e(p))), e=nn.Embedding(9, 4), o=lin(4, 3))
+    return (
+        m,
+        lambda m, b: m(*b).square().sum((1, 2)),
+        [(R(6, 3, 4), torch.arange(3)), (R(5, 3, 4), torch.tensor([4, 4, 0])), (R(4, 2, 4), torch.tensor([7, 7]))],
+    )
+
+
+@adversary
 def cat_views():
     def losses(m, b):
         z = m(torch.cat([b, b * 2]))

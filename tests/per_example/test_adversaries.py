@@ -8,13 +8,14 @@ import torch
 import cases
 from adversaries import ADVERSARIES
 from variegrad.batches import map_tensors
-from variegrad.per_example import example_sq_norms
+from variegrad.per_example import example_sq_norms, loop_gradients
+from variegrad.per_example.norms import batch_norms
 
 REFUSED = (ValueError, RuntimeError)
 # Coupled, or with a hook that is not linear: these have no per-example gradients in some batch.
 UNDEFINED = {
     "hook_clip", "broadcast_bb", "softmax_over_examples", "layernorm_over_all", "dim_logsoftmax", "dim_fft",
-    "dim_cumsum", "lora_b0", "lora_act_b0",
+    "dim_cumsum", "lora_b0", "lora_act_b0", "mixing_hook_third",
 }  # fmt: skip
 
 
@@ -101,3 +102,25 @@ def _of_any_size(function, model, losses, batch):
     except RuntimeError as error:
         raise _OtherSizeError from error
     return function(model, losses, batch)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_a_few_examples_in_any_order_and_absolute_sums_equal_the_loop(name):
+    torch.manual_seed(0)
+    model, losses, batches = ADVERSARIES[name]()
+    model = model if any(p.is_complex() for p in model.parameters()) else model.double()
+    for batch in batches:
+        state = torch.get_rng_state()
+        rows = list(loop_gradients(model, losses, batch))
+        wanted = [len(rows) - 1, 0] if len(rows) > 1 else [0]
+        torch.set_rng_state(state)
+        try:
+            found = batch_norms(model, losses, batch, l1=True, examples=wanted)
+        except REFUSED:
+            continue
+        real = [{n: torch.view_as_real(g) if g.is_complex() else g for n, g in rows[i].items()} for i in wanted]
+        norms = torch.stack([sum(g.square().sum() for g in row.values()) for row in real])
+        sums = torch.stack([sum(g.abs().sum() for g in row.values()) for row in real])
+        assert torch.allclose(sum(found.sq_norms.values()), norms, rtol=1e-8, atol=1e-8 * float(norms.max() + 1e-300))
+        assert torch.allclose(found.l1_norms, sums, rtol=1e-6, atol=1e-8 * float(sums.max() + 1e-300))

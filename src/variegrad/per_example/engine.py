@@ -126,10 +126,14 @@ class Engine:
         """∇f_i themselves, `size` examples at a time: parameter → (t, *shape)."""
         capture = self.kept(step, retain=True)
         if capture is None:
-            yield from _stacked(fallback.loop(step.per_example, step.parameters), size)
+            yield from _stacked(fallback.loop(step.per_example, step.parameters, wide=step.graph.low_precision), size)
             return
         rest = {name: step.parameters[name] for name in capture.uncovered}
-        others = _stacked(fallback.loop(step.per_example, rest, step.ends), size) if rest else None
+        others = (
+            _stacked(fallback.loop(step.per_example, rest, step.ends, wide=step.graph.low_precision), size)
+            if rest
+            else None
+        )
         for start in range(0, step.count, size):
             stop = min(start + size, step.count)
             rows = capture.gradients(start, stop, step.parameters)
@@ -345,7 +349,7 @@ def _compare(step: Step, found: Norms, wanted: list[int], places: list[int]) -> 
 def _norms(step: Step, capture: Capture, wanted: list[int] | None) -> Norms:
     zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=step.per_example.device)
     norms = {name: capture.sq_norms.get(name, zeros) for name in step.parameters}
-    l1 = capture.l1_norms
+    l1 = zeros if capture.l1 and capture.l1_norms is None else capture.l1_norms  # nothing arrived: all are zero
     if (wanted is not None and len(wanted) != capture.wanted) or (wanted is not None and wanted != sorted(wanted)):
         at = torch.as_tensor(wanted, device=zeros.device)
         norms = {name: each[at] for name, each in norms.items()}
@@ -364,7 +368,7 @@ def _looped(step: Step, wanted: list[int], *, l1: bool) -> Norms:
     total = {name: torch.zeros_like(p) for name, p in step.parameters.items()}
     norms: dict[str, list[Tensor]] = {name: [] for name in step.parameters}
     absolute = []
-    for i, gradient in enumerate(fallback.loop(step.per_example, step.parameters)):
+    for i, gradient in enumerate(fallback.loop(step.per_example, step.parameters, wide=step.graph.low_precision)):
         for name, g in gradient.items():
             total[name] += g
             if i in chosen:

@@ -25,7 +25,7 @@ class Lookup(Contribution):
     """g_i = Σ_{n of i} e_{token(n)} ⊗ δ_n.
 
     Attributes:
-        examples: whose reading it was, ascending; b where it is nobody's.
+        examples: whose reading it was; b where it is nobody's.
         tokens: the row that was read, −1 where none was (padding).
         gradients: the gradient at what was read.
         count: b.
@@ -74,13 +74,14 @@ class Lookup(Contribution):
         if self.each is not None:
             return tuple(t.unflatten(0, (self.count, self.each)) for t in (self.tokens, self.gradients))
         sizes = _counts(self.examples, self.count + 1)
-        place = torch.arange(len(self.examples), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.examples]
+        examples, order = self.examples.sort(stable=True)
+        place = torch.arange(len(examples), device=sizes.device) - (sizes.cumsum(0) - sizes)[examples]
+        own = examples < self.count
+        at = examples[own], place[own]
         longest = int(sizes[:-1].max()) if self.count else 0
-        own = self.examples < self.count
-        at = self.examples[own], place[own]
         tokens = self.tokens.new_full((self.count, longest), -1)
         gradients = self.gradients.new_zeros(self.count, longest, self.gradients.shape[1])
-        tokens[at], gradients[at] = self.tokens[own], self.gradients[own]
+        tokens[at], gradients[at] = self.tokens[order[own]], self.gradients[order[own]]
         return tokens, gradients
 
     def rows(self, start: int, stop: int) -> Tensor:
