@@ -143,7 +143,7 @@ def cable(what, undisturbed, folder, *, timeout):
                 between.heal(1)
                 codes = [each.wait(SECONDS) for each in both]
             else:
-                named = [each.until("variegrad: worker", timeout + 60) for each in both]
+                named = [each.until(f"worker {rank} of 2: ", timeout + 60) for rank, each in enumerate(both)]
                 codes = [each.wait(timeout) for each in both]
     if what == "2-second blip":
         equal = undisturbed.equals(out)

@@ -163,7 +163,9 @@ def surrogates(
     """
     parameters, checks = trained_parameters(model), FiniteChecks()
     if granularity == "worker":
-        totals = _summed(per_example, parameters, checks)
+        totals = _summed(per_example, parameters)
+        for name, g in totals.items():
+            checks.note(finite(g), partial(not_finite, None, name))
         norm = norm_of(totals) if mechanism.needs_norms else None
         if norm is not None:
             _check_norms(norm, checks)
@@ -172,7 +174,7 @@ def surrogates(
         core, noise = _without_noise(mechanism)
         with _noise(noise, parameters, key) as drawn:
             if core is None:
-                totals = _summed(per_example, parameters, checks)
+                totals = _summed(per_example, parameters)  # noise does not hide what is not finite: checked below
             else:
                 found = ExampleGradients(model, losses, batch, per_example, parameters, checks)
                 draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
@@ -191,9 +193,13 @@ def surrogates(
 
 
 def _overflow(mechanism: Mechanism, name: str) -> NotFinite:
+    if _without_noise(mechanism)[0] is None:
+        why = ": their sum is not, or overflows with the noise"
+    else:
+        why = ", although they are: an overflow, or a draw that divides by zero"
     return NotFinite(
-        f"what {mechanism} made of the gradients with respect to {name!r} is not finite, although they are: an "
-        "overflow, or a draw that divides by zero. Nothing was added to .grad."
+        f"what {mechanism} made of the gradients with respect to {name!r} is not finite{why}. Nothing was added to "
+        ".grad."
     )
 
 
@@ -295,7 +301,7 @@ def _moment_matched(
         }
 
 
-def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter], checks: FiniteChecks) -> Totals:
+def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter]) -> Totals:
     held = {name: p.grad for name, p in parameters.items()}
     try:
         for p in parameters.values():
@@ -311,8 +317,6 @@ def _summed(per_example: Tensor, parameters: Mapping[str, nn.Parameter], checks:
     finally:
         for name, p in parameters.items():
             p.grad = held[name]
-    for name, g in totals.items():
-        checks.note(finite(g), partial(not_finite, None, name))
     return totals
 
 

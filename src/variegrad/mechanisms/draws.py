@@ -221,21 +221,24 @@ def _normal(generator: np.random.Generator, out: Array) -> None:
     if out.dtype == np.float64:
         generator.standard_normal(out=out)
         return
+    room = np.empty((2, CACHED // 2), np.float32)
     for start in range(0, len(out), CACHED):
-        _box_muller(generator, out[start : start + CACHED])
+        _box_muller(generator, out[start : start + CACHED], room)
 
 
-def _box_muller(generator: np.random.Generator, out: Array) -> None:
+def _box_muller(generator: np.random.Generator, out: Array, room: Array) -> None:
     # With 31-bit uniforms: exact to float32, tails to 6.6 standard deviations, vectorised throughout.
     half = -(-len(out) // 2)
-    raw = generator.bit_generator.random_raw(half).astype("<u8", copy=False).view("<u4")
-    radius = (raw[:half] >> 1).astype(np.float32)
+    raw = generator.bit_generator.random_raw(half).astype("<u8", copy=False).view("<i4")
+    radius, angle = room[:, :half]
+    np.copyto(radius, raw[:half], casting="unsafe")
+    np.copyto(angle, raw[half:], casting="unsafe")
+    np.abs(radius, out=radius)  # uniform on 0 … 2³¹
     radius += np.float32(0.5)
-    radius *= np.float32(2.0**-31)
+    radius *= np.float32(2.0**-31)  # in (0, 1]
     np.log(radius, out=radius)
     radius *= np.float32(-2)
     np.sqrt(radius, out=radius)
-    angle = raw[half:].view(np.int32).astype(np.float32)
     angle *= np.float32(math.pi * 2.0**-31)
     rest = len(out) - half
     np.cos(angle, out=out[:half])
