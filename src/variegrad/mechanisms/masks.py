@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from variegrad.mechanisms.threads import run, threads_for
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BYTES = 32  # of a call
-TOGETHER = 1 << 23  # coordinates whose masks are held at once
+TOGETHER = 1 << 22  # coordinates whose masks are held at once
 WORTH_COMPILING = 1 << 18  # coordinates: loading the compiled code takes a second
 BITS = 53
 GOLDEN, FIRST, SECOND = (np.uint64(k) for k in (0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53))
@@ -96,27 +97,27 @@ def kept(shape: tuple[int, int], key: int, samples: Sequence[int], q: float) -> 
     Returns:
         Booleans, (t, rows, columns).
     """
-    return _Law(key, samples, q).joined(np.arange(len(samples)), 0, *shape)
+    return _Law(key, samples, q).masks(np.arange(len(samples)), 0, *shape)
 
 
 def _add_kept(total: Array, left: Array, right: Array, law: _Law, first: int, last: int) -> None:
     columns = total.shape[1]
-    step = max(1, TOGETHER // max(1, len(left) * columns))
-    width = min(bytes_of(columns), columns)
-    halves = [(total[:, part], np.ascontiguousarray(right[:, part])) for part in (np.s_[:width], np.s_[width:])]
-    room = np.empty((len(left), width), right.dtype)
+    half, step = bytes_of(columns), max(1, TOGETHER // max(1, len(left) * columns))
+    width = min(half, columns)
+    parts = [np.s_[:width], np.s_[width:]]
+    sides = [np.ascontiguousarray(right[:, part]) for part in parts]
+    room, products = _Room(), np.empty((len(left), width), right.dtype)
     for start in range(first, last, step):
-        stop = min(start + step, last)
-        used = np.flatnonzero(left[:, start:stop].any(1))
-        masks = law.masks(used, start, stop - start, columns)
-        for row in range(start, stop):
-            here = np.flatnonzero(left[used, row])
-            some, weights = used[here], left[used[here], row]
-            for (into, given), mask in zip(halves, masks, strict=True):
-                factors = room[: len(here), : given.shape[1]]
-                np.copyto(factors, mask[here, row - start, : given.shape[1]])
-                factors *= given[some]
-                into[row] += weights @ factors
+        rows, used = np.nonzero(left[:, start : start + step].T)  # by row: what is zero needs no mask
+        masks = law.of_rows(used, start + rows, columns, room)
+        ends = np.searchsorted(rows, np.arange(min(step, last - start) + 1))
+        for row, (low, high) in enumerate(pairwise(ends.tolist()), start):
+            here = used[low:high]
+            for part, side, mask in zip(parts, sides, masks, strict=True):
+                factors = products[: high - low, : side.shape[1]]
+                np.copyto(factors, mask[low:high, : side.shape[1]])
+                factors *= side[here]
+                total[row, part] += left[here, row] @ factors
 
 
 def _add_kept_rows(total: Array, given: Array, law: _Law, first: int, last: int) -> None:
@@ -124,7 +125,7 @@ def _add_kept_rows(total: Array, given: Array, law: _Law, first: int, last: int)
     step = max(1, TOGETHER // 8 // max(1, rows * columns))
     for start in range(0, len(given), step):
         part = given[start : start + step, first:last]
-        kept = law.joined(np.arange(start, start + len(part)), first, rows, columns).astype(given.dtype)
+        kept = law.masks(np.arange(start, start + len(part)), first, rows, columns).astype(given.dtype)
         kept *= part
         total[first:last] += kept.sum(0)
 
@@ -133,11 +134,13 @@ def _keep(given: Array, law: _Law, first: int, last: int) -> None:
     step = max(1, TOGETHER // 8 // max(1, given[0].size))
     for start in range(first, last, step):
         here = np.arange(start, min(start + step, last))
-        given[here[0] : here[-1] + 1] *= law.joined(here, 0, *given.shape[1:])
+        given[here[0] : here[-1] + 1] *= law.masks(here, 0, *given.shape[1:])
 
 
 def _implementation(work: int) -> Any:
-    return _compiled() if work >= WORTH_COMPILING else None
+    if work < WORTH_COMPILING and (math.isinf(WORTH_COMPILING) or not _compiled.cache_info().currsize):
+        return None
+    return _compiled()  # also for little work, once it is loaded
 
 
 @cache
@@ -163,25 +166,54 @@ class _Law:
         bounds = np.uint8(p.first), np.uint8(p.shift), np.uint8(p.second), np.uint64(p.ties)
         return self._numbers, self._hashes, self._low, self._high, *bounds, *(np.uint64(cut) for cut in p.cuts)
 
-    def masks(self, which: Array, first: int, rows: int, columns: int) -> tuple[Array, Array]:
-        """Rows first … first + rows − 1 of the masks of some of the samples: two halves, each `bytes_of` wide."""
-        half, p = bytes_of(columns), self._pair
-        drawn, words = np.empty((len(which), rows * half), np.uint8), Words(self._key)  # threads have their own
-        for into, sample in zip(drawn, self._numbers[which].tolist(), strict=True):
-            into[:] = words.at(sample, first * half, rows * half)
-        found = drawn.reshape(-1)
-        one, two = found < p.first, (found - np.uint8(p.shift)) < p.second
-        if p.ties:
-            ties = np.flatnonzero(found >= 256 - p.ties)
-            counts = np.diff(np.searchsorted(ties, np.arange(len(which) + 1) * (rows * half)))
-            pairs = ties + np.repeat((first - np.arange(len(which)) * rows) * half, counts)
-            u = settled(np.repeat(self._hashes[which], counts), pairs.astype(np.uint64))
-            one[ties], two[ties] = u < p.cuts[1], (p.cuts[0] <= u) & (u < p.cuts[2])
-        return one.reshape(len(which), rows, half), two.reshape(len(which), rows, half)
+    def masks(self, which: Array, first: int, rows: int, columns: int) -> Array:
+        """Rows first … first + rows − 1 of the masks of some of the samples, (samples, rows, columns)."""
+        samples, places, room = np.repeat(which, rows), np.tile(np.arange(first, first + rows), len(which)), _Room()
+        halves = self._decided(self._bytes(which, first, rows, columns, room), samples, places, room)
+        return np.concatenate(halves, 1)[:, :columns].reshape(len(which), rows, columns)
 
-    def joined(self, which: Array, first: int, rows: int, columns: int) -> Array:
-        """The same as whole rows."""
-        return np.concatenate(self.masks(which, first, rows, columns), 2)[..., :columns]
+    def of_rows(self, samples: Array, rows: Array, columns: int, room: _Room) -> tuple[Array, Array]:
+        """One row of the mask of a sample each, in two halves of `bytes_of` columns; rows must ascend."""
+        which, index = np.unique(samples, return_inverse=True)
+        first, count = (int(rows[0]), int(rows[-1] - rows[0]) + 1) if len(rows) else (0, 0)
+        found = self._bytes(which, first, count, columns, room)
+        chosen = room("chosen", (len(rows), found.shape[1]), np.uint8)
+        if len(rows):
+            np.take(found, index * count + rows - first, 0, out=chosen, mode="clip")
+        return self._decided(chosen, samples, rows, room)
+
+    def _bytes(self, which: Array, first: int, rows: int, columns: int, room: _Room) -> Array:
+        half, words = bytes_of(columns), Words(self._key)  # threads have their own
+        found = room("bytes", (len(which), rows * half), np.uint8)
+        for into, sample in zip(found, self._numbers[which].tolist(), strict=True):
+            into[:] = words.at(sample, first * half, rows * half)
+        return found.reshape(len(which) * rows, half)
+
+    def _decided(self, found: Array, samples: Array, rows: Array, room: _Room) -> tuple[Array, Array]:
+        p, half = self._pair, found.shape[1]
+        one, two = (room(name, found.shape, bool) for name in ("one", "two"))
+        np.less(found, p.first, out=one)
+        np.less(np.subtract(found, np.uint8(p.shift), out=room("moved", found.shape, np.uint8)), p.second, out=two)
+        if p.ties:
+            ties = np.flatnonzero(np.greater_equal(found, 256 - p.ties, out=room("tied", found.shape, bool)))
+            place = ties // half
+            pairs = rows[place] * half + (ties - place * half)
+            u = settled(self._hashes[samples[place]], pairs.astype(np.uint64))
+            one.reshape(-1)[ties], two.reshape(-1)[ties] = u < p.cuts[1], (p.cuts[0] <= u) & (u < p.cuts[2])
+        return one, two
+
+
+class _Room:
+    """Arrays by name that are used again: fresh memory costs more than what is done in it."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Array] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], kind: Any) -> Array:
+        size = math.prod(shape)
+        if name not in self._held or self._held[name].size < size:
+            self._held[name] = np.empty(size, kind)
+        return self._held[name][:size].reshape(shape)
 
 
 class Words:
