@@ -1,7 +1,7 @@
 """Reading beside torch's own DataLoader: a map-style data set that takes 2 ms per example, with 8 reader processes.
 
-    python benchmarks/reading.py                 # prints a table
-    python benchmarks/reading.py --readers 2 --decode 0 --rounds 4
+    python benchmarks/reading.py                 # a dated report beside the others
+    python benchmarks/reading.py --readers 2 --decode 0 --rounds 4 --no-report
 
 Both read the same batches in turn, in an order that changes from round to round. `train` is whole steps of
 `vg.train(..., readers=)` with a linear model beside a DataLoader with the same step by hand. Examples per second are
@@ -13,14 +13,16 @@ import statistics
 import time
 
 import torch
+from overhead import machine
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import report
 import variegrad as vg
 from variegrad.training.reading import readers as reader_processes
 from variegrad.training.sampling import WithReplacement
 
-N, BATCH = 4096, 64
+N, BATCH, BAR = 4096, 64, 0.95
 
 
 class Decoded(Dataset):
@@ -78,12 +80,35 @@ def trained(data, number, count):
     return vg.train(nn.Linear(32, 10), losses, data, config, readers=count)
 
 
+def markdown(document):
+    """The report."""
+    settings, found = document["settings"], document["found"]
+    rates = {kind: [rate for _, rate in rounds] for kind, rounds in found.items()}
+    lines = [
+        *report.first_lines("Reading beside a DataLoader", document),
+        f"{settings['readers']} reader processes, {settings['decode']:g} ms per example, batches of {BATCH}, "
+        f"{settings['batches']} of them in each of {settings['rounds']} rounds.",
+        "",
+        "| | until the first batch, s | examples/s, median (least–most) |",
+        "|---|---:|---:|",
+    ]
+    for kind, rounds in found.items():
+        each, start = rates[kind], statistics.median(seconds for seconds, _ in rounds)
+        lines.append(f"| {kind} | {start:.2f} | {statistics.median(each):,.0f} ({min(each):,.0f}–{max(each):,.0f}) |")
+    lines += ["", f"Bar: {BAR} of a DataLoader.", ""]
+    for first, second in (("readers", "DataLoader"), ("vg.train(readers=)", "DataLoader, a step by hand")):
+        ratios = [a / b for a, b in zip(rates[first], rates[second], strict=True)]
+        lines.append(f"* {first} / {second}: {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readers", type=int, default=8)
     parser.add_argument("--decode", type=float, default=2.0, help="milliseconds per example")
     parser.add_argument("--batches", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--no-report", action="store_true", help="print only")
     chosen = parser.parse_args()
     data, sampling = Decoded(chosen.decode), WithReplacement()
     parts = [(sampling.batch(0, BATCH * k, BATCH, N), BATCH * k) for k in range(chosen.batches)]
@@ -97,15 +122,13 @@ def main():
     for number in range(chosen.rounds):
         for kind in list(kinds)[:: 1 if number % 2 else -1]:
             found[kind].append(timed(kinds[kind]()))
-    print("| | until the first batch, s | examples/s (least–most) |\n|---|---:|---:|")
-    rates = {kind: [rate for _, rate in rounds] for kind, rounds in found.items()}
-    for kind, rounds in found.items():
-        each = rates[kind]
-        start = statistics.median(seconds for seconds, _ in rounds)
-        print(f"| {kind} | {start:.2f} | {statistics.median(each):,.0f} ({min(each):,.0f}–{max(each):,.0f}) |")
-    for first, second in (("readers", "DataLoader"), ("vg.train(readers=)", "DataLoader, a step by hand")):
-        ratios = [a / b for a, b in zip(rates[first], rates[second], strict=True)]
-        print(f"{first} / {second}: {statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")
+    document = report.head("reading", machine()) | {
+        "settings": {key: getattr(chosen, key) for key in ("readers", "decode", "batches", "rounds")},
+        "found": found,
+    }
+    print(markdown(document))
+    if not chosen.no_report:
+        report.write("reading", document, markdown(document))
 
 
 if __name__ == "__main__":
