@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from variegrad.moments import GradientMoments
-from variegrad.per_example.engine import Norms
 from variegrad.per_example.evaluate import NotFinite
+from variegrad.per_example.result import Norms
 
 # Float64 costs four times a float32 sum in memory traffic: batches are added in float32 until there are this many.
 BATCHES = 8

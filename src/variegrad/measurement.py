@@ -13,9 +13,9 @@ from variegrad.in_batch import check_cut
 from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.per_example.differential import differential_norms
-from variegrad.per_example.engine import Norms
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import batch_norms
+from variegrad.per_example.result import Norms
 
 # A data set (not a loader) is read in batches of this many examples where the user names no other number.
 BATCH_SIZE = 256

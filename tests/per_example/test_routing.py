@@ -198,7 +198,8 @@ def test_what_a_distributed_model_puts_under_its_outputs_hands_gradients_on(clon
         for name, r in rows.items():
             assert torch.allclose(found.sq_norms[name], r.flatten(1).square().sum(1), rtol=1e-9), name
     (known,) = engine.known.values()
-    assert known.certain
+    assert known.routed
+    assert not known.dormant
     assert not known.uncovered
     assert not read_graph(losses(model, batches[0]).grad_fn, dict(model.named_parameters())).opaque
 

@@ -55,14 +55,17 @@ class Schedule:
         doubled = number < self.every and number & (number - 1) == 0
         return number <= FIRST or doubled or number % self.every == 0
 
+    def number(self, structure: int) -> int:
+        """How many batches of this structure were counted."""
+        return self._batches.get(structure, 0)
+
     def again(self, structure: int) -> None:
         """Check the next batch too: something was learned anew, was zero until now, or could not be compared."""
         self._batches.pop(structure, None)
 
     def example(self, structure: int, count: int) -> int:
         """Which of b examples to differentiate alone at this batch: another one each time, a function of its number."""
-        number = self._batches.get(structure, 0)
-        return int(generator(0, "checked example", number, count).integers(count))
+        return int(generator(0, "checked example", self.number(structure), count).integers(count))
 
 
 def prints(gradient: Tensor) -> Float[Tensor, " 2"]:

@@ -7,9 +7,9 @@ from torch import nn
 
 from variegrad.batches import Batch
 from variegrad.per_example import fallback
-from variegrad.per_example.engine import Norms
 from variegrad.per_example.evaluate import Losses, trained_parameters
 from variegrad.per_example.norms import example_gradients
+from variegrad.per_example.result import Norms
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.state import Generators
 

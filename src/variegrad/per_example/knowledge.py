@@ -52,11 +52,6 @@ class Knowledge:
     rows_checked: bool = False
     just_checked: bool = False
 
-    @property
-    def certain(self) -> bool:
-        """Whether all of this holds for every batch of this structure, so that no batch needs to be looked at."""
-        return self.routed and not self.dormant and not self.in_order
-
     def layout(self, graph: Graph, node: Node) -> Layout:
         """The layout of the gradient that arrives at a visited node."""
         layout = owner_of(graph, self.owners, node)
@@ -77,6 +72,8 @@ class Knowledge:
 
     def leave_out(self, parameters: Mapping[str, str], graph: Graph) -> None:
         """Leave parameters to the fallback from now on: name → why."""
+        if not parameters:
+            return
         self.uncovered.update(parameters)
         self.settle({name: self.found(graph, name) for name in self.uses if name not in parameters}, graph)
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from variegrad.batches import Batch
 from variegrad.per_example import fallback
 from variegrad.per_example.coupling import refuse_training_batch_norm
-from variegrad.per_example.engine import Engine, Norms
+from variegrad.per_example.engine import Engine
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.per_example.result import Norms
 from variegrad.per_example.state import Snapshot
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
