@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from variegrad.batches import Batch
 from variegrad.keys import hashed
 from variegrad.per_example import fallback
-from variegrad.per_example.capture import Capture, as_one
+from variegrad.per_example.capture import Capture
+from variegrad.per_example.chains import as_one
 from variegrad.per_example.evaluate import Losses, evaluate, left_as_found, trained_parameters, unwrap
 from variegrad.per_example.norms import engine_of
 from variegrad.per_example.rules.gram import gram, gram_of_tiles, products, real_rows, with_exact_sums

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +12,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils.hooks import RemovableHandle
 
-from variegrad.per_example.check import mismatch_of_ways
+from variegrad.per_example.chains import as_one, carried_down, sum_down, summed_through_chains
+from variegrad.per_example.check import naming
 from variegrad.per_example.graph import Graph
 from variegrad.per_example.knowledge import Knowledge
-from variegrad.per_example.ownership import block_sums
-from variegrad.per_example.plan import Disagreement, Plan, following
-from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit, combine
-from variegrad.per_example.rules.contribution import sq_norms
-from variegrad.per_example.state import aside
+from variegrad.per_example.plan import Plan, following
+from variegrad.per_example.rules import RULES, Contribution, NotCovered, Visit
+from variegrad.per_example.rules.contribution import l1_norms, sq_norms
+from variegrad.per_example.rules.visit import selected
+from variegrad.per_example.state import aside, no_autocast
+from variegrad.per_example.trial import block_sums
 from variegrad.per_example.uses import Use
-from variegrad.shapes import Float, Inexact
+from variegrad.shapes import Float
 
 
 class Capture:
@@ -44,7 +45,7 @@ class Capture:
     ) -> None:
         self.graph, self.known, self.count, self.plan, self.l1 = graph, known, count, plan, l1
         self.keep, self.rehearse = keep, rehearse
-        self.examples = None if examples is None else _index(examples)
+        self.examples = None if examples is None else selected(examples)
         self.wanted = count if examples is None else len(examples)
         self.late: dict[str, str] = {}
         self.sq_norms: dict[str, Float[Tensor, " m"]] = {}
@@ -137,7 +138,7 @@ class Capture:
         layout = self.known.layout(self.graph, node)
         if self.sums is not None:
             self.sums[node] = block_sums(gradient, layout, self.count)
-        with following(self.plan), _no_autocast(gradient.device):
+        with following(self.plan), no_autocast(gradient.device):
             visit = Visit(node, gradient.detach(), layout, self.count, self.examples)
             for name, use in self.visits[node]:
                 if name in self.late:
@@ -153,26 +154,25 @@ class Capture:
                 if self.rehearse:
                     continue
                 if len(self.uses[name]) == 1 and use.keeps_norms and not self.keep:
-                    with _naming(name):
+                    with naming(name):
                         self._settle(name, use, part)
                 else:
                     self._kept[name].append((use, part))
 
     def finish(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Settle the parameters with several uses, or prepared ones, and carry sums down to the parameters."""
-        with following(self.plan), _no_autocast(next(iter(parameters.values())).device):
+        with following(self.plan), no_autocast(next(iter(parameters.values())).device):
             for name, parts in self._kept.items():
                 if name in self.late:
                     continue
-                with _naming(name):
+                with naming(name):
                     if (joint := as_one(parts)) is not None:
                         self._settle(name, *joint)
                     else:
                         self._settle_through_chains(name, parameters[name], parts)
             self._kept.clear()
         for name, use, total in self._derived:
-            carried = _carried_down(use, total, parameters[name])
-            self.totals[name] = self.totals[name] + carried if name in self.totals else carried
+            self._add_total(name, carried_down(use, total, parameters[name]))
             if use.plain:
                 self.fresh.add(name)
         self._derived.clear()
@@ -188,19 +188,15 @@ class Capture:
 
     def gradients(self, start: int, stop: int, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """∇f_i of examples start … stop−1, for the parameters that rules cover; needs `keep`."""
-        with torch.no_grad(), _no_autocast(next(iter(parameters.values())).device):
-            return {
-                name: _sum_down(self._kept[name], start, stop, parameters[name]) if self._kept[name]
-                else parameters[name].new_zeros(stop - start, *parameters[name].shape)
-                for name in self.covered if name in parameters
-            }  # fmt: skip
+        names = [name for name in self.covered if name in parameters]
+        return {name: self.rows(name, start, stop, parameters[name]) for name in names}
 
     def rows(self, name: str, start: int, stop: int, parameter: nn.Parameter) -> Float[Tensor, "t ..."]:
         """∇f_i of examples start … stop−1 for one parameter that rules cover; needs `keep`."""
-        with torch.no_grad(), following(self.plan), _no_autocast(parameter.device), _naming(name):
+        with torch.no_grad(), following(self.plan), no_autocast(parameter.device), naming(name):
             if not self._kept.get(name):
                 return parameter.new_zeros(stop - start, *parameter.shape)
-            return _sum_down(self._kept[name], start, stop, parameter)
+            return sum_down(self._kept[name], start, stop, parameter)
 
     def add_gradients(self, chunks: Iterable[dict[str, Tensor]], parameters: Mapping[str, nn.Parameter]) -> None:
         """Take per-example gradients that a fallback has formed."""
@@ -209,7 +205,7 @@ class Capture:
         for chunk in chunks:
             for name, rows in chunk.items():
                 norms[name].append(sq_norms(rows.detach()))
-                self.totals[name] = self.totals[name] + rows.sum(0) if name in self.totals else rows.sum(0)
+                self._add_total(name, rows.sum(0))
             if self.l1:
                 absolute.append(torch.stack([l1_norms(rows) for rows in chunk.values()]).sum(0))
         at = slice(None) if self.examples is None else self.examples
@@ -238,90 +234,17 @@ class Capture:
     def _settle_through_chains(
         self, name: str, parameter: nn.Parameter, parts: Sequence[tuple[Use, Contribution]]
     ) -> None:
-        norms, absolute, total = [], [], None
-        summing = name not in self.left_to_autograd
-        widest = max((part for _, part in parts), key=lambda part: part.shape.numel())
-        for start, stop in widest.tiles():
-            rows = _sum_down(parts, start, stop, parameter)
-            norms.append(sq_norms(rows))
-            if self.l1:
-                absolute.append(l1_norms(rows))
-            if summing:
-                total = rows.sum(0) if total is None else total.add_(rows.sum(0))
-        self.sq_norms[name] = torch.cat(norms)
-        if self.l1:
-            self._add_l1(torch.cat(absolute))
-        if total is not None:
-            self.totals[name] = self.totals[name] + total if name in self.totals else total
+        summed, absolute = summed_through_chains(
+            parts, parameter, total=name not in self.left_to_autograd, absolute=self.l1
+        )
+        self.sq_norms[name] = summed.sq_norms
+        if absolute is not None:
+            self._add_l1(absolute)
+        if summed.total is not None:
+            self._add_total(name, summed.total)
+
+    def _add_total(self, name: str, part: Tensor) -> None:
+        self.totals[name] = self.totals[name] + part if name in self.totals else part
 
     def _add_l1(self, values: Float[Tensor, " m"]) -> None:
         self.l1_norms = values if self.l1_norms is None else self.l1_norms + values
-
-
-def as_one(parts: Sequence[tuple[Use, Contribution]]) -> tuple[Use, Contribution] | None:
-    """All uses of a parameter as one contribution of the same norms, where their layouts allow it."""
-    kinds = {use.kind for use, _ in parts}
-    if None in kinds or not all(use.keeps_norms for use, _ in parts):
-        return None
-    alike: list[Contribution | None] = [part for _, part in parts]
-    if len(kinds) > 1:  # a table is read as it is, and multiplied with as its transpose
-        alike = [part.transposed() if use.turned else part for use, part in parts]
-    straight = sorted((use for use, _ in parts if len(kinds) == 1 or not use.turned), key=lambda use: len(use.chain))
-    same = [part for part in alike if part is not None]
-    if not straight or len(same) < len(alike) or len({part.shape for part in same}) > 1:
-        return None
-    return straight[0], combine(same)
-
-
-class _naming:  # noqa: N801 - a context manager at every node of every pass: a generator would cost more
-    """Let a disagreement between two ways name the parameter."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Disagreement):
-            raise mismatch_of_ways(self.name, error) from error
-
-
-def _index(examples: Sequence[int]) -> Tensor | slice:
-    # The first m of a shuffled batch are as good as any m, and a slice copies nothing.
-    if len(examples) and list(examples) == list(range(examples[0], examples[0] + len(examples))):
-        return slice(examples[0], examples[0] + len(examples))
-    return torch.as_tensor(examples, dtype=torch.long)
-
-
-def _sum_down(
-    parts: Sequence[tuple[Use, Contribution]], start: int, stop: int, parameter: nn.Parameter
-) -> Float[Tensor, "t ..."]:
-    first, *others = (_carried_down(use, part.rows(start, stop), parameter, batched=True) for use, part in parts)
-    return sum(others, start=first)
-
-
-def l1_norms(rows: Inexact[Tensor, "t ..."]) -> Float[Tensor, " t"]:
-    """‖row‖₁ in float64; a complex entry counts as two."""
-    if rows.is_complex():
-        rows = torch.view_as_real(rows.resolve_conj())
-    return rows.flatten(1).abs().sum(1, dtype=torch.float64) if rows.dim() > 1 else rows.abs().double()
-
-
-def _carried_down(use: Use, gradient: Tensor, parameter: nn.Parameter, *, batched: bool = False) -> Tensor:
-    """The adjoint of a use's chain: from the gradient of what a rule saw to the gradient of the parameter."""
-    names = {node.name() for node in use.chain}
-    if not names:
-        return gradient.to(parameter.dtype)
-    gradient = gradient.to_dense() if gradient.is_sparse else gradient
-    if names == {"TBackward0"}:
-        return gradient.transpose(-1, -2) if len(use.chain) % 2 else gradient
-    gradient = gradient.to(use.dtype)
-    (result,) = torch.autograd.grad([use.edge], [parameter], [gradient], retain_graph=True, is_grads_batched=batched)
-    return result
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

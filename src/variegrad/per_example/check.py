@@ -258,3 +258,19 @@ def mismatch_of_ways(name: str, found: Disagreement) -> RuntimeError:
         f"ways of the rule {found.rule!r} that must agree, by {found.relative:.2g} times what rounding may explain: "
         "refusing to return them. variegrad.per_example.loop_gradients is slow and always right."
     )
+
+
+class naming:  # noqa: N801 - a context manager at every node of every pass: a generator would cost more
+    """Let a disagreement between two ways name the parameter."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Disagreement):
+            raise mismatch_of_ways(self.name, error) from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -24,12 +23,13 @@ from variegrad.per_example.check import Schedule
 from variegrad.per_example.coupling import refuse_broadcast, refuse_if_coupled, refuse_training_batch_norm
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.learn import learn, learn_from_a_few
-from variegrad.per_example.ownership import NotFinite, Trial
+from variegrad.per_example.ownership import NotFinite
 from variegrad.per_example.plan import Plan
 from variegrad.per_example.result import Norms
 from variegrad.per_example.routing import out_of_order
 from variegrad.per_example.step import Step
-from variegrad.per_example.verify import check_few, check_rows, compare_norms, compare_rows
+from variegrad.per_example.trial import Trial
+from variegrad.per_example.verify import check_few, check_rows, compare_norms, compare_rows, gone
 from variegrad.shapes import Float
 
 # Structures that are remembered, and how often a batch is learned anew before the loop takes it.
@@ -92,10 +92,10 @@ class Engine:
         """∇f_i themselves, `size` examples at a time: parameter → (t, *shape)."""
         capture = self.kept(step, retain=True)
         if capture is None:
-            yield from _stacked(fallback.loop(step.per_example, step.parameters), size)
+            yield from fallback.stacked(fallback.loop(step.per_example, step.parameters), size)
             return
         rest = {name: step.parameters[name] for name in capture.uncovered}
-        others = _stacked(fallback.loop(step.per_example, rest, step.ends), size) if rest else None
+        others = fallback.stacked(fallback.loop(step.per_example, rest, step.ends), size) if rest else None
         for start in range(0, step.count, size):
             stop = min(start + size, step.count)
             rows = capture.gradients(start, stop, step.parameters)
@@ -140,7 +140,7 @@ class Engine:
                 if known.suspects:
                     refuse_if_coupled(step, known.suspects)
         if known is None or not known.fits(step.graph, step.count):
-            known = _updated(known, learn(step))
+            known = learn(step).following(known)
             self._schedule.again(key)
             self._schedule_of_rows.again(key)
         self.known[key] = known
@@ -181,12 +181,14 @@ class Engine:
                 capture = self._pass(step, known, retain=retained, l1=l1, examples=examples, keep=keep)
                 if capture is None:
                     schedule.again(key)
-                    known = self.known[key] = _updated(known, learn(step))
+                    known = self.known[key] = learn(step).following(known)
                     due = self.verify
                 elif not capture.late and not capture.again:
                     return step, Served(known, capture, due)
                 else:
-                    step = step if capture.retained else _anew(step, capture)
+                    if keep and not capture.retained:
+                        raise gone(capture.late)
+                    step = step if capture.retained else step.again()
                     if step.structure != key:  # the losses depend on more than what was kept
                         return self._served(step, schedule, l1=l1, examples=examples)
                     known.leave_out(capture.late, step.graph)
@@ -248,25 +250,3 @@ class Engine:
             served.known.looped = True
             return False
         return True
-
-
-def _anew(step: Step, capture: Capture) -> Step:
-    if capture.keep:  # the caller holds on to this graph
-        raise RuntimeError(
-            f"how {sorted(capture.late)} are used differs from earlier batches "
-            f"({', '.join(sorted(set(capture.late.values())))}), and the graph is gone: call again; they go to the "
-            "fallback from now on."
-        )
-    return step.again()
-
-
-def _updated(before: Knowledge | None, fresh: Knowledge) -> Knowledge:
-    if before is not None:
-        fresh.vectorize, fresh.looped = before.vectorize, before.looped
-        fresh.formed, fresh.doubted = before.formed, before.doubted
-    return fresh
-
-
-def _stacked(found: Iterator[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
-    while waiting := list(islice(found, size)):
-        yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}

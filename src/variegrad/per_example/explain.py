@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from variegrad.batches import Batch
-from variegrad.per_example.capture import Capture, as_one
+from variegrad.per_example.capture import Capture
+from variegrad.per_example.chains import as_one
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
 from variegrad.per_example.plan import following

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -167,6 +168,12 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
                 start += len(alone)
             return
     yield from loop_rows(step, parameters)
+
+
+def stacked(found: Iterator[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+    """So many gradients at a time: parameter → (t, *shape)."""
+    while waiting := list(islice(found, size)):
+        yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}
 
 
 def loop_rows(step: Step, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:

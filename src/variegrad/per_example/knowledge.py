@@ -70,6 +70,13 @@ class Knowledge:
         nodes = {number for each in self.uses.values() for number, _, _ in each}
         return {graph.order[number]: self.layout(graph, graph.order[number]) for number in nodes}
 
+    def following(self, before: Knowledge | None) -> Knowledge:
+        """The same, with what an earlier batch has shown of the model itself."""
+        if before is not None:
+            self.vectorize, self.looped = before.vectorize, before.looped
+            self.formed, self.doubted = before.formed, before.doubted
+        return self
+
     def leave_out(self, parameters: Mapping[str, str], graph: Graph) -> None:
         """Leave parameters to the fallback from now on: name → why."""
         if not parameters:

@@ -16,9 +16,10 @@ from variegrad.per_example.coupling import refuse_batch_statistics, refuse_if_co
 from variegrad.per_example.evaluate import evaluate
 from variegrad.per_example.graph import ACCUMULATE, EMBED_IN_ZEROS, REARRANGE, structure
 from variegrad.per_example.knowledge import Knowledge
-from variegrad.per_example.ownership import Trial, probe_ownership
+from variegrad.per_example.ownership import probe_ownership
 from variegrad.per_example.state import hooked, left_as_found, on_copies_of_buffers
 from variegrad.per_example.step import Step
+from variegrad.per_example.trial import Trial
 from variegrad.per_example.uses import IRREGULAR_AT, MIXED_AT, Use, from_parameters_alone, uses_of
 
 # A new structure is learned from this share of the examples, at least two and at most a few, if they are conclusive.

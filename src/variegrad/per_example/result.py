@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from variegrad.per_example import fallback
-from variegrad.per_example.capture import Capture, l1_norms
-from variegrad.per_example.rules.contribution import sq_norms
+from variegrad.per_example.capture import Capture
+from variegrad.per_example.rules.contribution import l1_norms, sq_norms
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 

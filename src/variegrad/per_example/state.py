@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -130,3 +130,8 @@ class aside:  # noqa: N801 - entered at every call: a generator would cost more
 def hooked(parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """The parameters with hooks that may change their gradient."""
     return [name for name, p in parameters.items() if p._backward_hooks]
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Rules compute in the types that they are given."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

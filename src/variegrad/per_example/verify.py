@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -83,3 +83,11 @@ def check_few(few: Step, known: Knowledge, plan: Plan) -> None:
         wanted = range(few.count) if examples is None else examples
         compare_norms(few, Norms.of(few, capture), wanted, sorted({wanted[0], wanted[-1]}))
     known.just_checked = True
+
+
+def gone(late: Mapping[str, str]) -> RuntimeError:
+    """The refusal of rows whose graph went before a rule declined: name → why."""
+    return RuntimeError(
+        f"how {sorted(late)} are used differs from earlier batches ({', '.join(sorted(set(late.values())))}), and the "
+        "graph is gone: call again; they go to the fallback from now on."
+    )

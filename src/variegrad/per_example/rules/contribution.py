@@ -191,3 +191,10 @@ def sq_norms(rows: Inexact[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     if width is None:
         return torch.linalg.vector_norm(flat, dim=1).double().square()
     return torch.linalg.vector_norm(flat.unflatten(1, (-1, width)), dim=2).double().square().sum(1)
+
+
+def l1_norms(rows: Inexact[Tensor, "t ..."]) -> Float[Tensor, " t"]:
+    """‖row‖₁ in float64; a complex entry counts as two."""
+    if rows.is_complex():
+        rows = torch.view_as_real(rows.resolve_conj())
+    return rows.flatten(1).abs().sum(1, dtype=torch.float64) if rows.dim() > 1 else rows.abs().double()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -89,3 +89,11 @@ class Visit:
             raise NotCovered("a parameter with entries for each example")
         summed = [k + 1 for k, size in enumerate(aligned) if size == 1 and rows.shape[k + 1] != 1]
         return (rows.sum(summed) if summed else rows).reshape(len(rows), *shape)
+
+
+def selected(examples: Sequence[int]) -> Tensor | slice:
+    """The index of some examples."""
+    # The first m of a shuffled batch are as good as any m, and a slice copies nothing.
+    if len(examples) and list(examples) == list(range(examples[0], examples[0] + len(examples))):
+        return slice(examples[0], examples[0] + len(examples))
+    return torch.as_tensor(examples, dtype=torch.long)
