@@ -92,10 +92,10 @@ class Engine:
         """∇f_i themselves, `size` examples at a time: parameter → (t, *shape)."""
         capture = self.kept(step, retain=True)
         if capture is None:
-            yield from fallback.stacked(fallback.loop(step.per_example, step.parameters), size)
+            yield from fallback.stacked(step, step.parameters, size)
             return
         rest = {name: step.parameters[name] for name in capture.uncovered}
-        others = fallback.stacked(fallback.loop(step.per_example, rest, step.ends), size) if rest else None
+        others = fallback.stacked(step, rest, size) if rest else None
         for start in range(0, step.count, size):
             stop = min(start + size, step.count)
             rows = capture.gradients(start, stop, step.parameters)

@@ -167,19 +167,14 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
                         yield {name: g.unsqueeze(0) for name, g in gradient.items()}
                 start += len(alone)
             return
-    yield from loop_rows(step, parameters)
+    yield from stacked(step, parameters, 1)
 
 
-def stacked(found: Iterator[dict[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
-    """So many gradients at a time: parameter → (t, *shape)."""
+def stacked(step: Step, parameters: Mapping[str, nn.Parameter], size: int) -> Iterator[dict[str, Tensor]]:
+    """The loop's gradients, so many at a time: parameter → (t, *shape)."""
+    found = loop(step.per_example, parameters, step.ends, wide=step.graph.low_precision)
     while waiting := list(islice(found, size)):
         yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}
-
-
-def loop_rows(step: Step, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
-    """The loop's gradients, one a chunk."""
-    for gradient in loop(step.per_example, parameters, step.ends, wide=step.graph.low_precision):
-        yield {name: g.unsqueeze(0) for name, g in gradient.items()}
 
 
 def _agrees(step: Step, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -36,7 +36,7 @@ class Norms:
         """What a pass has collected, for some of its examples if they are named."""
         zeros = torch.zeros(capture.wanted, dtype=torch.float64, device=step.per_example.device)
         norms = {name: capture.sq_norms.get(name, zeros) for name in step.parameters}
-        l1 = capture.l1_norms
+        l1 = zeros if capture.l1 and capture.l1_norms is None else capture.l1_norms  # nothing arrived: all are zero
         if wanted is not None and list(wanted) != list(range(capture.wanted)):
             at = torch.as_tensor(wanted, device=zeros.device)
             norms = {name: each[at] for name, each in norms.items()}
@@ -51,7 +51,7 @@ class Norms:
         total = {name: torch.zeros_like(p) for name, p in step.parameters.items()}
         norms: dict[str, list[Tensor]] = {name: [] for name in step.parameters}
         absolute = []
-        for gradient in fallback.loop(step.per_example, step.parameters):
+        for gradient in fallback.loop(step.per_example, step.parameters, step.ends, wide=step.graph.low_precision):
             rows = {name: g.detach().unsqueeze(0) for name, g in gradient.items()}
             for name, row in rows.items():
                 total[name] += row[0]

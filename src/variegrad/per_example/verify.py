@@ -78,7 +78,7 @@ def check_few(few: Step, known: Knowledge, plan: Plan) -> None:
         capture = Capture(few.graph, known, few.count, witness, examples=examples)
         rest = {name: few.parameters[name] for name in capture.uncovered}
         if rest:
-            capture.add_gradients(fallback.loop_rows(few, rest), rest)
+            capture.add_gradients(fallback.stacked(few, rest, 1), rest)
         capture.run(few.per_example, few.parameters, retain=True)
         wanted = range(few.count) if examples is None else examples
         compare_norms(few, Norms.of(few, capture), wanted, sorted({wanted[0], wanted[-1]}))
