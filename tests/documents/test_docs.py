@@ -6,6 +6,7 @@ import inspect
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,13 @@ def test_the_help_of_make_lists_the_two_commands():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "make demo" in said
     assert "make test" in said
+
+
+def test_the_layers_of_the_engine_are_drawn_as_they_are_checked():
+    drawn = (ROOT / "docs/developers/per-example.md").read_text().split("```text\n")[1].split("```")[0].splitlines()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [c["layers"] for c in contracts if c.get("containers") == ["variegrad.per_example"]]
+    assert drawn == layers
+    named = {name for line in layers for name in line.split(" | ")}
+    files = {path.stem for path in (ROOT / "src/variegrad/per_example").iterdir() if path.name != "__init__.py"}
+    assert files - {"__pycache__", "sign_probe"} == named  # the old place of the sign probe imports nothing here
