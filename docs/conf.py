@@ -6,7 +6,7 @@ from pathlib import Path
 project = "variegrad"
 author = "The variegrad maintainers"
 copyright = "The variegrad maintainers"  # noqa: A001
-_source = (Path(__file__).parents[1] / "src/variegrad/__init__.py").read_text()
+_source = (Path(__file__).parents[1] / "src/variegrad/versions.py").read_text()
 release = version = re.findall(r'^__version__ = "(.+)"$', _source, re.MULTILINE)[0]
 
 extensions = [

@@ -69,7 +69,7 @@ def reproducible():
 
 
 def sbom(folder):
-    version = re.search(r'__version__ = "(.*)"', (ROOT / "src/variegrad/__init__.py").read_text())[1]
+    version = re.search(r'__version__ = "(.*)"', (ROOT / "src/variegrad/versions.py").read_text())[1]
     pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     components = []
     for name, pinned in pins:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from variegrad.former_names import keep
+from variegrad.versions import __version__ as __version__
 
 if TYPE_CHECKING:
     from variegrad import theory
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from variegrad.reports import report
     from variegrad.training import TrainConfig, shared_gradient, train, tune
 
-__version__ = "0.2.0"
 keep()
 
 _HOMES = {

@@ -10,7 +10,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from variegrad.along import AlongRun, Point, over_run
@@ -21,6 +20,7 @@ from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import trained_parameters, unwrap
 from variegrad.problems import Problem
 from variegrad.reports.document import layer_kinds
+from variegrad.versions import version
 
 if TYPE_CHECKING:
     from variegrad.cli.measure import Settings

@@ -6,7 +6,6 @@ import math
 import platform
 import shlex
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from variegrad.cli import options, terminal
 from variegrad.cli.table import examples, two_digits
 from variegrad.cli.terminal import Column, print_columns, print_json, print_line
+from variegrad.versions import version
 
 if TYPE_CHECKING:
     from rich.console import Console

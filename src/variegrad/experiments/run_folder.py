@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from variegrad.experiments.intervals import Finding
 from variegrad.experiments.records import Record, read_records
 from variegrad.experiments.registry import experiment
 from variegrad.files import write_whole
+from variegrad.versions import version
 
 SCHEMA = "variegrad.experiment-run/1"
 FILE = "experiment.json"

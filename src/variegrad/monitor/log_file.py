@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from variegrad.monitor.reading import Reading, checked
 from variegrad.monitor.thinned import Thinned
+from variegrad.versions import version
 
 SCHEMA = "variegrad.monitor/1"
 _BEGINNING = f'{{"schema":"{SCHEMA}"'.encode()

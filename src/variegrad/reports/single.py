@@ -8,7 +8,6 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from variegrad.reports.document import SCHEMA, layer_kinds
 from variegrad.reports.marks import DASHES, laid_out, octave_ticks
 from variegrad.reports.style import BLUE, QUIET, drawable, in_figures, new_figure, render, rounded, style
+from variegrad.versions import version
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from variegrad.per_example.evaluate import Losses
 from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.sampling import Stream
 from variegrad.training.update import Position
+from variegrad.versions import version
 
 PROBED = 8  # examples whose content is compared
 

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,6 +37,7 @@ from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.every import Every
 from variegrad.training.update import Position, Update
 from variegrad.training.what_must_agree import refuse_drift
+from variegrad.versions import version
 
 CHECKPOINTS = "checkpoints"
 MAY_CHANGE = ("passes", "when_not_finite")
