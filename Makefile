@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := src tests benchmarks examples labs
 
-.PHONY: help demo test test-slow lint docs format picture bench faults netlab audit dist reproducible wheel-test sbom matrix clean
+.PHONY: help demo test test-slow lint docs format picture bench bench-all facts faults netlab audit dist reproducible wheel-test sbom matrix clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,10 +48,17 @@ format: .venv/dev  ## Rewrite the sources in the house style
 
 .venv-peers/ready: .venv/python pyproject.toml
 	@echo "Installing the peers in an environment of their own …" && $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -e '.[peers]' && touch $@
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]' && touch $@
 
-bench: .venv-peers/ready  ## Measure the engine beside public libraries and write a dated report
+bench: .venv-peers/ready  ## Measure the README's table beside public libraries (10 minutes) and write a dated report
+	.venv-peers/bin/python benchmarks/overhead.py --models mnist-cnn resnet-20 gpt mlp --repeats 5 --no-memory \
+	  --methods "variegrad exact" "Opacus ghost" "BackPACK BatchL2Grad" torch.func
+
+bench-all: .venv-peers/ready  ## Measure all models, methods and memory beside public libraries (an hour)
 	.venv-peers/bin/python benchmarks/overhead.py
+
+facts:  ## Write the measured facts of the README from the newest reports
+	$(PYTHON) labs/readme_facts.py
 
 faults: .venv/dev  ## Kill, stop and damage training runs; a table of what came out, with a dated report
 	$(BIN)/python labs/faults.py
@@ -59,8 +66,9 @@ faults: .venv/dev  ## Kill, stop and damage training runs; a table of what came 
 netlab: .venv/dev  ## Time training steps on a slow network (root), with a dated report
 	$(BIN)/python labs/netlab.py
 
-picture: demo  ## Renew the picture in the README from the demo
+picture: demo  ## Renew the pictures in the README (light and dark) from the demo
 	mkdir -p docs/pictures && cp runs/digits/bound-along-run.png docs/pictures/digits.png
+	$(BIN)/python labs/dark.py < runs/digits/bound-along-run.svg > docs/pictures/digits-dark.svg
 
 dist: .venv/dev  ## Build the wheel and the sdist into dist
 	rm -rf dist && $(BIN)/python labs/distribution.py build dist

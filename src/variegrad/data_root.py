@@ -1,4 +1,4 @@
-"""Where data files are looked for, and what is said where they are missing."""
+"""Where data files are looked for, and the message if they are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def root_folder(given: str | Path | None = None) -> Path:
     """The folder that data files are looked for in.
 
     Args:
-        given: the folder, where the caller names one.
+        given: the folder, if the caller names one.
 
     Returns:
         That folder, else the one named by the environment variable VARIEGRAD_DATA, else ~/.cache/variegrad.
@@ -92,7 +92,21 @@ def find_file(name: str, root: Path) -> Path:
         raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.{hint}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it, such as a LIBSVM file.")
+    check_regular(path)
     return path
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, socket or device, which would be waited for or never end.
+
+    Args:
+        path: of a file or folder; nothing at it passes.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: is a pipe or device, not a regular file.")
 
 
 def _fetching(problem: str, root: Path) -> str:
@@ -103,11 +117,11 @@ def _advice(
     problem: str, root: Path, folders: Sequence[str], files: Sequence[Sequence[str]], missing: dict[Path, list[str]]
 ) -> str:
     wanted = ", ".join(names[0] for names in files)
-    places = ", ".join(str(root / name) for name in folders)
+    below = ", ".join(name for name in folders if name)
     partly = "".join(f" {folder} lacks {', '.join(names)}." for folder, names in missing.items())
     absent = "" if root.is_dir() else f" {root} is not a folder."
     return (
-        f"{problem} needs the files {wanted}. Looked in: {places}.{absent}{partly} Three ways to get it: "
-        f"(1) name the folder that holds them: --data-root DIR (data_root=DIR in Python); (2) set {VARIABLE}=DIR; "
-        f"(3) with a network, fetch them from OpenML through scikit-learn: {_fetching(problem, root)}"
+        f"{problem} needs the files {wanted}. Looked in {root}{f' and below it in {below}' if below else ''}.{absent}"
+        f"{partly} Name the folder that holds them by --data-root DIR (data_root=DIR in Python) or {VARIABLE}=DIR, or "
+        f"fetch them with a network: {_fetching(problem, root)}"
     )

@@ -61,8 +61,8 @@ def test_the_report_gathers_every_run_below_a_folder_and_is_the_same_each_time(s
     [
         (["figure-9"], "unknown experiment 'figure-9'"),
         (["theorem-6", "--profile", "tiny"], "--profile must be one of smoke, small, paper; got 'tiny'"),
-        (["theorem-6", "--seed-offset", "-1"], "--seed-offset: must be at least 0; got -1"),
-        (["theorem-6", "--profile", "smoke", "--jobs", "0"], "--jobs: must be at least 1; got 0"),
+        (["theorem-6", "--seed-offset", "-1"], "--seed-offset: must be at least 0 and at most 2147483648; got -1"),
+        (["theorem-6", "--profile", "smoke", "--jobs", "0"], "--jobs: must be at least 1 and at most 1024; got 0"),
         (["theorem-6", "--profile", "smoke", "--cluster", "slurm"], "--cluster must be 'ray'; got 'slurm'"),
     ],
 )

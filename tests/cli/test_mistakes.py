@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -49,7 +50,16 @@ def here(tmp_path, monkeypatch):
     (folder / "a.svm").write_text("1 1:1\n-1 2:1\n")
     (folder / "log.jsonl").write_text("")
     (folder / "file").write_text("kept")
+    (folder / "leaves_when_called.py").write_text("import sys\n\ndef problem():\n    sys.exit(3)\n")
+    (folder / "leaves_at_once.py").write_text("import sys\nsys.exit('bye')\n")
+    (folder / "gives_nothing.py").write_text("def problem():\n    pass\n")
+    (folder / "empty").mkdir()
+    (folder / "other").mkdir()
+    (folder / "other/experiment.json").write_text("{}")
+    np.save(folder / "table.npy", np.eye(3))
+    os.mkfifo(folder / "pipe")
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("VARIEGRAD_DATA", os.environ.get("VARIEGRAD_DATA", ""))  # `experiment --data-root` sets it
     monkeypatch.setattr("variegrad.along.measure_along", _never)
     monkeypatch.setattr("variegrad.theory.glm_bound", _never)
     monkeypatch.setattr("variegrad.theory.sparse_bound", _never)
@@ -65,7 +75,11 @@ def _never(*_arguments, **_options):
 
 
 def snapshot(folder):
-    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if path.name != "__pycache__" and path.suffix != ".pyc"
+    }
 
 
 def one_line(said, *names):
@@ -138,7 +152,7 @@ def test_an_unknown_command(variegrad, here):
 # --- places to write into ---
 
 OUTPUTS = [(name, option) for name, option in VALUED if option.name in FOLDERS]
-NOWHERE = ["file", "file/below", "/proc/x", "/proc/x/y", "/dev/null", "/dev/null/x", "n\0l", "x" * 300]
+NOWHERE = ["file", "file/below", "/proc/x", "/proc/x/y", "/dev/null", "/dev/null/x", "pipe", "n\0l", "x" * 300]
 UNWRITABLE = [(*case, place) for case in OUTPUTS for place in NOWHERE]
 
 
@@ -200,7 +214,33 @@ READ = [
     (("monitor", "."), "folder"),
     (("monitor", "file"), "file"),
     (("report", "absent"), "absent"),
-    (("report", "."), "variegrad experiment theorem-6"),
+    (("report", "empty"), "variegrad experiment theorem-6"),
+    (("report", "file"), "FOLDER"),
+    (("report", "pipe"), "FOLDER"),
+    (("monitor", "pipe"), "pipe or device"),
+    (("bound", "pipe"), "pipe or device"),
+    (("bound", "/dev/zero"), "pipe or device"),
+    (("bound", "/dev/null"), "pipe or device"),
+    (("measure", "pipe"), "pipe"),
+    (("measure", "table.npy"), "is not text"),
+    (("measure", "--weights", "pipe"), "--weights"),
+    (("branch", "--ledger", "pipe"), "--ledger"),
+    (("measure", "--data-root", "file"), "--data-root"),
+    (("experiment", "figure-1b", "--data-root", "nowhere"), "--data-root"),
+    (("experiment", "theorem-6", "--out", "other"), "other"),
+    (("measure", "leaves_when_called.py:problem"), "SystemExit"),
+    (("measure", "gives_nothing.py:problem"), "it returned None"),
+    (("measure", "leaves_at_once.py:problem"), "SystemExit"),
+    (("measure", "--seed", "1" + "0" * 25), "--seed"),
+    (("measure", "--points", "1" + "0" * 12), "--points"),
+    (("plan", "--accuracy", "1e-300"), "--accuracy"),
+    (("experiment", "theorem-6", "--jobs", "1" + "0" * 25), "--jobs"),
+    (("experiment", "theorem-6", "--seed-offset", "1" + "0" * 25), "--seed-offset"),
+    (("measure", "--mechanism", "langevin:nan"), "--mechanism 'langevin:nan'"),
+    (("measure", "--mechanism", "dropconnect:-1"), "--mechanism 'dropconnect:-1'"),
+    (("measure", "--passes", "3,5"), "must be a number; got '3,5'"),
+    (("measure", "--batch-size", "1e3"), "must be a whole number; got '1e3'"),
+    (("measure", "--step-size", "1", "--step-size", "x"), "--step-size"),
     (("branch", "--ledger", "."), "--ledger"),
     (("branch", "--ledger", "file/x"), "--ledger"),
     (("branch", "--ledger", "/proc/x/y"), "--ledger"),

@@ -178,7 +178,7 @@ def test_a_folder_is_no_log(variegrad, tmp_path):
 
 
 def test_a_report_in_place_of_a_file_is_refused_before_anything_is_read(variegrad, log):
-    assert "is a file; name a folder" in one_line(variegrad("monitor", log, "--report", log))
+    assert "is not a folder" in one_line(variegrad("monitor", log, "--report", log))
 
 
 # --- the sentence ---

@@ -22,7 +22,7 @@ def shape(text):
 def test_the_loop_pasted_into_a_file_prints_what_is_shown_and_its_log_can_be_drawn(tmp_path):
     (tmp_path / "pasted.py").write_text("\n".join(PYTHON[:2]))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "pasted.py"],
+        [sys.executable, "-W", "error", "-W", "ignore:Implicitly cleaning up", "pasted.py"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.stderr == ""

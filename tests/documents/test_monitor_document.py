@@ -13,7 +13,7 @@ def test_the_blocks_of_the_guide_run_in_order(tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
     (tmp_path / "pasted.py").write_text("\n".join(blocks))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "pasted.py"],
+        [sys.executable, "-W", "error", "-W", "ignore:Implicitly cleaning up", "pasted.py"],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.stderr == ""

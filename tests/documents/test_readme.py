@@ -32,7 +32,7 @@ def run(monkeypatch, capfd, *arguments):
 def said_by(folder, program):
     (folder / "pasted.py").write_text(program)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "pasted.py"],
+        [sys.executable, "-W", "error", "-W", "ignore:Implicitly cleaning up", "pasted.py"],
         cwd=folder, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.stderr == ""
@@ -78,54 +78,33 @@ def test_the_make_targets_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def table(report):
-    """{model: {method: ratio}} of a report's first table."""
-    paragraphs = (ROOT / f"benchmarks/reports/{report}.md").read_text().split("\n\n")
-    first = next(paragraph for paragraph in paragraphs if paragraph.startswith("| model"))
-    names, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines())
-    return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+def test_the_measured_facts_are_those_of_the_newest_reports():
+    """`make facts` writes them; here they are only compared."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "labs/readme_facts.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
-def linked(kind):
-    return re.findall(rf"benchmarks/reports/({kind}-[\d-]+)\.md", README)
+def test_each_cell_is_from_the_newest_report_that_measured_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "labs")
+    import readme_facts
 
-
-def test_the_table_of_overheads_is_that_of_the_linked_reports():
-    ours, latest, before = (table(report) for report in linked("overhead"))
-    columns = {
-        "variegrad": (ours, "variegrad exact"),
-        "Opacus ghost": (latest, "Opacus ghost"),
-        "BackPACK": (latest, "BackPACK BatchL2Grad"),
-        "torch.func": (before, "torch.func"),
-    }
-    models = {"MNIST CNN": "mnist-cnn", "ResNet-20 (GroupNorm)": "resnet-20", "GPT": "gpt", "MLP": "mlp"}
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in README.splitlines()
-        if line.startswith(tuple(f"| {name} |" for name in models))
-    ]
-    assert len(rows) == len(models)
-    for name, *cells in rows:
-        for cell, (report, method) in zip(cells, columns.values(), strict=True):
-            ratio = report[models[name]][method]
-            assert ratio.split()[0] == {"fails": "no:"}.get(cell, cell), (name, method)
-
-
-def test_the_monitor_s_cost_is_that_of_the_linked_report():
-    (report,) = linked("monitor")
-    text = (ROOT / f"benchmarks/reports/{report}.md").read_text()
-    mean, largest = (float(number) for number in re.search(r"\*\*([\d.]+)\*\*, largest (\d+\.\d+)", text).groups())
-    said = re.search(r"([\d.]+) times a plain loop, geometric mean of 6 models; ([\d.]+) for", README).groups()
-    assert said == (f"{mean:.2f}", f"{largest:.2f}")
-    assert "over 6 models" in text
-
-
-def test_the_coverage_is_that_of_the_linked_report():
-    (report,) = linked("pooled-bias")
-    text = (ROOT / f"benchmarks/reports/{report}.md").read_text()
-    found = re.findall(r"\| 200 \| ([\d.]+)% \|", text)
-    assert re.search(r"in ([\d.]+) %, ([\d.]+) % and ([\d.]+) % of\s+200 runs", README).groups() == tuple(found)
+    head = "# Cost\n\n| model | plain, ms | variegrad exact | Opacus ghost |\n|---|---:|---:|---:|\n"
+    for day, row in (
+        ("01", "1.50 (1.4-1.6) | 2.00 (1-3)"),
+        ("02", "1.20 (1.1-1.3) | no: not run"),
+        ("03", "no: Boom | "),
+    ):
+        (tmp_path / f"overhead-2030-01-{day}.md").write_text(f"{head}| gpt | 10 | {row} |\n\nmore\n")
+    monkeypatch.setattr(readme_facts, "REPORTS", tmp_path)
+    assert readme_facts.measured("gpt", "variegrad exact") == ("fails", tmp_path / "overhead-2030-01-03.md")
+    assert readme_facts.measured("gpt", "Opacus ghost") == ("2.00", tmp_path / "overhead-2030-01-01.md")
+    (tmp_path / "overhead-2030-01-03.md").unlink()
+    assert readme_facts.measured("gpt", "variegrad exact") == ("1.20", tmp_path / "overhead-2030-01-02.md")
+    with pytest.raises(SystemExit, match=r"torch\.func on gpt"):
+        readme_facts.measured("gpt", "torch.func")
 
 
 def test_as_many_models_are_compared_with_the_loop_as_is_said():
-    assert len(CASES) > int(re.search(r"more than (\d+) test models", README)[1])
+    assert len(CASES) > int(re.search(r"more than (\d+) models", README)[1])

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_matrix, random_array
+from scipy.sparse import csr_matrix, random
 from sklearn.utils import Bunch
 
 from variegrad.problems import fetch, load
@@ -35,7 +35,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, title: str, data: Any, target: np.n
 
 def a9a() -> tuple[csr_matrix, np.ndarray]:
     target = np.r_[-np.ones(24_720), np.ones(7_841), -np.ones(16_281)]
-    data = csr_matrix(random_array((48_842, 123), density=0.02, rng=np.random.default_rng(0)))
+    data = csr_matrix(random(48_842, 123, density=0.02, random_state=0))
     data.data[:] = 1
     return data, target
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_matrix, random_array
+from scipy.sparse import csr_matrix, random
 from torch.utils.data import DataLoader, TensorDataset
 
 from variegrad.problems.sparse_rows import SparseRows
 
-MATRIX = csr_matrix(random_array((20, 7), density=0.3, rng=np.random.default_rng(0)))
+MATRIX = csr_matrix(random(20, 7, density=0.3, random_state=0))
 LABELS = torch.arange(20)
 ROWS = SparseRows(MATRIX, LABELS)
 DENSE = TensorDataset(torch.from_numpy(MATRIX.toarray()).float(), LABELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import coo_array, csr_matrix, random_array
+from scipy.sparse import coo_array, csr_matrix, random
 
 from theory.brute_force import normalised_infimum
 from variegrad.theory import glm_bound, remark_1
@@ -78,7 +78,7 @@ def test_the_gram_matrix_serves_the_smaller_side() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("n", [1500, 4000])
 def test_a_large_sparse_matrix_gets_an_interval_within_one_per_cent(signed: bool, n: int) -> None:
-    X = random_array((n, 1200), density=0.01, rng=np.random.default_rng(3)).tocsr()
+    X = random(n, 1200, density=0.01, random_state=3).tocsr()
     if signed:
         X.data -= 0.5
     found = glm_bound(X)

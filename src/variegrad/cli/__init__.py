@@ -38,8 +38,9 @@ def _run() -> int:
     from variegrad.cli.terminal import print_in_any_encoding  # noqa: PLC0415
 
     print_in_any_encoding()
-    code = app(standalone_mode=False) or 0
-    return code or (2 if len(sys.argv) == 1 else 0)  # without a command the help was printed
+    given = sys.argv[1:]
+    code: int = app(given or ["--help"], standalone_mode=False) or 0
+    return code if given else 2
 
 
 def _interrupted(error: BaseException | None) -> bool:
@@ -54,7 +55,7 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def _in_one_line(error: Exception) -> str:
-    if hasattr(error, "format_message"):  # typer's errors; without any command the help was printed instead
+    if hasattr(error, "format_message"):  # typer's errors
         message = _usage(error)
         context = getattr(error, "ctx", None)
         command = getattr(context, "command_path", None) or " ".join(["variegrad", *sys.argv[1:2]])

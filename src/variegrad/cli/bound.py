@@ -25,36 +25,38 @@ def bound(
     file: Annotated[
         str,
         typer.Argument(
-            help="A LIBSVM, npy or npz file, one example per row; also compressed (.gz, .bz2, .xz, .zst, .zip); or a9a."
+            help="A LIBSVM, npy or npz file, one example per row, also compressed (.gz, .bz2, .xz, .zst, .zip); or a9a."
         ),
     ],
     tolerance: Annotated[
         float,
         typer.Option(
-            help="Relative width of the certified interval of σ²_max.", callback=options.number(above=0, below=1)
+            help="Relative width of the certified interval for σ²_max.",
+            callback=options.number(above=0, below=1),
         ),
     ] = 0.01,
     passes: Annotated[
         int,
         typer.Option(
-            help="At most this many passes to search the conflict degree of Remark 2.", callback=options.number(least=0)
+            help="Search the conflict degree of Remark 2 for at most this many passes.",
+            callback=options.number(least=0),
         ),
     ] = 16,
     scratch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for temporary files, 12 bytes per non-zero of a text file.", callback=options.scratch_folder
+            help="Folder for temporary files (12 bytes per non-zero entry of a text file).",
+            callback=options.scratch_folder,
         ),
     ] = None,
     data_root: options.DataRoot = None,
     json: options.AsJson = False,
 ) -> None:
-    """Bound the useful batch size from the data alone, for every weight vector of a linear model.
+    """Bound B_D from below, from the data alone: it holds for a linear model at any weights.
 
-    Rows are examples. The GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound n over the largest column count
-    (Remark 2, sharpened) are printed with the interval that contains the exact value and with the paper's own numbers.
-
-    Example: `variegrad bound data/train.svm.gz`
+    Rows are examples. Two bounds are printed, each with an interval that contains its exact value and with the number
+    that the paper's own formula gives: the GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound, n divided by
+    the largest column count (Remark 2, sharpened).
     """
     from variegrad.data_root import find_a9a, find_file, root_folder  # noqa: PLC0415 - after the options
     from variegrad.theory import glm_bound, sparse_bound  # noqa: PLC0415

@@ -15,7 +15,7 @@ from variegrad.cli.terminal import errors, print_json, print_line
 
 
 class Rule(StrEnum):
-    """How the learning rate follows the batch, by the name that is typed."""
+    """How the learning rate follows the batch size, by the name that is typed."""
 
     LINEAR = "linear"
     SQUARE_ROOT = "square-root"
@@ -32,25 +32,34 @@ class Kind(StrEnum):
 def branch(
     problem: options.Problem = "digits",
     batch_size: Annotated[
-        int, typer.Option(help="B₀: batch size in use, in examples.", callback=options.number(least=1))
+        int, typer.Option(help="Your current batch size B₀, in examples.", callback=options.number(least=1))
     ] = 16,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Of the mean gradient. Default: the problem's own, for its batch of 64.",
+            help="Your current learning rate, of the mean loss. Default: the problem's own, at batch size 64.",
             callback=options.number(above=0),
         ),
     ] = None,
-    optimizer: Annotated[Kind, typer.Option(help="Optimizer of the loop.")] = Kind.SGD,
-    momentum: Annotated[float, typer.Option(help="Of SGD.", callback=options.number(least=0, below=1))] = 0.0,
-    rule: Annotated[Rule, typer.Option(help="How the learning rate grows with the batch.")] = Rule.LINEAR,
+    optimizer: Annotated[Kind, typer.Option(help="Optimizer of the training loop.")] = Kind.SGD,
+    momentum: Annotated[
+        float, typer.Option(help="Momentum coefficient of SGD.", callback=options.number(least=0, below=1))
+    ] = 0.0,
+    rule: Annotated[
+        Rule,
+        typer.Option(help="How the learning rate follows the batch size: times B/B₀, times √(B/B₀), or not at all."),
+    ] = Rule.LINEAR,
     half_lives: Annotated[
-        bool, typer.Option("--half-lives", help="Rescale momentum and Adam's β with the batch, too.")
+        bool,
+        typer.Option(
+            "--half-lives",
+            help="Also adjust momentum and Adam's β, so that they average over as many examples at each batch size.",
+        ),
     ] = False,
     weights: options.Weights = None,
     after: Annotated[
         float,
-        typer.Option(help="Passes to train at the batch in use before branching.", callback=options.number(least=0)),
+        typer.Option(help="Passes over the data to train before the branches start.", callback=options.number(least=0)),
     ] = 1.0,
     window: Annotated[
         int | None,
@@ -59,19 +68,22 @@ def branch(
     tolerance: Annotated[
         float,
         typer.Option(
-            help="Loss of progress per example that counts as none.", callback=options.number(above=0, below=1)
+            help="Accept a batch size if it loses at most this share of the progress per example.",
+            callback=options.number(above=0, below=1),
         ),
     ] = 0.1,
     windows: Annotated[
-        int, typer.Option(help="Pairs of branches per batch size at most.", callback=options.number(least=4))
+        int, typer.Option(help="At most this many pairs of branches per batch size.", callback=options.number(least=4))
     ] = 32,
     budget: Annotated[
-        int | None, typer.Option(help="Examples to train in all.", callback=options.number(least=1))
+        int | None,
+        typer.Option(help="Stop after training this many examples in all.", callback=options.number(least=1)),
     ] = None,
     ledger: Annotated[
         Path | None,
         typer.Option(
-            help="File that keeps finished branches: the same command resumes from it.", callback=options.writable_file
+            help="Keep finished branches in this file; the same command then resumes from it.",
+            callback=options.writable_file,
         ),
     ] = None,
     seed: options.Seed = 0,
@@ -79,10 +91,11 @@ def branch(
     max_examples: options.MaxExamples = None,
     json: options.AsJson = False,
 ) -> None:
-    """Find the largest batch that trains as well per example as the one in use.
+    """Measure the critical batch size at your learning rate: how far the batch can grow without losing progress.
 
-    Trains pairs of short branches from one checkpoint, at the batch in use and at 2, 4, 8, … times it, on the same
-    examples. Example: `variegrad branch digits --batch-size 16 --learning-rate 0.1`
+    Trains pairs of short branches from one checkpoint, at your batch size B₀ and at 2, 4, 8, … times B₀, on the same
+    examples, and compares how far the loss falls. A batch size is accepted or refused with 95 % confidence, or stays
+    undecided. Ctrl-C keeps finished branches if --ledger is given.
     """
     if window is not None and (window < 8 * batch_size or window % batch_size):
         raise ValueError(f"--window: must be a multiple of --batch-size, at least 8 of {batch_size}; got {window}.")

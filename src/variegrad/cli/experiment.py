@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -17,33 +20,36 @@ from variegrad.data_root import VARIABLE
 
 
 def experiment(
-    name: Annotated[str, typer.Argument(help="Its name; `variegrad list` shows them all.")],
+    name: Annotated[str, typer.Argument(help="The experiment's name; `variegrad list` shows them all.")],
     profile: Annotated[
         str, typer.Option(help="smoke: seconds. small: minutes on two cores. paper: the paper's sizes.")
     ] = "small",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of records and pictures. Default: runs/NAME.", callback=options.writable_folder),
+        typer.Option(help="Folder for records and figures. Default: runs/NAME.", callback=options.writable_folder),
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Cells computed at once. Default: one per processor.", callback=options.number(least=1)),
+        typer.Option(
+            help="Number of cells to run in parallel. Default: one per core.",
+            callback=options.number(least=1, most=1024),
+        ),
     ] = None,
     seed_offset: Annotated[
-        int, typer.Option(help="The first seed: other seeds repeat the experiment.", callback=options.number(least=0))
+        int,
+        typer.Option(
+            help="First seed; another one repeats the experiment with new draws.",
+            callback=options.number(least=0, most=2**31),
+        ),
     ] = 0,
-    cluster: Annotated[str | None, typer.Option(help="'ray': spread the cells over a Ray cluster.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to spread the cells over a Ray cluster.")] = None,
     data_root: options.DataRoot = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let this run replace another one in the folder.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False,
 ) -> None:
     """Reproduce one figure or table of the paper.
 
-    Every cell (batch size, step size, seed, …) is a record of its own in the folder: what is finished is never computed
-    again, whatever ended the run before. Ctrl-C keeps what was done.
-
-    Example: `variegrad experiment figure-2a --profile small --out runs/fig2a`
+    Every cell (a combination of batch size, step size, seed, …) is stored as one record in the folder. Finished cells
+    are never computed again: after Ctrl-C or a crash, the same command resumes.
     """
     from variegrad.experiments import data  # noqa: PLC0415 - after the options
     from variegrad.experiments import experiment as experiment_named  # noqa: PLC0415
@@ -61,19 +67,22 @@ def experiment(
     if data_root is not None:
         os.environ[VARIABLE] = str(Path(data_root).expanduser().resolve())  # the processes that compute inherit it
     console = errors()
-    settings, about = data.settled({**chosen.profiles[profile], "seed_offset": seed_offset})
+    settings, about = data.settled(
+        {**chosen.profiles[profile], "seed_offset": seed_offset}, required=data_root is not None
+    )
     if data_root is not None and settings.get("problem", "digits") == "digits":
         about += " --data-root is not used: this profile needs no files."
-    console.print(about)
     begin(
         folder, chosen, profile, settings, data=about, command=shlex.join(["variegrad", *sys.argv[1:]]),
         overwrite=overwrite,
     )  # fmt: skip
+    console.print(about)
     try:
-        swept = sweep(chosen, settings, folder, jobs=workers, cluster=cluster, console=console)
-    except KeyboardInterrupt:
+        with _ended_by_sigterm():
+            swept = sweep(chosen, settings, folder, jobs=workers, cluster=cluster, console=console)
+    except KeyboardInterrupt as interrupt:
         console.print(f"variegrad: interrupted; finished cells are kept in {folder}, the same command resumes")
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
     run = finish(folder)
     from variegrad.cli.report import write_page  # noqa: PLC0415 - matplotlib takes a second to import
 
@@ -81,3 +90,19 @@ def experiment(
     findings = [(found.claim, found.found, found.verdict) for found in run.findings]
     output().print(text_table(["claim", "found", "verdict"], findings, title=run.experiment.title))
     print_line(f"{swept.computed} cells computed, {swept.skipped} finished before; report: {page}")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as from `timeout` or a scheduler: the processes that compute are ended in order, as after Ctrl-C."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    def end(_signal: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

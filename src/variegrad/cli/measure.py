@@ -46,7 +46,8 @@ def measure(
     points: Annotated[
         int,
         typer.Option(
-            help="Number of exact measurements along the run, denser early.", callback=options.number(least=1)
+            help="Number of exact measurements along the run, denser early.",
+            callback=options.number(least=1, most=100_000),
         ),
     ] = 12,
     batch_size: Annotated[
@@ -61,7 +62,8 @@ def measure(
     mechanism: Annotated[
         list[str] | None,
         typer.Option(
-            help="Show the bound with this mechanism: dropconnect:P, langevin:SIGMA, quantize. May be repeated."
+            help="Also show the bound with this mechanism: dropconnect:P, langevin:SIGMA or quantize. May be repeated.",
+            metavar="<mechanism>",
         ),
     ] = None,
     weights: options.Weights = None,
@@ -72,13 +74,10 @@ def measure(
     overwrite: options.Overwrite = False,
     json_: options.AsJson = False,
 ) -> None:
-    """Train a problem by plain mini-batch SGD and measure its gradient diversity exactly along the run.
+    """Train a problem by plain mini-batch SGD and measure the batch-size bound B_D exactly along the run.
 
-    The efficiency of a batch of B examples is 1/(1 + (B−1)/B_D): at B = 1 + B_D half of them are redundant.
-    Ctrl-C keeps what was measured.
-
-    Examples: `variegrad measure digits --report runs/digits`,
-    `variegrad measure mnist --data-root data --max-examples 2000 --mechanism dropconnect:0.4`
+    B_D is 1 + the simple gradient noise scale. A batch of B examples has the efficiency 1/(1 + (B−1)/B_D): at
+    B = 1 + B_D half of its examples are redundant. Ctrl-C keeps what was measured.
     """
     options.refuse_used("--report", report, RESULTS, overwrite)
     options.step_size_of(step_size, learning_rate, 1)

@@ -24,6 +24,14 @@ def parse_mechanism(text: str) -> Mechanism:
     Raises:
         ValueError: if it is none of these.
     """
+    try:
+        return _parsed(text)
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if said.startswith("--") else f"--mechanism {text!r}: {said}") from None
+
+
+def _parsed(text: str) -> Mechanism:
     match text.strip().lower().split(":"):
         case ["dropconnect", p]:
             return DropConnect(_number(p, text))

@@ -32,9 +32,9 @@ def monitor(
     report: options.Report = None,
     json: options.AsJson = False,
 ) -> None:
-    """Show the history that a Monitor wrote: the latest readings, what they mean for the batch in use, a picture.
+    """Show the log that a Monitor wrote: the latest estimates of B_D and what they mean for your batch size.
 
-    A log may be read while it is being written. Example: `variegrad monitor runs/a/monitor.jsonl --report runs/a`
+    With --report it also draws the history. A log may be read while it is being written.
     """
     errors = terminal.errors()
     found = _read(log, errors)

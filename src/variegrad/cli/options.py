@@ -18,14 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from variegrad.data_root import check_regular
+
 if TYPE_CHECKING:
     from variegrad import problems
 
 Number = int | float
+NOT_A_NUMBER = {
+    "Input should be a valid integer": "must be a whole number.",
+    "Input should be a valid number": "must be a number.",
+}
+LARGEST_SEED = 2**63 - 1  # what torch's generators take
 
 
 class Command(TyperCommand):
-    """A command that says which of two values counts, and refuses an empty value or an option in place of a value."""
+    """A command that says which of two values is used, and refuses an empty value or an option in place of a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the command line.
@@ -43,26 +50,32 @@ class Command(TyperCommand):
         given: Any
         given, _, order = self.make_parser(ctx).parse_args(args=list(args))
         param: Any
+        notices: list[str] = []
         for param, times in Counter(order).items():
             if getattr(param, "is_flag", False):
                 continue
             found = given.get(param.name)
             values = found if isinstance(found, list | tuple) else [found]
-            if times > len(values):  # the last counts, as in every shell script that adds to "$@"; but not in silence
-                sys.stderr.write(f"variegrad: {param.opts[0]} is given {times} times; the last, {found}, counts\n")
+            if times > len(values):  # the last is used, as in every shell script that adds to "$@"; but not in silence
+                notices.append(f"variegrad: {param.opts[0]} is given {times} times; the last, {found}, is used\n")
             for value in values:
                 if value == "":
                     raise typer.BadParameter("must not be empty.", ctx=ctx, param=param)
                 if str(value).startswith("--"):
                     raise typer.BadParameter(f"needs a value; the next option, {value}, follows.", ctx=ctx, param=param)
         try:
-            return super().parse_args(ctx, args)
+            left: list[str] = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             param = error.param
             typed = None if param is None else given.get(param.name)
+            for start, rule in NOT_A_NUMBER.items():
+                if error.message.startswith(start):
+                    error.message = rule
             if isinstance(typed, str) and typed not in error.message:
                 error.message = f"{error.message.rstrip('.')}; got {typed!r}."
             raise
+        sys.stderr.write("".join(notices))
+        return left
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C while its modules load leaves one line.
@@ -86,7 +99,7 @@ class Command(TyperCommand):
 def number(
     *, least: Number = -math.inf, above: Number = -math.inf, most: Number = math.inf, below: Number = math.inf
 ) -> Callable[[Any], Any]:
-    """A check of a number.
+    """A check for a number.
 
     Args:
         least: the smallest value allowed.
@@ -95,7 +108,7 @@ def number(
         below: what it must stay under.
 
     Returns:
-        A callback for an option; None, where nothing was typed, passes.
+        A callback for an option; None, if nothing was typed, passes.
     """
     limits: list[tuple[Callable[[Number], bool], str, Number]] = [
         (lambda value: value >= least, "at least", least),
@@ -131,13 +144,13 @@ def writable_folder(path: Path | None) -> Path | None:
     if path is None:
         return None
     path = path.expanduser()
-    if os.environ.get("RANK", "0") != "0":  # of several workers the first tries
+    if os.environ.get("RANK", "0") != "0":  # of several workers only the first tries
         return path
     made: list[Path] = []
     try:
-        standing = next(place for place in (path, *path.parents) if place.exists())
-        if not standing.is_dir():
-            raise typer.BadParameter(f"{path}: {standing} is a file; name a folder.")
+        nearest = next(place for place in (path, *path.parents) if place.exists())
+        if not nearest.is_dir():
+            raise typer.BadParameter(f"{path}: {nearest} is not a folder.")
         for place in reversed([place for place in (path, *path.parents) if not place.exists()]):
             place.mkdir()
             made.append(place)
@@ -199,6 +212,40 @@ def _there(path: Path, test: Callable[[Path], bool]) -> bool:
         return False
 
 
+def data_folder(path: str | None) -> str | None:
+    """Refuse a data root that is a file.
+
+    Args:
+        path: the folder, which need not exist: the message about missing data says how to fill it; None passes.
+
+    Returns:
+        The path.
+
+    Raises:
+        typer.BadParameter: if it is not a folder.
+    """
+    if path is not None and _there(Path(path), Path.exists) and not _there(Path(path), Path.is_dir):
+        raise typer.BadParameter(f"{path}: is not a folder.")
+    return path
+
+
+def existing_folder(path: Path) -> Path:
+    """Refuse a folder that does not exist or cannot be written into.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        typer.BadParameter: if it is no such folder.
+    """
+    found = writable_folder(existing(path))
+    assert found is not None
+    return found
+
+
 def existing(path: Path | None) -> Path | None:
     """Refuse a path at which nothing is.
 
@@ -213,7 +260,13 @@ def existing(path: Path | None) -> Path | None:
     """
     if path is not None and not _there(path, Path.exists):
         raise typer.BadParameter(f"{path}: no such file or folder.")
-    return None if path is None else path.expanduser()
+    if path is None:
+        return None
+    try:
+        check_regular(path.expanduser())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return path.expanduser()
 
 
 def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwrite: bool) -> None:
@@ -288,14 +341,20 @@ def loaded(
 Problem = Annotated[
     str,
     typer.Argument(
-        help="A built-in problem (variegrad list), a LIBSVM file, or a function of yours: mine.py:problem or "
-        "package.module:function."
+        help="A built-in problem (see `variegrad list`), a LIBSVM file, or your own function that returns a Problem: "
+        "mine.py:problem or package.module:function."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the starting weights and of all draws.", callback=number(least=0))]
+Seed = Annotated[
+    int,
+    typer.Option(help="Seed of the starting weights and of all draws.", callback=number(least=0, most=LARGEST_SEED)),
+]
 DataRoot = Annotated[
     str | None,
-    typer.Option(help="Folder of data files. Default: VARIEGRAD_DATA, else ~/.cache/variegrad."),
+    typer.Option(
+        help="Folder of the data files. Default: the environment variable VARIEGRAD_DATA, else ~/.cache/variegrad.",
+        callback=data_folder,
+    ),
 ]
 MaxExamples = Annotated[
     int | None, typer.Option(help="Use at most this many training examples.", callback=number(least=1))
@@ -303,13 +362,13 @@ MaxExamples = Annotated[
 StepSize = Annotated[
     float | None,
     typer.Option(
-        help="γ of the SUMMED gradient (learning rate ÷ batch size). Default: the problem's own.",
+        help="Step size γ of the SUMMED gradient (learning rate ÷ batch size). Default: the problem's own.",
         callback=number(above=0),
     ),
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(help="Learning rate of the MEAN gradient, instead of --step-size.", callback=number(above=0)),
+    typer.Option(help="Learning rate of the MEAN loss; give this or --step-size.", callback=number(above=0)),
 ]
 Weights = Annotated[
     Path | None,
@@ -323,5 +382,5 @@ Report = Annotated[
     Path | None,
     typer.Option(help="Write report.html, its pictures and its numbers into this folder.", callback=writable_folder),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that the folder holds already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already in the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

@@ -46,38 +46,48 @@ def plan(
     accuracy: Annotated[
         float,
         typer.Option(
-            help="ε, as a share of the criterion's value at the start.", callback=options.number(above=0, below=1)
+            help="Target accuracy ε of the theorems, as a fraction of the starting value: 0.1 is a tenth of it.",
+            callback=options.number(least=1e-9, below=1),
         ),
     ] = 0.1,
     delta: Annotated[
         float,
-        typer.Option(help="δ in B = 1 + δ·B_D; δ = 1 is 50 % efficient.", callback=options.number(above=0)),
+        typer.Option(
+            help="For the theorems: δ in B = 1 + δ·B_D. δ = 1 is 50 % efficient, δ = 0.25 is 80 %.",
+            callback=options.number(above=0),
+        ),
     ] = 1.0,
     l2: Annotated[
         float,
         typer.Option(
-            help="λ of a term (λ/2)‖w‖² in the loss, if any; enables Theorem 5.",
+            help="λ, if your loss contains a penalty (λ/2)‖w‖²; with it Theorem 5 applies.",
             callback=options.number(least=0),
         ),
     ] = 0.0,
     seconds_per_step: Annotated[
         float | None,
-        typer.Option(help="α of a step of α + c′B seconds. Default: measured here.", callback=options.number(least=0)),
+        typer.Option(
+            help="Fixed time α of a step: a step of B examples takes α + c′·B seconds. Default: measured.",
+            callback=options.number(least=0),
+        ),
     ] = None,
     seconds_per_example: Annotated[
-        float | None, typer.Option(help="c′. Default: measured here.", callback=options.number(above=0))
+        float | None,
+        typer.Option(help="Time c′ per example, in seconds. Default: measured.", callback=options.number(above=0)),
     ] = None,
     communication: Annotated[
         float,
-        typer.Option(help="Seconds per step spent communicating, added to α.", callback=options.number(least=0)),
+        typer.Option(help="Communication time per step, in seconds, added to α.", callback=options.number(least=0)),
     ] = 0.0,
     workers: Annotated[
-        int, typer.Option(help="P: this many workers share the examples of a step.", callback=options.number(least=1))
+        int,
+        typer.Option(help="Number of workers P that share the examples of a step.", callback=options.number(least=1)),
     ] = 1,
     link: Annotated[
         str | None,
         typer.Option(
-            help="Network between workers, such as 1Gbit/s or 100Mbit/s: adds a table over P.", callback=_link
+            help="Network between workers, such as 1Gbit/s or 100Mbit/s: adds a table over the number of workers.",
+            callback=_link,
         ),
     ] = None,
     learning_rate: options.LearningRate = None,
@@ -87,10 +97,12 @@ def plan(
     max_examples: options.MaxExamples = None,
     json: options.AsJson = False,
 ) -> None:
-    """Measure a problem and recommend a batch size and a learning rate, with what limits them.
+    """Measure a problem and recommend a batch size and a learning rate.
 
-    The batch is the least of three limits: gradient noise, time and stability. Then follow the constants of Theorems
-    2-9, each labelled certificate or estimate. Example: `variegrad plan digits --workers 4 --link 1Gbit/s`
+    Trains the problem for a short run, measures B_D along it, times a few steps, and takes the smallest of three
+    limits: gradient noise (B_D), time (beyond it a larger batch only makes steps slower) and stability (the learning
+    rate that a larger batch would need is too large). The output names the limit, the efficiency of the batch, and the
+    constants of Theorems 2-9, each marked as a certificate or an estimate.
     """
     console = errors()
     with console.status(f"reading {problem} …"):
@@ -146,16 +158,16 @@ def _in_words(made: Plan) -> str:
         f"(step size {made.step_size:.2g} of the summed gradient)",
         f"  limited by {made.limited_by.value}",
         f"  limits in examples: {limits}",
-        f"  at a learning rate tuned for it, {made.efficiency:.0%} of the examples count "
+        f"  at a learning rate tuned for it, {made.efficiency:.0%} efficient "
         f"(harmonic mean of B_D along the run: {made.harmonic_mean:,.3g})",
         f"  step time: {made.step_time}",
     ]
     if made.time_limit is None:
-        lines.append("  the step time does not measurably depend on the batch: time recommends nothing here")
+        lines.append("  the step time does not measurably depend on the batch size, so time sets no limit")
     else:
         lines.append(f"  fastest batch by these times: {made.time_limit} examples")
     if made.efficiency < 0.2:
-        lines.append("  fewer than a fifth of the examples would count: think twice")
+        lines.append("  warning: at this batch size more than 80 % of the examples are redundant")
     if made.learning_rate > made.stable_learning_rate:
         lines.append(f"  warning: the learning rate exceeds 2/β = {made.stable_learning_rate:.2g}; start with less")
     if made.at_workers:
@@ -167,10 +179,10 @@ def _in_words(made: Plan) -> str:
         ]
     lines += ["", "Constants"]
     lines += [f"  {name} = {constant}" for name, constant in made.constants.items()]
-    lines += ["", "What the theorems promise at these constants (worst cases: compare ratios, not iterations)"]
+    lines += ["", "What the theorems guarantee with these constants (worst cases: compare ratios, not iterations)"]
     lines += [f"  {line}" for rates in made.rates for line in str(rates).splitlines()]
     lines += [
-        f"  along the measured run (Theorem 2 with the δ_k and M_k² of its points): mean ‖∇F‖² ≤ {made.certificate:.4g}"
+        f"  along the measured run (Theorem 2 with the measured δ_k and M_k²): mean ‖∇F‖² ≤ {made.certificate:.4g}"
     ]
     if made.stability is not None:
         lines += [f"  {line}" for line in str(made.stability).splitlines()]

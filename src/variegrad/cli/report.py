@@ -20,12 +20,12 @@ def report(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder of `variegrad experiment`, or one that holds several.", callback=options.existing
+            help="A folder written by `variegrad experiment`, or one that contains several.",
+            callback=options.existing_folder,
         ),
     ],
 ) -> None:
-    """Draw the pictures and one self-contained HTML page of all results in a folder; nothing is computed again."""
-    options.writable_folder(folder)
+    """Draw the figures and one self-contained HTML page of all results in a folder; nothing is computed again."""
     from variegrad.experiments.run_folder import open_run, runs_below  # noqa: PLC0415 - after the options
 
     page = write_page([(place, open_run(place)) for place in runs_below(folder)], folder)

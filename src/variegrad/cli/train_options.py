@@ -15,7 +15,7 @@ def train(
     batch_size: Annotated[
         int,
         typer.Option(
-            help="B, examples per update over all workers. May change on resuming.",
+            help="Batch size B: examples per update, over all workers. May change on resuming.",
             callback=options.number(least=1),
         ),
     ] = 64,
@@ -26,53 +26,68 @@ def train(
         typer.Option(help="Length of the run, in passes over the training set.", callback=options.number(above=0)),
     ] = 10,
     mechanism: Annotated[
-        list[str] | None, typer.Option(help="Applied to each gradient: dropconnect:P, langevin:SIGMA or quantize.")
+        list[str] | None,
+        typer.Option(
+            help="Mechanism to apply to the gradient of each example: dropconnect:P, langevin:SIGMA or quantize.",
+            metavar="<mechanism>",
+        ),
     ] = None,
     per_worker: Annotated[
-        bool, typer.Option("--per-worker", help="Apply the mechanism to the sum of each worker, not to each example.")
+        bool, typer.Option("--per-worker", help="Apply the mechanism to each worker's sum instead of each example.")
     ] = False,
     epochs: Annotated[
-        bool, typer.Option("--epochs", help="Draw without replacement: every pass visits each example once.")
+        bool,
+        typer.Option(
+            "--epochs", help="Shuffle instead of drawing with replacement: every pass visits each example once."
+        ),
     ] = False,
     weights: options.Weights = None,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for record, weights and checkpoints.", callback=options.writable_folder),
+        typer.Option(help="Folder for the record, the weights and the checkpoints.", callback=options.writable_folder),
     ] = None,
     target_accuracy: Annotated[
         float | None,
         typer.Option(
-            help="End when this accuracy is reached, such as 0.95 (on the test set if any).",
+            help="Stop when this accuracy is reached, such as 0.95 (on the test set if there is one).",
             callback=options.number(above=0, most=1),
         ),
     ] = None,
     evaluate_every: Annotated[
-        float, typer.Option(help="Evaluate accuracy every this many passes.", callback=options.number(above=0))
+        float, typer.Option(help="Passes between two evaluations of the accuracy.", callback=options.number(above=0))
     ] = 0.5,
     bound_every: Annotated[
-        int | None, typer.Option(help="Estimate B_D every this many updates.", callback=options.number(least=1))
+        int | None,
+        typer.Option(help="Updates between two estimates of B_D. Default: none.", callback=options.number(least=1)),
     ] = None,
     tensorboard: Annotated[
         Path | None,
-        typer.Option(help="Also write TensorBoard events into this folder.", callback=options.writable_folder),
+        typer.Option(help="Also write TensorBoard events to this folder.", callback=options.writable_folder),
     ] = None,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(help="Also save a checkpoint every this many updates.", callback=options.number(least=1)),
+        typer.Option(
+            help="Updates between two checkpoints. Default: only one at the end.",
+            callback=options.number(least=1),
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the last checkpoint in --out, or start there.")
+        bool,
+        typer.Option("--resume", help="Resume from the last checkpoint in --out, or start the run if there is none."),
     ] = False,
     skip_not_finite: Annotated[
         int,
         typer.Option(
-            help="Skip at most this many updates that are not finite; 0 ends the run at the first.",
+            help="Skip at most this many updates with a loss or gradient that is not finite; 0 stops at the first.",
             callback=options.number(least=0),
         ),
     ] = 0,
     timeout: Annotated[
-        float, typer.Option(help="Seconds until a silent worker is an error.", callback=options.number(above=0))
+        float,
+        typer.Option(
+            help="Seconds of silence after which a worker counts as failed.", callback=options.number(above=0)
+        ),
     ] = 60.0,
     data_root: options.DataRoot = None,
     max_examples: options.MaxExamples = None,
@@ -82,9 +97,6 @@ def train(
     With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
     result does not depend on P. Ctrl-C or SIGTERM ends all workers after the current update. Whatever ends a run with
     --out, it leaves its weights, its record and a checkpoint: the same command with --resume continues it.
-
-    Examples: `variegrad train digits --target-accuracy 0.9`,
-    `torchrun --nproc-per-node 2 -m variegrad train mnist --batch-size 512 --mechanism dropconnect:0.4 --out runs/a`
     """
     step = options.step_size_of(step_size, learning_rate, batch_size)
     chosen = mechanism[0] if mechanism else None

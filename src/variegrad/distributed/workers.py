@@ -512,8 +512,13 @@ def _group(rank: int, size: int, local_rank: int, *, backend: str | None, timeou
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
         world = World(rank=rank, size=size, device=device, _roll=roll)
         yield world
-        world.barrier()  # without it, a worker that ends first may take down what others still read
+        # Without a last exchange, a worker that ends first may take down what others still read. Its works are held
+        # until the group is gone: in torch 2.6 a thread of gloo that drops the last reference to a tensor waits for
+        # Python's lock, which the group's destructor holds while it waits for that thread.
+        last = [world.start_sum(torch.zeros(1, device=device)) for _ in range(4)]
+        world.wait(*last)
     finally:
+        time.sleep(0.02)  # the same threads drop the works before the last ones
         roll.end()
         if dist.is_initialized():
             if roll.trouble is not None:

@@ -92,15 +92,19 @@ def digest(name: str, max_examples: int | None = None, first: int | None = None)
     return hashed.hexdigest()
 
 
-def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def settled(settings: Mapping[str, Any], *, required: bool = False) -> tuple[Mapping[str, Any], str]:
     """Settings whose data are there: the problem asked for, or else its replacement.
 
     Args:
-        settings: of a profile; `problem`, `max_examples` and `without_data` where the experiment needs data.
+        settings: of a profile; `problem`, `max_examples` and `without_data` if the experiment needs data.
+        required: raise if the files are missing, instead of using the replacement.
 
     Returns:
         The settings with the number of examples and the digest of the data, so that finished records are read without
         the data; and a sentence about the data.
+
+    Raises:
+        DataNotFound: if the files are missing and required.
     """
     if "problem" not in settings:
         return settings, "No data are needed."
@@ -109,6 +113,8 @@ def settled(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     try:
         problem(chosen["problem"])
     except DataNotFound as missing:
+        if required:
+            raise
         stand_in = settings["without_data"]
         said = f"The files of {chosen['problem']} are missing, so {stand_in} is used instead. {missing} "
         chosen["problem"] = stand_in

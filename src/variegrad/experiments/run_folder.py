@@ -79,7 +79,7 @@ def begin(
     standing = _read(folder) if (folder / FILE).is_file() else None
     if standing is not None and standing["experiment"] != chosen.name:
         raise ValueError(
-            f"--out {folder}: it holds the records of {standing['experiment']}; give {chosen.name} a folder of its own."
+            f"--out {folder}: it holds the records of {standing['experiment']}; name another folder for {chosen.name}."
         )
     if standing is not None and not overwrite and standing["settings"] != json.loads(json.dumps(dict(settings))):
         raise ValueError(
@@ -168,5 +168,6 @@ def _read(folder: Path) -> dict[str, Any]:
         if body["schema"] != SCHEMA or not isinstance(body["settings"], dict):
             raise ValueError(f"its schema is {body['schema']!r}")
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"{path}: not readable as an experiment's run ({problem}).") from problem
+        reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
+        raise ValueError(f"{path}: not the record of an experiment ({reason}).") from problem
     return dict(body)

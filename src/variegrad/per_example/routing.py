@@ -143,6 +143,15 @@ def _out_of_order(node: Node) -> Tensor | None:
     return (rows.flatten() != torch.arange(count, device=rows.device)).any()
 
 
+def sliced(node: Node, here: Side, below: Mapping[int, Side]) -> bool:
+    """A slice of another dimension than the example's, or `[:]`, which torch 2.6 records for `x[:, 0]` as well."""
+    limits = [getattr(node, f"_saved_{name}", None) for name in ("start", "end", "step")]
+    whole = limits[0] in (0, None) and limits[1] in (WHOLE, None) and limits[2] == 1
+    return elementwise_from_left(here, below) if whole else along("dim")(node, here, below)
+
+
+WHOLE = 2**63 - 1  # the end of a slice that has none
+
 _TABLE: Mapping[str, Rule] = {
     **dict.fromkeys(
         """Abs Add Addcmul Addcdiv Atan Atan2 Celu Clamp ClampMax ClampMin Cos Cosh Digamma Div Dropout Elu Erf Erfc Exp
@@ -159,13 +168,14 @@ _TABLE: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(
         """Sum Mean Amax Amin Max Min Logsumexp LinalgVectorNorm Norm Softmax SafeSoftmax LogSoftmax Var Std VarMean
-        StdMean Prod Cumsum Cumprod Logcumsumexp Cummax Cummin Unbind Select Slice Narrow Split SplitWithSizes
+        StdMean Prod Cumsum Cumprod Logcumsumexp Cummax Cummin Unbind Select Narrow Split SplitWithSizes
         UnsafeSplit Chunk Gather IndexSelect Scatter ScatterAdd IndexAdd IndexCopy IndexFill Topk Sort Kthvalue Median
         Mode Glu FftR2C FftC2R FftC2C Renorm SoftmaxBackwardData LogSoftmaxBackwardData""".split(),  # noqa: SIM905
         along("dim"),
     ),
     **dict.fromkeys(("Cat", "Stack", "Unsqueeze"), along("dim", output=True)),
     **dict.fromkeys(("Flip", "Roll"), along("dims")),
+    "Slice": sliced,
     "Unfold": along("dimension"),
     "Diagonal": along("dim1", "dim2"),
     "Repeat": repeated,

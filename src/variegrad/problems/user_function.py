@@ -43,7 +43,7 @@ def call(target: str) -> Problem:
             module_name = module.__name__
         else:
             module = importlib.import_module(module_name)
-    except Exception as error:  # any code may run, so anything may be raised
+    except (Exception, SystemExit) as error:  # any code may run, so anything may be raised, sys.exit() included
         again = module_name if module_name.endswith(".py") else f"-c 'import {module_name}'"
         raise ValueError(
             f"{target}: importing {module_name} failed with {type(error).__name__}: {error}. "
@@ -57,18 +57,17 @@ def call(target: str) -> Problem:
         )
     function = getattr(module, name)
     if not callable(function):
-        raise TypeError(f"{target}: must be a function that returns a Problem; it is a {type(function).__name__}.")
+        raise TypeError(f"{target}: must be a function that returns a Problem; found {type(function).__name__}.")
     try:
         problem = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{target}: the function raised {type(error).__name__}: {error}. It is called without arguments; "
             f"see where it happens by: python -c 'import {module_name}; {module_name}.{name}()'"
         ) from error
     if not isinstance(problem, Problem):
-        raise TypeError(
-            f"{target}: the function must return a variegrad.Problem; it returned a {type(problem).__name__}."
-        )
+        returned = "None" if problem is None else f"a {type(problem).__name__}"
+        raise TypeError(f"{target}: the function must return a variegrad.Problem; it returned {returned}.")
     return problem
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from variegrad.data_root import check_regular
+
 OF_A_RUN = "weights.safetensors"
 
 
@@ -47,6 +49,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _file(path: Path) -> Path:
+    check_regular(path)
     if not path.is_dir():
         return path
     if (path / OF_A_RUN).is_file():
@@ -74,8 +77,8 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         raise ValueError(f"--weights {file}: cannot be read ({_first_line(error)}).") from error
     except Exception as error:  # torch raises its unpickler's own classes
         raise ValueError(
-            f"--weights {file}: not a state dict of tensors ({_first_line(error)}). Save it by "
-            "torch.save(model.state_dict(), FILE) or as .safetensors."
+            f"--weights {file}: not a state dict of tensors. Save it by torch.save(model.state_dict(), FILE) or as "
+            ".safetensors."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

@@ -5,7 +5,6 @@ Like every page here it runs no script and asks no network; the same results giv
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from variegrad.files import write_whole
 from variegrad.reports.style import render
-from variegrad.reports.writing import template
+from variegrad.reports.writing import embedded, template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def write_results(results: Sequence[Result], folder: Path) -> Path:
             picture = render(result.figure, kind)
             write_whole(result.folder / f"{result.name}.{kind}", picture)
             if kind == "svg":
-                images[result.name] = base64.b64encode(picture).decode()
+                images[result.name] = embedded(picture)
     page = folder / "report.html"
     write_whole(page, template("results.html").render(results=results, images=images).encode("utf-8", "replace"))
     return page

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, load_npz
 
+from variegrad.data_root import check_regular
 from variegrad.theory.libsvm import LibsvmReader
 from variegrad.theory.rows import (
     BLOCK_ENTRIES,
@@ -62,6 +63,7 @@ def opened(source: Any, *, progress: Progress | None = None, scratch: str | Path
 
 def _open_file(path: Path, folder: Path, stack: ExitStack, progress: Progress | None) -> Rows:
     path = path.expanduser()
+    check_regular(path)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty.")
     try:
@@ -222,7 +224,7 @@ def _flat(npy: Path, name: str, stack: ExitStack) -> tuple[Flat, tuple[int, ...]
 def _npy(npy: Path, path: Path, stack: ExitStack) -> Rows:
     values, shape, fortran = _flat(npy, str(path), stack)
     if len(shape) != 2:
-        raise ValueError(f"{path}: must hold an array of two dimensions, one row an example; found shape {shape}.")
+        raise ValueError(f"{path}: must hold an array of two dimensions, one row per example; found shape {shape}.")
     if fortran:
         return DenseRows(np.load(npy, mmap_mode="r", allow_pickle=False), str(path))
     return FiledDenseRows(values, (shape[0], shape[1]), str(path))

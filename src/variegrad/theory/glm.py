@@ -260,8 +260,8 @@ def _warnings(survey: Survey, rows: Rows, bound: float, centred: float | None) -
         found.append(f"{zero_rows:,} of {n:,} rows are zero; their gradients are zero, and Remark 1 as printed gives 0")
     if n > 1 and len(survey.constant):
         found.append(
-            f"{len(survey.constant)} column(s) are constant, the first is {survey.constant[0]} (counting from 0): "
-            "an intercept makes all gradients share a direction"
+            f"{len(survey.constant)} column(s) are constant, the first is column {survey.constant[0] + rows.base} "
+            f"(counting from {rows.base}): an intercept makes all gradients share a direction"
         )
     if centred is not None and centred > 1.2 * bound:
         found.append(

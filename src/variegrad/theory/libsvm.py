@@ -98,7 +98,9 @@ class LibsvmReader:
     def _without_header(self, chunk: bytes) -> bytes:
         first, newline, rest = chunk.partition(b"\n")
         if b"\0" in chunk[:4096]:
-            raise ValueError(f"{self.path}: is not text; a LIBSVM, npy or npz file is read.")
+            raise ValueError(
+                f"{self.path}: is not text, so not LIBSVM; only `variegrad bound` also reads npy and npz files."
+            )
         if first.count(b",") > 1 and b":" not in first:
             raise ValueError(
                 f"{self.path}: looks like CSV, not LIBSVM (`label index:value …`). Save the table by NumPy instead: "
@@ -168,10 +170,10 @@ def _problem(text: bytes) -> str:
 
 def _index_problem(column: int, last: int) -> str:
     if not 0 <= column <= LARGEST_INDEX:
-        return f"an index must lie between 0 and {LARGEST_INDEX}; found {column}"
+        return f"an index must be between 0 and {LARGEST_INDEX}; found {column}"
     if column == last:
-        return f"an index may stand only once; found {column} twice"
-    return f"indices must ascend; found {column} after {last}" if column < last else ""
+        return f"an index may occur only once; found {column} twice"
+    return f"indices must be in ascending order; found {column} after {last}" if column < last else ""
 
 
 def _value_problem(value: str, feature: str) -> str:

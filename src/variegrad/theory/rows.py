@@ -41,11 +41,13 @@ class Rows(ABC):
         rows: n.
         columns: d.
         name: how error messages call the matrix.
+        base: the number of the first column in the file, 1 in most LIBSVM files; 0 in an array.
     """
 
     rows: int
     columns: int
     name: str = "X"
+    base: int = 0
     progress: Progress | None = None
 
     def blocks(self, stage: str) -> Iterator[tuple[int, Block]]:
@@ -220,7 +222,7 @@ def rows_of(X: Any, progress: Progress | None = None) -> Rows:
         if not issparse(X):
             X = np.asarray(X)
         if X.ndim != 2:
-            raise ValueError(f"X must have two dimensions, one row an example; got shape {tuple(X.shape)}.")
+            raise ValueError(f"X must have two dimensions, one row per example; got shape {tuple(X.shape)}.")
         if X.dtype.kind not in "fiub":
             raise TypeError(f"X must hold real numbers; got dtype {X.dtype}.")
         rows = SparseRows(X) if issparse(X) else DenseRows(X)

@@ -32,7 +32,7 @@ class SparseBound:
         high: the same number.
         certificate: what it rests on.
         largest_degree: max_c deg(c), in examples.
-        column: a column that attains it, counting from 0.
+        column: a column that attains it, as the file counts columns (LIBSVM: mostly from 1), or from 0 in an array.
         paper_bound: Remark 2's own n/(ρ+1); None unless asked for, its lower end if ρ was not searched to the end.
         paper_high: upper end of the interval that contains Remark 2's number.
         conflict_degree: (low, high) for ρ.
@@ -63,7 +63,7 @@ class SparseBound:
     def __str__(self) -> str:
         lines = [
             f"B_D(w) ≥ {self.bound:.6g} examples for every w (n over the largest column count {self.largest_degree:,}, "
-            f"column {self.column}; n = {self.rows:,}, d = {self.columns:,}, {self.nonzeros:,} non-zeros)",
+            f"that of column {self.column}; n = {self.rows:,}, d = {self.columns:,}, {self.nonzeros:,} non-zeros)",
             f"  {self.certificate}",
             f"  without any one example (for stability): {self.leave_one_out:.6g}",
         ]
@@ -112,12 +112,12 @@ def sparse_bound(
                 f"{rows.name} holds only zeros: no gradient depends on any coordinate, and B_D is 0/0 (any batch is "
                 f"harmless)."
             )
-        n, column = rows.rows, int(degrees.argmax())
-        largest = int(degrees[column])
+        n, largest = rows.rows, int(degrees.max())
+        column = int(degrees.argmax()) + rows.base
         conflicts = _search_conflicts(rows, degrees, passes) if paper else None
         warnings = []
         if largest == n > 1:
-            warnings.append(f"column {column} is non-zero in every row, so the bound says nothing: try the GLM bound")
+            warnings.append(f"column {column} is non-zero in every row, so this bound is 1: use the GLM bound")
         return SparseBound(
             bound=n / largest,
             low=n / largest,

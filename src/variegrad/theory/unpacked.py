@@ -13,6 +13,8 @@ from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import Any
 
+from variegrad.data_root import check_regular
+
 NPY = b"\x93NUMPY"
 ZIP = b"PK\x03\x04"
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
@@ -35,6 +37,7 @@ def unpacked(path: Path, on_bytes: Callable[[int], None] | None = None) -> Itera
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name a file in it.")
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file.")
     with path.open("rb") as raw:
