@@ -88,7 +88,7 @@ def one_line(said, *names):
     assert said.err.startswith("variegrad: ")
     assert said.err.count("\n") == 1
     assert said.err.endswith("\n")
-    assert len(said.err) < 600
+    assert len(said.err) < 800  # the names of the files of CIFAR-10 among it
     for name in names:
         assert name in said.err
     for symptom in ("Traceback", "AssertionError", "NoneType", "object at 0x", "[Errno", "VARIEGRAD_TRACEBACK"):
