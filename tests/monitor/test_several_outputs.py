@@ -112,3 +112,43 @@ def test_outputs_that_do_not_keep_examples_apart_are_refused(make, message):
     outputs, loss = make(model, batch)
     with pytest.raises(ValueError, match=message):
         Monitor(model, every=1).watch(loss, output=outputs)
+
+
+class TimeFirst(nn.Module):
+    """Outputs (T, b, 3) or, of one value per position, (T, b); with recurrence or attention over T."""
+
+    def __init__(self, kind, wide):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.wide = kind, wide
+        self.mix = {
+            "lstm": lambda: nn.LSTM(4, 8), "gru": lambda: nn.GRU(4, 8), "rnn": lambda: nn.RNN(4, 8),
+            "attention": lambda: nn.MultiheadAttention(4, 2), "convolution": lambda: nn.Conv1d(4, 8, 3, padding=1),
+        }[kind]()  # fmt: skip
+        self.head = nn.Linear(4 if kind == "attention" else 8, 3 if wide else 1)
+
+    def forward(self, x):
+        if self.kind == "convolution":
+            hidden = self.mix(x.permute(1, 2, 0)).permute(2, 0, 1)
+        else:
+            hidden = self.mix(x, x, x)[0] if self.kind == "attention" else self.mix(x)[0]
+        found = self.head(hidden)
+        return found if self.wide else found.squeeze(-1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "attention", "convolution"])
+def test_positions_are_not_taken_for_examples(kind, wide, accumulate):
+    model = TimeFirst(kind, wide)
+    x = torch.randn(5, 8, 4)
+    out = model(x)
+    target = torch.randn_like(out)
+    with pytest.raises(ValueError, match="depend on each other through the model"):
+        Monitor(model, every=1, accumulate=accumulate).watch((out - target).square().mean(), output=out)
+    batch_first = model(x).transpose(0, 1)
+    monitor = Monitor(model, every=1)
+    loss = (batch_first - target.transpose(0, 1)).square().mean()
+    monitor.watch(loss, output=batch_first)
+    loss.backward()
+    assert monitor.latest.batch_size == 8

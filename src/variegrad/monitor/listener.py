@@ -14,7 +14,7 @@ from variegrad.monitor.backward_pass import BackwardPass, Plan, Unusable
 from variegrad.monitor.loop import Loop
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
-from variegrad.monitor.row_independence import RowIndependence
+from variegrad.monitor.row_independence import RowIndependence, mixed_rows
 from variegrad.monitor.sources.examples import Examples, Refused
 from variegrad.monitor.sources.self_check import SelfCheck, to_compare
 from variegrad.monitor.sources.sign_probe import probed_sq_norms
@@ -55,6 +55,7 @@ class Listener:
         self._checks = CheckSchedule(every=32)
         self._checked: dict[int, int] = {}  # structure → checks made
         self._reached: dict[int, frozenset[str]] = {}
+        self._mixed: dict[int, str] = {}  # structure → where rows of an output meet
         self._looks = 0
         self._trouble: dict[int, tuple[int, int]] = {}  # structure → consecutive complaints, and the look to wait for
 
@@ -98,6 +99,8 @@ class Listener:
             # Of several cells with norms of examples only the sum of all is needed, which `.grad` will hold.
             plan.whole = loop.cells == 1
         except Refused as reason:
+            if found.outputs and not reason.of_batch_norm:
+                self._refuse_positions(found)
             if loop.cells > 1:
                 return
             if found.coupled:
@@ -105,6 +108,17 @@ class Listener:
             if hooked:
                 raise Unusable(f"{reason}, and there are no micro-batches to compare") from reason
             plan.probe = probed_sq_norms(found, self._model, self.parameters, self.norm, *key[:2])
+
+    def _refuse_positions(self, found: Watched) -> None:
+        structure = found.graph.signature
+        if structure not in self._mixed:
+            self._mixed[structure] = mixed_rows(found.per_example(), found.graph.order)
+        if self._mixed[structure]:
+            raise ValueError(
+                f"rows of output depend on each other through the model (at {self._mixed[structure]}): they are not "
+                "examples. If its first dimension is the sequence, pass output.transpose(0, 1), the batch first. If "
+                "examples of a batch do influence each other, there is no gradient of one."
+            )
 
     def learn(self, one: BackwardPass, errors: Sequence[float]) -> str | None:
         """What a pass showed of its structure; a complaint, if its check found something wrong."""

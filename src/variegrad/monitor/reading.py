@@ -135,17 +135,35 @@ class Reading:
         Returns:
             A reading whose unit is the example; this one if it is already.
         """
-        if self.group_size == 1:
-            return self
-        k = self.group_size
-        scaled = {
-            name: getattr(self, name) * k for name in ("batch_size_bound", "low", "high", "lower_confidence_bound")
-        }
+        return self if self.group_size == 1 else self.in_units("examples", self.group_size)
+
+    def in_units(self, unit: str, per_unit: float) -> Reading:
+        """The same bound in smaller units: `in_units("tokens", 512)` if sequences of 512 tokens are counted.
+
+        Args:
+            unit: what to count.
+            per_unit: how many of them one of the present units holds, on average.
+
+        Returns:
+            A reading with that unit.
+
+        Raises:
+            ValueError: if `per_unit` is not positive.
+        """
+        if not per_unit > 0:
+            raise ValueError(f"per_unit must be positive; got {per_unit}.")
+        bounds = ("batch_size_bound", "low", "high", "lower_confidence_bound")
+        scaled = {name: max(1.0, getattr(self, name) * per_unit) for name in bounds}
         if self.cannot_tell:
             scaled |= {"low": 1.0, "lower_confidence_bound": 1.0}
-        counts = {name: round(getattr(self, name) * k) for name in ("examples", "batch_size", "usual_batch_size")}
-        population = None if self.population is None else round(self.population * k)
-        return dataclasses.replace(self, **scaled, **counts, population=population, unit="examples", group_size=1.0)
+        counts = {
+            name: round(getattr(self, name) * per_unit) for name in ("examples", "batch_size", "usual_batch_size")
+        }
+        population = None if self.population is None else round(self.population * per_unit)
+        parts: Any = {name: tuple(max(1.0, one * per_unit) for one in four) for name, four in self.parts.items()}
+        return dataclasses.replace(
+            self, **scaled, **counts, population=population, unit=unit, group_size=1.0, parts=parts
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The reading as plain JSON: +inf is the string "inf", an undefined number null.

@@ -21,6 +21,7 @@ from variegrad.per_example.graph import outputs as outputs_of
 
 TRIALS = 4
 ENTRIES = 8
+PLACES = 32
 ROUNDING = 1e-6
 _KINKED = frozenset(
     """
@@ -28,6 +29,7 @@ _KINKED = frozenset(
     Softshrink Sgn Sign Where PreluKernel Round Floor Ceil
     """.split()  # noqa: SIM905
 )
+_LAYERS = frozenset(["Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "EmbeddingBag"])
 _SELECTING = frozenset(
     ["Max", "Min", "Amax", "Amin", "Sort", "SortStable", "Topk", "Median", "Nanmedian", "Kthvalue", "Mode", "Cummax"]
 )
@@ -64,6 +66,38 @@ class RowIndependence:
         _refuse_kinks(above, outputs)
         if _second_derivatives_apart(loss, outputs):
             self._apart.add(structure)
+
+
+def mixed_rows(losses: Tensor, order: Sequence[Node]) -> str:
+    """Where below the losses of single rows the last row meets others; empty if it does not.
+
+    A sequence-first output has positions for rows, and recurrence or attention mixes these.
+
+    Args:
+        losses: one for each row.
+        order: the nodes below.
+    """
+    batched: dict[Node, int] = {}  # node → where its batch is
+    for node in reversed(order):
+        kind = base_name(node)
+        if kind in _LAYERS or "Rnn" in kind:
+            recurrent = "Rnn" in kind and not getattr(node, "_saved_batch_first", False)
+            batched[node] = 1 if recurrent else 0
+        elif any(child in batched for child, _ in node.next_functions):  # not what prepares a weight
+            batched[node] = 0
+    count = len(losses)
+    shapes = {node: tuple(outputs_of(node)[0].shape) for node in batched}
+    found = [n for n in batched if shapes[n][:1] == (count,) or base_name(n) == "Convolution" or "Rnn" in base_name(n)]
+    found = found[:: max(1, len(found) // PLACES)]
+    if count < 2 or not found:
+        return ""
+    edges = [GradientEdge(node, 0) for node in found]
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(losses[-1], edges, retain_graph=True, allow_unused=True)
+    for node, gradient in zip(found, gradients, strict=True):
+        rows = None if gradient is None else (gradient.movedim(batched[node], 0).flatten(1) != 0).any(1)
+        if rows is not None and int(rows.sum()) > 1:
+            return node.name()
+    return ""
 
 
 def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> list[Node]:

@@ -35,6 +35,8 @@ MEMORY = 4
 class Refused(Exception):  # noqa: N818
     """This source cannot serve here; the message says why."""
 
+    of_batch_norm = False
+
 
 class Examples:
     """What was learned of a model's graphs, and which of them this source cannot serve.
@@ -76,7 +78,9 @@ class Examples:
         try:
             refuse_training_batch_norm(self._model)
         except ValueError as error:  # not remembered: a call of eval() ends it
-            raise Refused(str(error)) from error
+            refused = Refused(str(error))
+            refused.of_batch_norm = True
+            raise refused from error
         hooked = next((name for name in graph.leaves if self._parameters[name]._backward_hooks), None)
         if hooked is not None:  # nor this: a hook may be removed
             raise Refused(f"a hook changes the gradient of parameter {hooked!r} after the rules have seen it")
