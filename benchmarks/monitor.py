@@ -3,11 +3,12 @@
     python benchmarks/monitor.py                      # everything, and a dated report
     python benchmarks/monitor.py --models mlp --no-memory --no-workers --no-report
 
-Times are interleaved in one run: blocks of 16 steps (forward, backward, SGD step) with and without a monitor, one of
-them watched, over two copies of a model; ratios are medians over rounds of the ratio of neighbouring blocks. The
-latest reading is looked at once a block and within its time, as a log would: it is worked out then. Beside it stands
-the ratio without that look. Under two workers, where blocks drift apart, the kinds take turns step by step, and
-ratios are those of the sums over 16 steps. Peak memory is the growth of the resident set above the built model and
+Times are interleaved in one run: blocks of steps (forward, backward, SGD step) with and without a monitor, one of
+them watched, over two copies of a model; ratios are medians over rounds of the ratio of neighbouring blocks. Blocks
+of the small model have 16 steps. A step of more than 5 ms has nothing to lose between two watched ones: blocks have two
+steps there, and what the watched one costs is spread over 16. The latest reading is looked at once per block and within
+its time, as a log would. Under two workers, where blocks drift apart, the kinds take turns step by step, and ratios
+are those of the sums over a block. Peak memory is the growth of the resident set above the built model and
 batch, each in a fresh process, after the first watched step; freed tensors go back to the system at once
 (MALLOC_MMAP_THRESHOLD_), so that it is what is alive, and not how the allocator happened to keep it. Parts that were
 measured are kept in the JSON file and not repeated: run it again after an interruption.
@@ -53,38 +54,50 @@ def loop(model, losses, batch, monitor):
     return step
 
 
-def build(model_name, *, watched, model=None):
+def build(model_name, *, watched, every=EVERY):
     """A step on a fresh model, and its monitor."""
     torch.manual_seed(0)
     model, losses, batch = MODELS[model_name]()
-    monitor = Monitor(model, every=EVERY, warm_up=0) if watched else None
+    monitor = Monitor(model, every=every, warm_up=0) if watched else None
     return loop(model, losses, batch, monitor), monitor
+
+
+def block_of(model_name):
+    """Steps of a block: 16 of the small model, otherwise two."""
+    return EVERY if model_name == "logistic" else 2
+
+
+def spread(ratio, steps):
+    """The ratio of 16 steps, one of them watched, from that of a block."""
+    return 1 + (ratio - 1) * steps / EVERY
 
 
 def times(model_name, seconds):
     """Ratio of a monitored block of 16 steps to the one beside it without."""
+    steps = block_of(model_name)
     plain, _ = build(model_name, watched=False)
-    watched, monitor = build(model_name, watched=True)
+    watched, monitor = build(model_name, watched=True, every=steps)
 
     def block(step, look):
         gc.collect(0)
         start = time.perf_counter()
-        for _ in range(EVERY):
+        for _ in range(steps):
             step()
         between = time.perf_counter()
         assert not look or monitor.latest.batch_size_bound
         return between - start, time.perf_counter() - start
 
-    block(watched, True), block(plain, False), block(watched, True)  # learns, and chooses
+    for _ in range(3):
+        block(watched, True), block(plain, False)  # learns
     ratios, unseen, plain_seconds, begun = [], [], [], time.perf_counter()
     while time.perf_counter() - begun < seconds or len(ratios) < 4:
         if len(ratios) % 2:
             b, a = block(watched, True), block(plain, False)
         else:
             a, b = block(plain, False), block(watched, True)
-        ratios.append(b[1] / a[1])
-        unseen.append(b[0] / a[0])
-        plain_seconds.append(a[1] / EVERY)
+        ratios.append(spread(b[1] / a[1], steps))
+        unseen.append(spread(b[0] / a[0], steps))
+        plain_seconds.append(a[1] / steps)
     ratios.sort()
     return {
         "milliseconds": 1e3 * statistics.median(plain_seconds), "ratio": statistics.median(ratios),
@@ -144,7 +157,7 @@ def worker(model_name, seconds):
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
     dist.all_reduce = default_hooks.dist.all_reduce = counting
-    steps, counts = {}, {}
+    steps, counts, every = {}, {}, block_of(model_name)
     for kind in ("stock", "counted", "watched"):
         torch.manual_seed(0)
         model, losses, batch = MODELS[model_name]()
@@ -153,13 +166,13 @@ def worker(model_name, seconds):
         if kind == "counted":  # the same average, through a hook that can be counted
             ddp.register_comm_hook(None, default_hooks.allreduce_hook)
         if kind == "watched":
-            monitor = Monitor(ddp, every=EVERY, warm_up=0)
+            monitor = Monitor(ddp, every=every, warm_up=0)
         steps[kind] = loop(ddp, losses, batch, monitor)
 
     def rounds():
         seconds_of = dict.fromkeys(steps, 0.0)
         counts.update((kind, {"messages": 0, "bytes": 0}) for kind in steps)
-        for number in range(EVERY):
+        for number in range(every):
             kinds = list(steps)
             for kind in kinds[number % 3 :] + kinds[: number % 3]:
                 dist.barrier()
@@ -171,13 +184,14 @@ def worker(model_name, seconds):
                 counts[kind] = {what: counts[kind][what] + sent[what] for what in sent}
         return seconds_of["stock"], seconds_of["counted"], seconds_of["watched"]
 
-    rounds(), rounds()  # learns, and chooses
+    for _ in range(3):
+        rounds()  # learns
     ratios, against_hook, begun = [], [], time.perf_counter()
     go_on = torch.ones(1)
     while go_on.item():
         a, c, b = rounds()
-        ratios.append(b / a)
-        against_hook.append(b / c)
+        ratios.append(spread(b / a, every))
+        against_hook.append(spread(b / c, every))
         go_on[0] = float(time.perf_counter() - begun < seconds or len(ratios) < 4)
         dist.broadcast(go_on, 0)
     ratios.sort()
@@ -192,7 +206,7 @@ def worker(model_name, seconds):
                     "blocks": len(ratios),
                     "messages": counts["watched"]["messages"] - counts["counted"]["messages"],
                     "bytes_per_step": (counts["watched"]["bytes"] - counts["counted"]["bytes"]) / EVERY,
-                    "messages_per_step": counts["counted"]["messages"] / EVERY,
+                    "messages_per_step": counts["counted"]["messages"] / every,
                 }
             )
         )
@@ -221,7 +235,7 @@ def markdown(document):
         f"{about['cores']} CPU cores, {about['threads']} threads; variegrad {about['versions']['variegrad']}, "
         f"torch {about['versions']['torch']}; Python {about['python']}; commit {about['commit']}; "
         f"`{document['command']}`.", "",
-        "## Time: median ratio of a block of 16 steps to one without (quartiles)", "",
+        "## Time: median ratio of 16 steps, one of them watched, to 16 without (quartiles)", "",
         "| model | plain step, ms | ratio | blocks | not looked at | source |", "|---|---:|---:|---:|---:|---|",
     ]  # fmt: skip
     for name, e in document["times"].items():
@@ -248,7 +262,7 @@ def markdown(document):
         "",
         "## Two workers (gloo, one thread each)",
         "",
-        "| model | time against stock | against an all-reduce hook | messages more | bytes more a step |",
+        "| model | time against stock | against an all-reduce hook | messages more | bytes more per step |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, e in document["workers"].items():
@@ -270,7 +284,7 @@ def main():
     """Measure what is missing, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=20, help="a model's time")
+    parser.add_argument("--seconds", type=float, default=8, help="for each model and part")
     parser.add_argument("--no-times", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-workers", action="store_true")
