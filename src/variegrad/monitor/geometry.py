@@ -65,20 +65,7 @@ class Preconditioned(Euclidean):
 
 
 def norm_of(optimizer: Optimizer | None, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Euclidean:
-    """The norm for `Monitor(optimizer=)`.
-
-    Args:
-        optimizer: as in the loop, wrapped or not; None for the Euclidean norm.
-        model: the unwrapped model.
-        parameters: its trained parameters.
-
-    Returns:
-        An object with `name`, `sq_norm(name, gradient)` and `exact_for_examples`.
-
-    Raises:
-        TypeError: if the optimizer's geometry is not known.
-        ValueError: if some trained parameters are not the optimizer's.
-    """
+    """The norm for `Monitor(optimizer=)`."""
     inside: Any = getattr(optimizer, "optimizer", optimizer)  # as Accelerate wraps it
     if inside is None:
         return Euclidean()

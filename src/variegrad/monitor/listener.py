@@ -60,12 +60,7 @@ class Listener:
         self._trouble: dict[int, tuple[int, int]] = {}  # structure → consecutive complaints, and the look to wait for
 
     def listen(self, found: Watched, loop: Loop, ended: Callable[[BackwardPass], None]) -> BackwardPass | None:
-        """A pass that waits to begin; None for a structure that is left alone.
-
-        Raises:
-            ValueError: if these losses cannot be read.
-            Unusable: if nothing serves them now.
-        """
+        """A pass that waits to begin; None for a structure that is left alone."""
         self._looks += 1
         structure = found.graph.signature
         if self._looks < self._trouble.get(structure, (0, 0))[1]:

@@ -54,43 +54,17 @@ class Log:
 
 
 def header(run: str) -> bytes:
-    """The line that begins a run.
-
-    Args:
-        run: its name.
-
-    Returns:
-        The line.
-    """
+    """The line that begins a run."""
     return _line({"schema": SCHEMA, "run": run, "version": version("variegrad")})
 
 
 def reading_line(reading: Reading) -> bytes:
-    """The line of a reading.
-
-    Args:
-        reading: the reading.
-
-    Returns:
-        The line.
-    """
+    """The line of a reading."""
     return _line(reading.to_record())
 
 
 def read_log(path: Path, *, most: int = 4096, on_bytes: Callable[[int], None] | None = None) -> Log:
-    """The last run of a log, every line of it checked.
-
-    Args:
-        path: the file.
-        most: how many readings to keep.
-        on_bytes: told now and then how much has been read.
-
-    Returns:
-        The run.
-
-    Raises:
-        ValueError: if the file is missing, empty, not a log, of another schema, or has a damaged line.
-    """
+    """The last run of a log, every line of it checked."""
     kept, runs = Thinned[dict[str, Any]](most), 0
     for k, line in enumerate(lines_of(path)):
         if line.values is None:
@@ -108,17 +82,7 @@ def read_log(path: Path, *, most: int = 4096, on_bytes: Callable[[int], None] | 
 
 
 def lines_of(path: Path) -> Iterator[Line]:
-    """The whole lines of a log, checked one after another.
-
-    Args:
-        path: the file.
-
-    Yields:
-        Headers and readings.
-
-    Raises:
-        ValueError: if the file is missing, empty, not a log, of another schema, or has a damaged line.
-    """
+    """The whole lines of a log, checked one after another."""
     check_is_log(path)
     if path.stat().st_size == 0:
         raise ValueError(f"log: {path} is empty. Has the run that writes it begun?")
@@ -144,14 +108,7 @@ def lines_of(path: Path) -> Iterator[Line]:
 
 
 def check_is_log(path: Path) -> None:
-    """Refuse what is not the beginning of a log; an empty file and half a header may become one.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: if it is missing, a folder, something else, or a log of another schema.
-    """
+    """Refuse what is not the beginning of a log; an empty file and half a header may become one."""
     if path.is_dir():
         raise ValueError(f"log: {path} is a folder; name a file in it, such as {path / 'monitor.jsonl'}.")
     if not path.exists():
@@ -173,14 +130,7 @@ def check_is_log(path: Path) -> None:
 
 
 def repair(path: Path) -> int:
-    """Take a half-written last line off; where only its end of line is missing, add that instead.
-
-    Args:
-        path: a log that nobody else writes to.
-
-    Returns:
-        How many bytes were taken off.
-    """
+    """Take a half-written last line off; where only its end of line is missing, add that instead."""
     size, whole = path.stat().st_size, _whole_part(path)
     with path.open("r+b") as file:
         file.seek(max(0, whole - 1))

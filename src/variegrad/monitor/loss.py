@@ -54,12 +54,7 @@ class Groups:
 
 
 def groups_of(groups: object, examples: int) -> Groups | None:
-    """The argument `groups`, checked.
-
-    Raises:
-        TypeError: if it is neither a number nor one whole number per example.
-        ValueError: if it does not fit the batch.
-    """
+    """The argument `groups`, checked."""
     if groups is None:
         return None
     if isinstance(groups, int):
@@ -120,14 +115,7 @@ class Watched:
         return self.losses is not None
 
     def per_example(self, *, dim: int = 0) -> Float[Tensor, " groups"]:
-        """Losses whose gradients are those of the units; of a scalar loss, by a short backward pass to its outputs.
-
-        Args:
-            dim: the dimension of the outputs in which the units lie.
-
-        Returns:
-            One differentiable value per unit.
-        """
+        """Losses whose gradients are those of the units; of a scalar loss, by a short backward pass to its outputs."""
         if self.losses is not None:
             return self.losses
         assert self.loss is not None
@@ -150,22 +138,7 @@ def watched(
     parameters: Mapping[str, nn.Parameter],
     independence: RowIndependence,
 ) -> Watched:
-    """What the arguments of `Monitor.watch` mean, checked.
-
-    Args:
-        loss: the first argument.
-        output: the second.
-        groups: a number of consecutive examples, or the group of each example, or None.
-        parameters: the trained parameters; empty if the model is sharded.
-        independence: what is known of losses above outputs.
-
-    Returns:
-        The watched losses.
-
-    Raises:
-        TypeError: if one is no tensor of floating-point numbers.
-        ValueError: if shapes do not fit, or there is no graph.
-    """
+    """What the arguments of `Monitor.watch` mean, checked."""
     if output is None:
         losses = check_losses(loss)
         assert losses.grad_fn is not None
@@ -199,18 +172,7 @@ def watched(
 
 
 def check_losses(loss: object) -> Float[Tensor, " b"]:
-    """The first argument of `Monitor.watch` without a second.
-
-    Args:
-        loss: anything.
-
-    Returns:
-        The losses of single examples, with a graph.
-
-    Raises:
-        TypeError: if it is no tensor of floating-point numbers.
-        ValueError: if its shape is not (b,), or there is no graph.
-    """
+    """The first argument of `Monitor.watch` without a second."""
     losses = _check_loss(loss)
     if losses.dim() != 1:
         raise ValueError(
@@ -225,19 +187,7 @@ def check_losses(loss: object) -> Float[Tensor, " b"]:
 
 
 def check_outputs(loss: object, output: object) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Both arguments of `Monitor.watch`.
-
-    Args:
-        loss: anything.
-        output: anything.
-
-    Returns:
-        The scalar and the outputs, with graphs.
-
-    Raises:
-        TypeError: if one is no tensor of floating-point numbers.
-        ValueError: if shapes do not fit, or there is no graph.
-    """
+    """Both arguments of `Monitor.watch`."""
     scalar = _check_loss(loss)
     if scalar.numel() != 1:
         raise ValueError(

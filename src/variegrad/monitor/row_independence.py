@@ -46,16 +46,7 @@ class RowIndependence:
         self._apart: set[int] = set()
 
     def check(self, loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Refuse a loss that does not keep the rows of the outputs apart, or bypasses them.
-
-        Args:
-            loss: scalar.
-            outputs: each with the examples in its first dimension.
-            parameters: the trained parameters.
-
-        Raises:
-            ValueError: naming what is wrong.
-        """
+        """Refuse a loss that does not keep the rows of the outputs apart, or bypasses them."""
         above = _above(loss, outputs, parameters)
         for output in outputs:
             _refuse_flattened(output)
@@ -72,10 +63,6 @@ def mixed_rows(losses: Tensor, order: Sequence[Node]) -> str:
     """Where below the losses of single rows the last row meets others; empty if it does not.
 
     A sequence-first output has positions for rows, and recurrence or attention mixes these.
-
-    Args:
-        losses: one for each row.
-        order: the nodes below.
     """
     batched: dict[Node, int] = {}  # node → where its batch is
     for node in reversed(order):

@@ -30,14 +30,7 @@ class Schedule:
             raise ValueError(f"warm_up must be a number of steps, 0 for none; got {self.warm_up}.")
 
     def due(self, step: int) -> int:
-        """The first step to look at, not before this one.
-
-        Args:
-            step: a step, from 0.
-
-        Returns:
-            That step or a later one.
-        """
+        """The first step to look at, not before this one."""
         dense = max(1, self.every // DENSER)
         candidate = -(-step // dense) * dense
         return candidate if candidate < self.warm_up else -(-step // self.every) * self.every

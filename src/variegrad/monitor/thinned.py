@@ -37,14 +37,7 @@ class Thinned(Sequence[Item], Generic[Item]):
         return self._aged + len(self._recent)
 
     def append(self, item: Item) -> Item | None:
-        """Add an item at the end.
-
-        Args:
-            item: it.
-
-        Returns:
-            The item that is no longer among the newest and stays, if there is one.
-        """
+        """Add an item at the end."""
         self._recent.append(item)
         if len(self._recent) <= self._room_for_recent:
             return None
