@@ -117,7 +117,17 @@ def advice(reading: Reading) -> str:
     return (
         f"Over {over} B_D was at least {least} {unit} ({level} confidence). "
         f"A batch of {found.batch_size:,} was {found.low:.0%} to {found.high:.0%} efficient: {regime}."
+        f"{_on_average(reading)}"
     )
+
+
+def _on_average(reading: Reading) -> str:
+    if len(reading.average) < 4 or reading.average[0] >= reading.first_step:
+        return ""
+    first, bound, low, high = reading.average
+    least = two_digits(low, down=True)
+    said = f"{two_digits(bound)} ({least} to {two_digits(high)})" if math.isfinite(high) else f"at least {least}"
+    return f" On average over steps {int(first):,}–{reading.step:,} it was {said}."
 
 
 def _over(reading: Reading) -> str:

@@ -253,7 +253,7 @@ class Monitor:
         Returns:
             Counts, the typical and the least bound, the efficiency of the usual batch, and what gave no reading.
         """
-        return summarize(self.history)
+        return summarize(self.history, self.average())
 
     def average(self) -> Reading | None:
         """B_D on average over up to 64 of the latest readings' steps: a narrower interval, of another quantity.

@@ -81,7 +81,11 @@ class Pool:
         for k, part in enumerate(parts):
             one = self.window.estimate(population=self._population, confidence=self._confidence, part=k)
             bounds[part] = (one.batch_size_bound, one.low, one.high, one.lower_confidence_bound)
-        self.tell(self._reading(bounds))
+        average: tuple[float, ...] = ()
+        if self.history.path is not None:
+            over = self._reading({}, whole=True)
+            average = (float(over.first_step), over.batch_size_bound, over.low, over.high)
+        self.tell(self._reading(bounds, average))
         return sums
 
     @property
@@ -109,7 +113,13 @@ class Pool:
         if new and reason:
             warnings.warn(f"Monitor: no reading at step {step}: {reason}.", RuntimeWarning, stacklevel=2)
 
-    def _reading(self, parts: dict[str, tuple[float, float, float, float]], *, whole: bool = False) -> Reading:
+    def _reading(
+        self,
+        parts: dict[str, tuple[float, float, float, float]],
+        average: tuple[float, ...] = (),
+        *,
+        whole: bool = False,
+    ) -> Reading:
         steps = self.window.kept if whole else self.window.latest
         return Reading.from_estimate(
             self.window.estimate(
@@ -118,6 +128,7 @@ class Pool:
             first_step=steps[0].step,
             usual_batch_size=usual_batch_size(steps),
             pooled_steps=len(steps),
+            average=average,
             parts=parts,
             **self.common,
             **self._taken,

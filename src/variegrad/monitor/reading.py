@@ -52,6 +52,8 @@ class Reading:
         group_size: examples per unit.
         missing: workers that had nothing at the last step.
         geometry: the norm of gradients: "euclidean" for SGD.
+        average: (first step, B̂_D, low, high) over the steps of the last 64 readings, in logged readings; empty
+            otherwise. A narrower interval, of the past.
         parts: part of the model → (B̂_D, low, high, lower confidence bound), if `Monitor(per=)` names parts.
     """
 
@@ -75,6 +77,7 @@ class Reading:
     group_size: float = _entry(float, "at least 1", lambda v: 1 <= v < math.inf, 1.0)
     missing: int = _entry(int, "at least 0", lambda v: v >= 0, 0)
     geometry: str = _entry(str, "text", lambda _: True, "euclidean")
+    average: tuple[float, ...] = _entry(tuple, "four numbers or none", lambda v: len(v) in (0, 4), ())
     parts: Mapping[str, tuple[float, float, float, float]] = _entry(
         dict, "four numbers for each name", lambda v: all(len(four) == 4 for four in v.values()), {}
     )
@@ -267,30 +270,36 @@ def checked(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: [_to_json(one) for one in four] for name, four in value.items()}
+        return {name: _to_json(four) for name, four in value.items()}
+    if isinstance(value, tuple):
+        return [_to_json(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"
     return value
 
 
 def _value(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
-    if kind is dict:
-        if not isinstance(value, dict) or not all(isinstance(four, list) for four in value.values()):
-            raise ValueError(f"a reading's {name} must be four numbers for each name; got {value!r}.")
-        return {part: tuple(_value(name, one, float) for one in four) for part, four in value.items()}
+    if kind is tuple and isinstance(value, list):
+        return tuple(_value(name, one, float) for one in value)
+    if kind is dict and isinstance(value, dict):
+        return {part: _value(name, four, tuple) for part, four in value.items()}
     if kind is float:
-        if type(value) is float and math.isfinite(value):
-            return value
-        if value is None:
-            return math.nan
-        if value == "inf":
-            return math.inf
-        if isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        raise ValueError(f'a reading\'s {name} must be a finite number, "inf" for +inf or null; got {value!r}.')
+        return _number(name, value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        wanted = {"int": "a whole number", "str": "text", "bool": "true or false"}.get(
-            getattr(kind, "__name__", ""), "a whole number or null"
-        )
+        wanted = {
+            "int": "a whole number",
+            "str": "text",
+            "bool": "true or false",
+            "tuple": "a list of numbers",
+            "dict": "four numbers for each name",
+        }.get(getattr(kind, "__name__", ""), "a whole number or null")
         raise ValueError(f"a reading's {name} must be {wanted}; got {value!r}.")
     return value
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None or value == "inf":
+        return math.nan if value is None else math.inf
+    if type(value) in (float, int) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f'a reading\'s {name} must be a finite number, "inf" for +inf or null; got {value!r}.')

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from variegrad.monitor.history import History
+from variegrad.monitor.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Summary:
         latest: the latest lower confidence bound; NaN if the last reading cannot tell.
         efficiency: mean of 1/(1 + (B−1)/B_D) at the lower confidence bounds; NaN if none could tell.
         share_below: share of the readings whose lower confidence bound is below the usual batch.
+        average: the reading of `Monitor.average` in words; empty without one.
         reasons: what gave no reading → how often.
     """
 
@@ -41,6 +43,7 @@ class Summary:
     latest: float
     efficiency: float
     share_below: float
+    average: str
     reasons: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,15 +66,17 @@ class Summary:
             f"{steps}: B_D about {_two(self.typical)} {self.unit} (harmonic mean), "
             f"at least {_two(self.least, down=True)} at every reading and {_two(self.latest, down=True)} at the last. "
             f"By these lower bounds the batch of {self.usual_batch_size:,} was {self.efficiency:.0%} efficient on "
-            f"average, and above the bound in {self.share_below:.0%} of the readings{reasons}"
+            f"average, and above the bound in {self.share_below:.0%} of the readings"
+            f"{self.average and f'. On average over {self.average}'}{reasons}"
         )
 
 
-def summarize(history: History) -> Summary:
+def summarize(history: History, average: Reading | None = None) -> Summary:
     """The summary of a history.
 
     Args:
         history: of a monitor.
+        average: `Monitor.average`, if there is one.
 
     Returns:
         What its readings come to.
@@ -95,6 +100,7 @@ def summarize(history: History) -> Summary:
         latest=nan if not kept or kept[-1].cannot_tell or kept[-1].undefined else kept[-1].lower_confidence_bound,
         efficiency=statistics.fmean(1 / (1 + (usual - 1) / bound) for bound in bounds) if bounds else nan,
         share_below=statistics.fmean(bound < usual for bound in bounds) if bounds else nan,
+        average="" if average is None or average.cannot_tell else f"{average.steps()}: {average.in_words()}",
         reasons={why.text: why.steps for why in history.reasons.values()},
     )
 
