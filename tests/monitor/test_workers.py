@@ -50,6 +50,12 @@ def test_readings_of_all_workers_are_equal_and_right_at_one_small_message(seen):
         assert all(rank[scenario]["gradients_as_without"] for rank in seen), scenario
 
 
+def test_a_resumed_run_does_not_repeat_the_warm_up(seen):
+    for rank in seen:
+        if "resumed" in rank:
+            assert rank["resumed"]["numbers"] == [9, 11]
+
+
 def cells_of(*cells):
     """The sums of cells (b, c, c²‖s‖², c²A or None) as they are read."""
     each = [

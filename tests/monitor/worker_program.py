@@ -82,7 +82,8 @@ def train(watched):
     ddp = DistributedDataParallel(
         model, bucket_cap_mb=0.0005, find_unused_parameters=scenario == "unused", static_graph=scenario == "static"
     )
-    monitor = Monitor(model, every=1, examples=64, accumulate=MICRO)
+    resumed = {"every": 2, "warm_up": 8} if scenario == "resumed" else {"every": 1}
+    monitor = Monitor(model, examples=64, accumulate=MICRO, **resumed)
     inner = HOOKS.get(scenario)
     if scenario in MECHANISMS:
         hook = MechanismHook(MECHANISMS[scenario], seed=1)
@@ -98,6 +99,8 @@ def train(watched):
         ddp.register_comm_hook(None, inner)
     else:
         ddp.register_comm_hook(None, default_hooks.allreduce_hook)
+    if scenario == "resumed":  # past the warm-up, which is not repeated
+        monitor.load_state_dict(monitor.state_dict() | {"calls": 8})
     gradients, expected = [], []
     for step in range(STEPS):
         if watched:
@@ -124,6 +127,8 @@ def train(watched):
 def truth(model, step):
     """(Û, M̂²) over all workers and micro-batches, from the examples' Gram matrix or the cells' sums."""
     if scenario == "nan" and step == 1:
+        return []
+    if scenario == "resumed" and step % 2:
         return []
     if scenario == "static" and step == 0:  # the wrapper's own first pass comes before any other
         return []
@@ -171,7 +176,8 @@ for scenario in sys.argv[1:]:
         "readings": [str(r) + repr(r) for r in monitor.history], "window": monitor.state_dict()["window"],
         "expected": expected, "skipped": monitor.state_dict()["skipped"],
         "skips_expected": int(scenario in ("nan", "scalar_unequal")),
-        "collectives": counts["calls"], "collectives_without": plain["calls"], "steps": STEPS,
+        "collectives": counts["calls"], "collectives_without": plain["calls"],
+        "steps": 2 if scenario == "resumed" else STEPS, "numbers": [reading.step for reading in monitor.history],
         "beside": 0 if scenario not in MECHANISMS else (
             STEPS * sum(4 * p.numel() for p in make().parameters())),
         "more_bytes": counts["numbers"] - plain["numbers"], "gradients_as_without": same,
