@@ -165,8 +165,6 @@ class Nothing(Small):
     ("module", "settings", "message"),
     [
         (Manual, {}, "not known under manual optimisation"),
-        (Contrastive, {}, "compares examples with each other"),
-        (Nothing, {}, "no output with examples in its first dimension leads to it"),
         (
             Small,
             {"output_of": "head"},
@@ -178,6 +176,22 @@ class Nothing(Small):
 def test_what_cannot_be_monitored_is_refused(module, settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(module(), BatchSizeMonitor(**settings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Contrastive, "compares examples with each other"),
+        (Nothing, "no output with examples in its first dimension leads to it"),
+    ],
+)
+def test_a_loss_that_cannot_be_read_is_warned_of_and_training_continues(module, message, tmp_path):
+    callback = BatchSizeMonitor(every=1)
+    with pytest.warns(RuntimeWarning, match=message):
+        trainer = fit(module(), callback, tmp_path)
+    assert trainer.global_step == 24
+    assert callback.monitor.latest is None
+    assert any(message in reason.text for reason in callback.monitor.history.reasons.values())
 
 
 def test_a_changing_accumulation_is_refused(tmp_path):

@@ -63,18 +63,27 @@ class StepOutputs:
         if not whole:
             self.forget()
             return
-        found = self.behind(loss, count) if monitor.due else ()
+        due = monitor.due
+        found = self.behind(loss, count) if due else ()
         self.forget()
+        if due and not found:
+            self._cannot_read(monitor, NO_OUTPUT)
+            return
         try:
             monitor.watch(loss, output=found or None)
         except ValueError as error:  # of the first step
-            said = (
-                f"BatchSizeMonitor cannot read this loss: {error if found else NO_OUTPUT} Or accumulate gradients over "
-                "several micro-batches, or train on several processes: the gradients of these are then compared. "
-                "Otherwise watch one loss per example yourself, with variegrad.Monitor."
+            self._cannot_read(monitor, str(error))
+
+    @staticmethod
+    def _cannot_read(monitor: Monitor, why: str) -> None:
+        if monitor.history.leave_out(1, why.rstrip(".")):
+            warnings.warn(
+                f"BatchSizeMonitor cannot read this loss: {why} Or accumulate gradients over several micro-batches, or "
+                "train on several processes: the gradients of these are then compared. Otherwise watch one loss per "
+                "example yourself, with variegrad.Monitor. Training continues.",
+                RuntimeWarning,
+                stacklevel=3,
             )
-            monitor.history.leave_out(1, said)
-            warnings.warn(said, RuntimeWarning, stacklevel=2)
 
     def behind(self, loss: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """The outputs that a loss was computed from.

@@ -75,6 +75,7 @@ class BackwardPass:
         self._ended = ended
         self._arrived: dict[str, Tensor | None] = {}
         self._numbers: Tensor | None = None
+        self._order: list[Tensor] = []
         self._within = False
         self._handles: list[RemovableHandle] = []
         itself = weakref.ref(self)  # the graph must not own what owns the graph
@@ -168,6 +169,8 @@ class BackwardPass:
         for name, node in self.watched.graph.leaves.items():
             self._handles.append(node.register_prehook(lambda g, name=name: self._arrive(name, g[0])))
         if capture is not None:
+            # Of what the graph has saved, which is gone when the pass has ended.
+            self._order = out_of_order([capture.graph.order[k] for k in capture.known.in_order])
             for node in capture.visits:
                 if node is not root:
                     self._handles.append(node.register_prehook(lambda g, node=node: self._visit(node, g[0])))
@@ -218,8 +221,7 @@ class BackwardPass:
                 capture.known.leave_out(capture.late, capture.graph)
                 raise Unusable(f"how {sorted(capture.late)} are used changed from one batch to the next")
             norms = capture.sq_norms
-            order = out_of_order([capture.graph.order[k] for k in capture.known.in_order])
-            if flags := [*(capture.doubts or {}).values(), *order]:
+            if flags := [*(capture.doubts or {}).values(), *self._order]:
                 self.doubts = torch.stack([flag.to(zero.device) for flag in flags]).double()
         if plan.check is not None:
             self.errors = plan.check.errors(norms)

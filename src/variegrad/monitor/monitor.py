@@ -59,8 +59,8 @@ class Monitor:
         every: one optimizer step in so many is looked at.
         population: size n of the data set (in groups, if there are groups) if a step's examples are distinct members of
             it; None for fresh or augmented data.
-        examples: how many examples of each micro-batch to look at, drawn at random; None for as many as the spread of
-            their norms asks for (`estimators.norms_needed`): some 15 at first, all of a batch of very unequal ones.
+        examples: how many examples of each micro-batch to look at, drawn at random; None for 16 of a step, no more than
+            half of it, and more if their norms differ much (`estimators.norms_needed`).
         warm_up: so many first steps are looked at eight times as often.
         window: how many of the latest readings are pooled, at least 8, which is the default: while training moves, a
             longer window gives an interval of an average over the past.

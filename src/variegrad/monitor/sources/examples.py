@@ -27,8 +27,9 @@ from variegrad.per_example.state import left_as_found
 from variegrad.per_example.step import Step
 
 # ‖Σg‖² holds the norms of all examples, and Û subtracts those of m: with ε = 1/4 of their mean, that adds less to the
-# noise of Û than the pairs of examples do in eight effective dimensions. Of each micro-batch at least four.
-ERROR, LEAST = 0.25, 4
+# noise of Û than the pairs of examples do in eight effective dimensions. So many are looked at in any case, but no more
+# than half of a step, and at least four of each micro-batch.
+ERROR, USUAL, LEAST = 0.25, 16, 4
 MEMORY = 4
 
 
@@ -58,7 +59,9 @@ class Examples:
     def capture(self, watched: Watched, cells: int, *key: int) -> Capture:
         """A listener for the norms of m examples, drawn by a key; Refused if this graph has none."""
         known, count = self._knowledge(watched), watched.count
-        most = self._most or max(LEAST, -(-norms_needed(ERROR, self.spread, count * cells) // cells))
+        total = count * cells
+        wanted = max(norms_needed(ERROR, self.spread, total), min(USUAL, total // 2))
+        most = self._most or max(LEAST, -(-wanted // cells))
         if most >= count:
             return self._listener(watched, known, None)
         # A generator of numpy takes a tenth of the time of a watched step of a small model.
