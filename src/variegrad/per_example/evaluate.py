@@ -76,13 +76,14 @@ def evaluate(
 
 
 def _refuse_positions(per_example: Tensor, batch: Batch) -> None:
-    # The number of examples is the number of losses. But if all tensors share a first dimension, losses that are not
-    # one for each row, group of rows, column or tensor are a mistake: a forgotten average.
+    # The number of examples is the number of losses: fewer than rows if some are left out or make an example together.
+    # But if all tensors share a first dimension, more losses that are not one for each tensor or column are a mistake:
+    # a forgotten average.
     rows, found, size = shared_length(batch), tensors(batch), len(per_example)
     if rows is None or size in (0, rows) or rows < 2:
         return
     positions = any(t.dim() > 1 and size == t.shape[0] * t.shape[1] for t in found)
-    grouped = rows % size == 0 or len(found) % size == 0 or all(t.shape[1:2] == (size,) for t in found)
+    grouped = size < rows or len(found) % size == 0 or all(t.shape[1:2] == (size,) for t in found)
     if positions or not grouped:
         raise ValueError(
             f"losses(model, batch) must return one loss per example: got {size} losses for a batch whose tensors have "

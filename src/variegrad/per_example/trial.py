@@ -11,6 +11,9 @@ from torch.autograd.graph import Node
 from variegrad.per_example.ownership import Layout, pass_to, repeats_exactly, weights_of
 from variegrad.shapes import Bool, Float
 
+# An example whose gradient is this small beside the largest may underflow under its weight.
+NEGLIGIBLE = 1e-12
+
 
 def block_sums(gradient: Tensor, layout: Layout, count: int) -> Float[Tensor, "b 2"]:
     """For each example, the projection of its entries onto a fixed direction, and their norm."""
@@ -19,7 +22,7 @@ def block_sums(gradient: Tensor, layout: Layout, count: int) -> Float[Tensor, "b
         rows = torch.view_as_real(rows).flatten(1)
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     places = torch.arange(rows.shape[1], dtype=rows.dtype, device=rows.device).cos_()
-    return torch.stack((rows @ places, torch.linalg.vector_norm(rows, dim=1)), 1).double()
+    return torch.stack(((rows @ places).double(), torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)), 1)
 
 
 class Trial:
@@ -94,7 +97,9 @@ class Trial:
                 if node not in base or node not in weighted:
                     bad = torch.ones((), dtype=torch.bool, device=scale.device)
                 else:
+                    norms = base[node][:, 1]
                     off = (weighted[node] - base[node] * scaled.unsqueeze(1)).abs().amax(1)
-                    bad = (~(off <= tolerance * (base[node][:, 1] + 1e-300) * scaled) | ~off.isfinite()).any()
+                    allowed = tolerance * (norms + NEGLIGIBLE * norms.amax() + 1e-300) * scaled
+                    bad = (~(off <= allowed) | ~off.isfinite()).any()
                 flags[node] = flags[node] | bad if node in flags else bad
         return flags
