@@ -1,5 +1,10 @@
 """What people pass by mistake gets a sentence that says what to pass instead."""
 
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +58,28 @@ def test_what_is_right_is_not_refused():
         whole.batch_size_bound
     )
     assert vg.measure(MODEL, losses, [[X[:4], Y[:4]], [X[4:], Y[4:]]]).count == 8
+
+
+@pytest.mark.parametrize("name", ["efficiency", "speed_up"])
+def test_a_batch_size_that_is_no_number_gets_a_sentence(name):
+    # Without the type checks of the tests, which would refuse it first.
+    code = (
+        "from variegrad import Diversity\n"
+        "found = Diversity(count=2, dimension=1, sum_sq_norms=2.0, sq_norm_of_sum=1.0)\n"
+        "for wrong in ('128', None, True):\n"
+        "    try:\n"
+        f"        found.{name}(wrong)\n"
+        "    except TypeError as error:\n"
+        "        print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.count("batch_size must be a number of examples; got ") == 3
+    assert "got '128' (str)." in said
+
+
+def test_no_function_has_the_name_of_a_module_of_its_package():
+    for package in ("per_example", "mechanisms", "estimators", "monitor", "training", "decision", "reports", "theory"):
+        module = importlib.import_module(f"variegrad.{package}")
+        files = {path.stem for path in Path(module.__file__).parent.iterdir()}
+        public = {name for name in getattr(module, "__all__", ()) if callable(getattr(module, name))}
+        assert not files & public, package

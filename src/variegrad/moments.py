@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -214,17 +215,23 @@ class Diversity:
         return self.sq_norm_of_sum / self.count**2 if self.count else math.nan
 
     def efficiency(self, batch_size: float) -> float:
-        """The fraction of a batch's examples that are not wasted: 1/(1 + (B−1)/B_D).
+        """Progress per example relative to very small batches, at tuned learning rates: 1/(1 + (B−1)/B_D).
 
         Args:
             batch_size: B ≥ 1, in examples.
 
         Returns:
-            A number in (0, 1]; 1 where `undefined`, since there any batch is harmless.
+            A number in (0, 1]; 1 if `undefined`, since any batch is harmless then.
 
         Raises:
-            ValueError: if the batch size is below one.
+            TypeError: if the batch size is not a number.
+            ValueError: if it is below one.
         """
+        given: object = batch_size  # a user's value, whatever the signature says
+        if isinstance(given, bool) or not isinstance(given, Real):
+            raise TypeError(
+                f"batch_size must be a number of examples; got {batch_size!r} ({type(batch_size).__name__})."
+            )
         if not batch_size >= 1:
             raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
         return 1.0 if self.undefined else 1 / (1 + (batch_size - 1) / self.batch_size_bound)

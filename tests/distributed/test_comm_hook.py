@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distributed.ranks import play
 from variegrad.distributed import GradientNotFinite, MechanismHook, mechanism_hook
 from variegrad.mechanisms import DropConnect, Langevin, Quantize
-from variegrad.mechanisms.backward import backward
+from variegrad.mechanisms.backward_step import backward
 
 B = 6  # examples of a rank
 

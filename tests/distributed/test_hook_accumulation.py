@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distributed.ranks import play
 from variegrad.distributed import AccumulatesReduced, MechanismHook
 from variegrad.mechanisms import DropConnect, Langevin, Quantize
-from variegrad.mechanisms.backward import backward
+from variegrad.mechanisms.backward_step import backward
 
 B = 4
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from theory.brute_force import batch_size_bound
-from variegrad.theory.worst_case import largest_delta, simulate, worst_case
 from variegrad.theory.worst_case_figure import plot
+from variegrad.theory.worst_case_rates import largest_delta, simulate, worst_case
 
 
 @pytest.mark.parametrize("delta", [0.5, 1.0, 8.5, 90.0, 900.0])

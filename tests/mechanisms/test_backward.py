@@ -14,7 +14,7 @@ from mechanisms.slow import drawn_one_by_one, gradients_of
 from variegrad.batches import map_tensors, shared_length, split
 from variegrad.mechanisms import Draws, DropConnect, Langevin, MomentMatched, Quantize, backward, draws, masks
 from variegrad.mechanisms import threads as room_of_threads
-from variegrad.mechanisms.backward import refuse_settings
+from variegrad.mechanisms.backward_step import refuse_settings
 from variegrad.per_example.evaluate import NotFinite
 
 # One path of the code each: ordinary autograd, autograd and noise, per-example draws, sums of squares.

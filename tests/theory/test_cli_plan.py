@@ -14,7 +14,7 @@ from sklearn.datasets import dump_svmlight_file
 from typer.testing import CliRunner
 
 from variegrad.cli.plan import plan
-from variegrad.decision.step_time import fitted
+from variegrad.decision.timing import fitted
 
 app = typer.Typer()
 app.command()(plan)

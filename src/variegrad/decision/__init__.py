@@ -1,10 +1,10 @@
 """From a number to a decision: what limits the batch at the learning rate in use, and the direct measurement of it."""
 
-from variegrad.decision.branch import BranchResult, Tested, Trial, Verdict, branch
+from variegrad.decision.branching import BranchResult, Tested, Trial, Verdict, branch
 from variegrad.decision.limits import BatchLimit, Limit, StepLimits, step_limits
-from variegrad.decision.plan import AtWorkers, Link, Plan, PlanLimit, plan
+from variegrad.decision.planning import AtWorkers, Link, Plan, PlanLimit, plan
 from variegrad.decision.rules import LearningRateRule
-from variegrad.decision.step_time import StepTime, stated_step_time, step_time
+from variegrad.decision.timing import StepTime, stated_step_time, step_time
 
 __all__ = [
     "AtWorkers",

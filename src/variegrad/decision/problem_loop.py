@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from variegrad.decision.branch import Trial
+from variegrad.decision.branching import Trial
 from variegrad.decision.rules import LearningRateRule
 from variegrad.keys import torch_draws
 from variegrad.problems import Problem

@@ -21,7 +21,7 @@ from variegrad.estimators.geometry import Euclidean, Preconditioned, Sign, Spect
 from variegrad.estimators.pooled import pooled_estimate
 from variegrad.estimators.sample import estimate_from_gram, estimate_from_norms
 from variegrad.estimators.sample_size import GradientShape, examples_needed, gradient_shape, norms_needed
-from variegrad.estimators.sign_probe import SignProbe, sign_probe
+from variegrad.estimators.signed_probe import SignProbe, sign_probe
 from variegrad.estimators.step_moments import (
     StepMoments,
     moments_from_norms,

@@ -15,7 +15,7 @@ from variegrad.experiments.experiment import Experiment, Records, Settings, Valu
 from variegrad.experiments.intervals import Finding, Interval, interval, verdict
 from variegrad.experiments.records import Cell
 from variegrad.reports.curves import Series, panels
-from variegrad.theory.worst_case import simulate, worst_case
+from variegrad.theory.worst_case_rates import simulate, worst_case
 
 NAME, VERSION = "theorem-6", 1
 PROFILES = {

@@ -1,6 +1,6 @@
 """Diversity-inducing mechanisms (Section 4.4), each a law and a draw, applied to gradients by `backward`."""
 
-from variegrad.mechanisms.backward import backward
+from variegrad.mechanisms.backward_step import backward
 from variegrad.mechanisms.description import Description
 from variegrad.mechanisms.draws import Draws
 from variegrad.mechanisms.dropconnect import DropConnect

@@ -53,7 +53,7 @@ def evaluate(
 ) -> Float[Tensor, " b"]:
     """`losses(model, batch)`, checked: one finite (asked only if `read`), differentiable loss for each example.
 
-    Unless only their sum is differentiated (`apart` is False), layers are run so that examples can be told apart.
+    Unless only their sum is differentiated (`apart` is False), layers are run so that examples can be separated.
     """
     if isinstance(losses, nn.Module):
         raise TypeError(

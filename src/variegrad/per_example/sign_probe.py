@@ -1,4 +1,4 @@
-"""Balanced random signs: what a sign probe weights the losses with (`variegrad.estimators.sign_probe`)."""
+"""Balanced random signs: what a sign probe weights the losses with (`variegrad.estimators.signed_probe`)."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from variegrad.theory.random_features import (
 )
 from variegrad.theory.rates import Rates, Schedule, convex, polyak_lojasiewicz, smooth, strongly_convex
 from variegrad.theory.sparse import SparseBound, conflict_degree, remark_2, sparse_bound
-from variegrad.theory.speed_up import BatchChoice, LocalStep, best_batch_size, efficiency, local_step, speed_up
+from variegrad.theory.speed import BatchChoice, LocalStep, best_batch_size, efficiency, local_step, speed_up
 from variegrad.theory.stability import (
     Stability,
     resampling_failure_probability,
@@ -23,7 +23,7 @@ from variegrad.theory.stability import (
     threshold,
 )
 from variegrad.theory.trajectory import average_gap_along, distance_along, gap_along, gradient_along
-from variegrad.theory.worst_case import WorstCase, largest_delta, worst_case
+from variegrad.theory.worst_case_rates import WorstCase, largest_delta, worst_case
 
 __all__ = [
     "BatchChoice",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from variegrad.theory.worst_case import WorstCase
+from variegrad.theory.worst_case_rates import WorstCase
 
 
 def plot(cases: Sequence[WorstCase]) -> Figure:

@@ -10,7 +10,7 @@ from variegrad.training.projection import Ball, Box
 from variegrad.training.sampling import Epochs, Stream, WithReplacement
 from variegrad.training.sgd import shared_gradient, train
 from variegrad.training.tuning import Arm, Tuned, tune
-from variegrad.training.twin_runs import TwinRuns, twin_runs
+from variegrad.training.twins import TwinRuns, twin_runs
 from variegrad.training.update import Position, Seconds, Update
 
 __all__ = [

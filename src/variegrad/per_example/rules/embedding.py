@@ -25,7 +25,7 @@ class Lookup(Contribution):
     """g_i = Σ_{n of i} e_{token(n)} ⊗ δ_n.
 
     Attributes:
-        examples: whose reading it was; b where it is nobody's.
+        examples: which example reads it; b if no single example does.
         tokens: the row that was read, −1 where none was (padding).
         gradients: the gradient at what was read.
         count: b.

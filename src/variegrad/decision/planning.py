@@ -24,8 +24,8 @@ from torch.utils.data import Subset
 from variegrad.along import Point, measure_along, over_run
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
-from variegrad.decision.step_time import StepTime
-from variegrad.decision.step_time import step_time as timed_step
+from variegrad.decision.timing import StepTime
+from variegrad.decision.timing import step_time as timed_step
 from variegrad.problems import Problem
 from variegrad.problems.classification import logistic_losses, softmax_losses
 from variegrad.problems.sparse_rows import SparseRows
