@@ -194,6 +194,18 @@ def test_a_loss_that_cannot_be_read_is_warned_of_and_training_continues(module, 
     assert any(message in reason.text for reason in callback.monitor.history.reasons.values())
 
 
+class ByAdam(Small):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=STEP_SIZE, eps=1e-3)
+
+
+def test_readings_are_in_the_norm_of_the_trainer_s_optimizer(tmp_path):
+    callback = BatchSizeMonitor(every=1, in_optimizer_norm=True)
+    fit(ByAdam(), callback, tmp_path, accumulate_grad_batches=3)
+    assert {(r.geometry, r.source) for r in callback.monitor.history} == {("adam", "3 micro-batches")}
+    assert [r.step for r in callback.monitor.history] == list(range(2, 9))  # before its first step there is no norm
+
+
 def test_a_changing_accumulation_is_refused(tmp_path):
     with pytest.raises(ValueError, match="accumulate_grad_batches went from 1 to 2 during the training"):
         fit(Small(), BatchSizeMonitor(), tmp_path, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])

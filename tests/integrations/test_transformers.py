@@ -184,6 +184,14 @@ def test_in_mixed_precision_the_loss_s_own_logits_are_found(tmp_path):
     assert len(monitor.monitor.history) == len(plain_loop())
 
 
+def test_readings_are_in_the_norm_of_the_trainer_s_optimizer(tmp_path):
+    trainer = trainer_of(tmp_path, gradient_accumulation_steps=2)
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
+    monitor = monitored(trainer, in_optimizer_norm=True)
+    trainer.train()
+    assert {(r.geometry, r.source) for r in monitor.monitor.history} == {("adamw", "2 micro-batches")}
+
+
 def test_a_classifier_is_monitored(tmp_path):
     dataset = [row | {"labels": row["input_ids"][0] % 3} for row in sequences()]
     trainer = trainer_of(tmp_path, gpt(GPT2ForSequenceClassification, num_labels=3), dataset=dataset)

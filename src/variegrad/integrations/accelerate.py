@@ -35,14 +35,17 @@ class BatchSizeMonitor:
     Args:
         accelerator: its trackers log, its checkpoints carry the monitor.
         model: as `accelerator.prepare` returned it.
-        optimizer: as `accelerator.prepare` returned it; None if it is not wanted for `Monitor(optimizer=)`.
+        optimizer: as `accelerator.prepare` returned it, to measure in the norm in which it descends; None for the
+            Euclidean bound.
         **settings: of `variegrad.Monitor`, such as every, population and log; `accumulate` is the accelerator's own.
     """
 
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer | None = None, **settings: Any
     ) -> None:
-        self.monitor = Monitor(model, accumulate=accelerator.gradient_accumulation_steps, **settings)
+        self.monitor = Monitor(
+            model, accumulate=accelerator.gradient_accumulation_steps, optimizer=optimizer, **settings
+        )
         self._accelerator, self._unread = accelerator, Unread(self.monitor)
         self._write = write = accelerator.log
 

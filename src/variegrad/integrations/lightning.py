@@ -31,14 +31,15 @@ class BatchSizeMonitor(Callback):
     Args:
         output_of: name of the submodule whose output the loss is computed from, its first dimension the examples; by
             default the outputs of the module and of its children that the loss was computed from.
+        in_optimizer_norm: measure in the norm in which the trainer's (first) optimizer descends.
         **settings: of `variegrad.Monitor`, such as every, population and log; `accumulate` is the trainer's own.
     """
 
     monitor: Monitor
     """The monitor, from the beginning of the training on."""
 
-    def __init__(self, *, output_of: str | None = None, **settings: Any) -> None:
-        self._output_of, self._settings = output_of, settings
+    def __init__(self, *, output_of: str | None = None, in_optimizer_norm: bool = False, **settings: Any) -> None:
+        self._output_of, self._settings, self._in_norm = output_of, settings, in_optimizer_norm
         self._outputs: StepOutputs | None = None
         self._unread: Unread | None = None
         self._state: dict[str, Any] | None = None
@@ -50,7 +51,10 @@ class BatchSizeMonitor(Callback):
                 "DeepSpeed. Watch in training_step instead, with variegrad.Monitor: monitor.watch(loss, output=logits)."
             )
         self._accumulate = trainer.accumulate_grad_batches
-        self.monitor = Monitor(trainer.model or pl_module, accumulate=self._accumulate, **self._settings)
+        optimizer = trainer.optimizers[0] if self._in_norm else None
+        self.monitor = Monitor(
+            trainer.model or pl_module, accumulate=self._accumulate, **{"optimizer": optimizer} | self._settings
+        )
         self._unread, self._outputs = Unread(self.monitor), StepOutputs(pl_module, self._output_of)
         if self._state is not None:
             self._unread.load_state_dict(self._state)

@@ -35,6 +35,7 @@ class BatchSizeMonitor(TrainerCallback):
 
     Args:
         trainer: whose training to monitor.
+        in_optimizer_norm: measure in the norm in which the trainer's optimizer descends (AdamW, by default).
         **settings: of `variegrad.Monitor`, such as every, population and log; `accumulate` is the trainer's own.
 
     Raises:
@@ -43,22 +44,21 @@ class BatchSizeMonitor(TrainerCallback):
 
     monitor: Monitor  # from the beginning of the training on
 
-    def __init__(self, trainer: Trainer, **settings: Any) -> None:
+    def __init__(self, trainer: Trainer, *, in_optimizer_norm: bool = False, **settings: Any) -> None:
         if trainer.is_deepspeed_enabled or trainer.args.n_gpu > 1:
             raise ValueError(
                 "BatchSizeMonitor: gradients cannot be read under DeepSpeed, nor under DataParallel (several GPUs in "
                 "one process). Launch one process a GPU with torchrun."
             )
-        self._trainer, self._settings = trainer, settings
+        self._trainer, self._settings, self._in_norm = trainer, settings, in_optimizer_norm
         self._unread: Unread | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._let_go()
-        self.monitor = Monitor(
-            self._trainer.model_wrapped, accumulate=args.gradient_accumulation_steps, **self._settings
-        )
+        settings = {"optimizer": self._trainer.optimizer if self._in_norm else None} | self._settings
+        self.monitor = Monitor(self._trainer.model_wrapped, accumulate=args.gradient_accumulation_steps, **settings)
         self._unread = Unread(self.monitor)
         if (saved := cast("dict[str, Any]", state.stateful_callbacks).get(KEY)) is not None:
             self._unread.load_state_dict(saved)
