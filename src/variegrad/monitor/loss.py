@@ -114,17 +114,15 @@ class Watched:
         """Whether the weights that arrive are those of single examples, with no reduction below them."""
         return self.losses is not None
 
-    def per_example(self, *, dim: int = 0) -> Float[Tensor, " groups"]:
+    def per_example(self) -> Float[Tensor, " groups"]:
         """Losses whose gradients are those of the units; of a scalar loss, by a short backward pass to its outputs."""
         if self.losses is not None:
             return self.losses
         assert self.loss is not None
         at_outputs = torch.autograd.grad(self.loss, self.outputs, retain_graph=True)
         with torch.enable_grad():
-            parts = [output * at for output, at in zip(self.outputs, at_outputs, strict=True)]
-            if dim:
-                return parts[0].transpose(0, dim).flatten(1).sum(1)
-            return _row_sums(parts) if self.groups is None else self.groups.sum(_row_sums(parts))
+            sums = _row_sums([output * at for output, at in zip(self.outputs, at_outputs, strict=True)])
+            return sums if self.groups is None else self.groups.sum(sums)
 
     def of_groups(self, weights: Float[Tensor, " b"]) -> Float[Tensor, " groups"]:
         """One weight per unit, from one per example."""
