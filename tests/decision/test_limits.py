@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import nn
 
 import variegrad as vg
 from variegrad.decision import LearningRateRule, Limit, step_limits
-from variegrad.decision.limits import fieller
+from variegrad.decision.measured import fieller
 
 CURVATURE = torch.tensor([2.0, 1.0, 0.5, 0.25, 0.1], dtype=torch.float64)
 
@@ -246,3 +247,20 @@ def test_other_batches_of_other_sizes_on_one_model_and_no_hook_of_an_optimizer()
         batch = torch.randn(count, 4), torch.randint(3, (count,))
         assert step_limits(model, cross_entropy, batch, learning_rate=0.1).examples == count
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_the_picture_and_the_table_say_what_the_numbers_say():
+    found = step_limits(Point(), quadratic, targets(256, 1), learning_rate=0.3, batch_size=16)
+    (axes,) = found.plot().axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    for rule in (LearningRateRule.TUNED, LearningRateRule.LINEAR):
+        sizes, drawn = lines[f"learning rate {rule.value}"].get_data()
+        assert np.allclose(drawn, [100 * found.relative_progress(size, rule) for size in sizes])
+        for size in (4, 16, 64):
+            interval = found.progress_interval(size, rule)
+            assert interval.low <= interval.value <= interval.high
+    assert lines["in use: B = 16"].get_data()[0] == [16]
+    shown = found._repr_html_()
+    for rule in LearningRateRule:
+        assert rule.value in shown
+    assert "Progress per example" in shown

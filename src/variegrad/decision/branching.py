@@ -26,7 +26,8 @@ from statistics import fmean, stdev
 from scipy.stats import t as student
 from torch import optim
 
-from variegrad.decision.limits import Estimate, StepLimits, fieller
+from variegrad.decision.limits import Estimate, StepLimits
+from variegrad.decision.measured import fieller
 from variegrad.decision.rules import LearningRateRule
 
 FIRST_LOOK = 4  # windows

@@ -69,13 +69,16 @@ def efficiency_of(bound: float, low: float, high: float, *, title: str, digits: 
         return laid_out(figure)
 
 
-def shown(title: str, rows: Sequence[tuple[str, str]], figure: Figure) -> str:
+def shown(
+    title: str, rows: Sequence[tuple[str, str]], figure: Figure, *, alt: str = "Efficiency against the batch size"
+) -> str:
     """A result in a notebook.
 
     Args:
         title: a sentence.
         rows: (what, value), shown as text.
         figure: its picture.
+        alt: what it shows, for those who do not see it.
 
     Returns:
         HTML that needs nothing beside it.
@@ -88,7 +91,7 @@ def shown(title: str, rows: Sequence[tuple[str, str]], figure: Figure) -> str:
     picture = base64.b64encode(render(figure, "svg")).decode()
     return (
         f"<div><p>{html.escape(title)}</p><table>{cells}</table>"
-        f'<img style="max-width:30rem;background:#fff" alt="Efficiency against the batch size" '
+        f'<img style="max-width:30rem;background:#fff" alt="{html.escape(alt)}" '
         f'src="data:image/svg+xml;base64,{picture}"></div>'
     )
 
