@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +15,14 @@ from variegrad.cli.terminal import errors, print_json, print_line
 
 if TYPE_CHECKING:
     from variegrad.decision import Link, Plan
+
+
+class ScheduleForm(StrEnum):
+    """Training codes whose batch schedules are written."""
+
+    MEGATRON_CORE = "megatron-core"
+    OLMO_CORE = "olmo-core"
+    LEVANTER = "levanter"
 
 
 LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)bit/s")
@@ -90,6 +98,13 @@ def plan(
             callback=_link,
         ),
     ] = None,
+    schedule: Annotated[
+        ScheduleForm | None,
+        typer.Option(help="Also print a growing batch size, in the form that this training code reads."),
+    ] = None,
+    sequence_length: Annotated[
+        int, typer.Option(help="Tokens per example, for --schedule olmo-core.", callback=options.number(least=1))
+    ] = 1,
     learning_rate: options.LearningRate = None,
     weights: options.Weights = None,
     seed: options.Seed = 0,
@@ -134,10 +149,18 @@ def plan(
             seed=seed,
             on_stage=lambda stage: status.update(f"{stage} …"),
         )
+    written = {
+        None: lambda: "",
+        ScheduleForm.MEGATRON_CORE: made.schedule.megatron_core,
+        ScheduleForm.OLMO_CORE: lambda: made.schedule.olmo_core(sequence_length),
+        ScheduleForm.LEVANTER: made.schedule.levanter,
+    }[schedule]()
     if json:
-        print_json(_finite(asdict(made)))
+        print_json(_finite(asdict(made) | ({"schedule_text": written} if written else {})))
     else:
         print_line(_in_words(made), wrap=True)
+        if schedule is not None:
+            print_line(f"\nBatch schedule for {schedule.value}:\n{written}")
 
 
 def _finite(value: Any) -> Any:
@@ -170,6 +193,7 @@ def _in_words(made: Plan) -> str:
         lines.append("  warning: at this batch size more than 80 % of the examples are redundant")
     if made.learning_rate > made.stable_learning_rate:
         lines.append(f"  warning: the learning rate exceeds 2/β = {made.stable_learning_rate:.2g}; start with less")
+    lines.append(f"  a batch that follows B_D: {made.schedule}")
     if made.at_workers:
         lines += ["", "Workers (α-β model of an all-reduce; all rows but the first are extrapolated)"]
         lines += [

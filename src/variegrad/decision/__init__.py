@@ -5,17 +5,20 @@ from variegrad.decision.limits import BatchLimit, Limit, StepLimits
 from variegrad.decision.measured import step_limits
 from variegrad.decision.planning import AtWorkers, Link, Plan, PlanLimit, plan
 from variegrad.decision.rules import LearningRateRule
+from variegrad.decision.schedule import BatchSchedule, Stage
 from variegrad.decision.timing import StepTime, stated_step_time, step_time
 
 __all__ = [
     "AtWorkers",
     "BatchLimit",
+    "BatchSchedule",
     "BranchResult",
     "LearningRateRule",
     "Limit",
     "Link",
     "Plan",
     "PlanLimit",
+    "Stage",
     "StepLimits",
     "StepTime",
     "Tested",

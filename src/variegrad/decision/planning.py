@@ -24,6 +24,7 @@ from torch.utils.data import Subset
 from variegrad.along import Point, measure_along, over_run
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
+from variegrad.decision.schedule import BatchSchedule
 from variegrad.decision.timing import StepTime
 from variegrad.decision.timing import step_time as timed_step
 from variegrad.problems import Problem
@@ -124,6 +125,7 @@ class Plan:
         learning_rate: of the mean gradient at B: the problem's own, tuned for B by 1/(1 + (B−1)/B̄).
         step_size: γ = η/B, of the summed gradient.
         stable_learning_rate: 2/β.
+        schedule: batch sizes that follow B_D along the run, within the other limits.
         at_workers: the same for more workers.
         rates: what Theorems 2, 3 and 5 promise.
         certificate: a bound on the mean ‖∇F‖² of the measured run (Theorem 2 with the δ_k, M_k² of its points).
@@ -142,6 +144,7 @@ class Plan:
     learning_rate: float
     step_size: float
     stable_learning_rate: float
+    schedule: BatchSchedule
     at_workers: Sequence[AtWorkers]
     rates: Sequence[Rates]
     certificate: float
@@ -267,7 +270,8 @@ def make_plan(
     known, features = _certificates(problem, l2)
     norms = [point.diversity.sq_norm_of_mean for point in points]
     moments = [point.diversity.mean_sq_norm for point in points]
-    bounds = [max(1.0, point.diversity.batch_size_bound) for point in points if not point.diversity.undefined]
+    told = [point for point in points if not point.diversity.undefined]
+    bounds = [max(1.0, point.diversity.batch_size_bound) for point in told]
     if not bounds:
         raise ValueError(f"{problem.name}: all gradients are zero at every point; there is nothing to plan.")
     gap = constants.initial_gap(points[0].loss)
@@ -313,6 +317,12 @@ def make_plan(
         learning_rate=step * batch_size,
         step_size=step,
         stable_learning_rate=2 / beta if beta > 0 else math.inf,
+        schedule=BatchSchedule.along(
+            [round(point.passes * n) for point in told],
+            [max(1.0, point.diversity.batch_size_bound) for point in told],
+            delta=delta,
+            largest=min(size for limit, size in times.items() if limit is not PlanLimit.NOISE),
+        ),
         at_workers=() if link is None else _over_workers(problem, step_time, alpha, link, mean_bound, delta, workers),
         rates=rates,
         certificate=gradient_along(
