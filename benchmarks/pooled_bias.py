@@ -193,7 +193,10 @@ def markdown(document):
     lines = [
         f"# Pooled readings against `measure`, {document['date']}", "",
         f"{host['cores']} CPU cores, {host['threads']} threads; {versions}; Python {host['python']}; commit "
-        f"{host['commit']}; `{document['command']}`.", "",
+        f"{host['commit']}; `{document['command']}`.",
+    ]  # fmt: skip
+    lines += [] if not document["problems"] else [
+        "",
         "Each run pools so many watched batches at fixed weights, and looks at 16 examples (or half a batch) of each; "
         "95 % intervals.", "",
         "| problem | B_D by `measure` | batches | runs | B_D inside the interval | lower bound holds | "

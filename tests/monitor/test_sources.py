@@ -125,6 +125,20 @@ def test_examples_of_weight_zero_do_not_count():
     assert monitor.latest.batch_size == 9
 
 
+def test_micro_batches_that_are_mostly_padding_are_read():
+    model = net()
+    monitor = Monitor(model, every=1, accumulate=2, examples=2, window=64)
+    for step in range(30):
+        for micro in range(2):
+            x, y = data(12, 2 * step + micro)
+            per_example = classify(model, (x, y))
+            monitor.watch(per_example)
+            (per_example * (torch.arange(12) < 3)).sum().backward()
+        model.zero_grad()
+    assert monitor.latest.pooled_steps >= 28
+    assert monitor.latest.batch_size == 6
+
+
 def test_unequal_weights_after_watch_are_refused_and_before_it_exact():
     model, batch = net(), data()
     weights = torch.linspace(0.5, 2, 12, dtype=torch.float64)

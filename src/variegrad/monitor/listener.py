@@ -51,6 +51,8 @@ class Listener:
         self.parts: dict[str, list[str]] = {}
         for name in parameters if per is not None else ():
             self.parts.setdefault(per(name), []).append(name)  # type: ignore[misc]
+        self.all_sums = False
+        """Whether some cell had no norms after all, such as one of padding, so that the sums of all are needed."""
         self._model = model
         self._checks = CheckSchedule(every=32)
         self._checked: dict[int, int] = {}  # structure → checks made
@@ -92,7 +94,7 @@ class Listener:
                 raise Refused(found.coupled)
             plan.capture = self.examples.capture(found, loop.cells, *key)
             # Of several cells with norms of examples only the sum of all is needed, which `.grad` will hold.
-            plan.whole = loop.cells == 1
+            plan.whole = loop.cells == 1 or self.all_sums
         except Refused as reason:
             if found.outputs and not reason.of_batch_norm:
                 self._refuse_positions(found)

@@ -23,7 +23,16 @@ from torch.optim import Optimizer
 from variegrad.monitor.backward_pass import BackwardPass, Unusable
 from variegrad.monitor.dependence import Dependence
 from variegrad.monitor.exchange.lockstep import Lockstep
-from variegrad.monitor.exchange.sums import MEASURED, NUMBERS, TOTAL, StepSums, failed, of_process, of_worker
+from variegrad.monitor.exchange.sums import (
+    CELLS_WITHOUT_NORMS,
+    MEASURED,
+    NUMBERS,
+    TOTAL,
+    StepSums,
+    failed,
+    of_process,
+    of_worker,
+)
 from variegrad.monitor.geometry import dual_norms, norm_of
 from variegrad.monitor.history import History
 from variegrad.monitor.listener import Listener
@@ -445,6 +454,7 @@ class Monitor:
             whole = totals[0] if totals else [numbers[TOTAL]]
             if self._is_partial(StepSums(*numbers[:NUMBERS])):
                 return
+        listener.all_sums = listener.all_sums or numbers[CELLS_WITHOUT_NORMS] > 0
         spoke = [alone and any(mine[3] > 0 or mine[5] > 0 for mine in measured[:k]) for k in range(len(passes))]
         if loop.cells > 1 and self._is_out_of_step(began_with, spoke):
             return

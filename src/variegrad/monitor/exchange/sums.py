@@ -103,9 +103,9 @@ class StepSums(NamedTuple):
 
 
 NUMBERS, MEASURED = len(StepSums._fields), 8
-SQ_NORMS_OF_SUMS, SUM_SQ_NORMS, PASSES, _WORKERS, _WATCHERS, _UNWATCHED, TOTAL = map(
+SQ_NORMS_OF_SUMS, SUM_SQ_NORMS, CELLS_WITHOUT_NORMS, PASSES, _WORKERS, _WATCHERS, _UNWATCHED, TOTAL = map(
     StepSums._fields.index,
-    ("sq_norms_of_sums", "sum_sq_norms", "passes", "workers", "watchers", "unwatched", "sq_norm_of_total"),
+    """sq_norms_of_sums sum_sq_norms cells_without_norms passes workers watchers unwatched sq_norm_of_total""".split(),  # noqa: SIM905
 )
 
 
