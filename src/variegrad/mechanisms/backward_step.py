@@ -10,8 +10,8 @@ layers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -180,8 +180,8 @@ def surrogates(
                 draw = _moment_matched if isinstance(core, MomentMatched) else _drawn
                 with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by `checks`
                     totals = draw(core, found, parameters, key)  # type: ignore[arg-type]
-            for each in drawn:
-                for name, values in each.result().items():
+            for noise_of in drawn:
+                for name, values in noise_of().items():
                     totals[name] += values
     totals = {
         name: torch.view_as_complex(totals[name].contiguous()) if p.is_complex() else totals[name].to(p.dtype)
@@ -206,8 +206,12 @@ def _overflow(mechanism: Mechanism, name: str) -> NotFinite:
 @contextmanager
 def _noise(
     noise: Sequence[Mechanism], parameters: Mapping[str, nn.Parameter], key: StepKey
-) -> Iterator[list[Future[Totals]]]:
-    """Draw this part's share of the step's noise in a thread: it depends on no gradient, and a backward pass runs."""
+) -> Iterator[list[Callable[[], Totals]]]:
+    """Draw this part's share of the step's noise: it depends on no gradient.
+
+    In a thread beside the backward pass if that has one thread for itself; else afterwards, by all of torch's threads,
+    which wait for each other wherever one of them has to share its processor.
+    """
     if not noise or key.noise_part is None:
         yield []
         return
@@ -225,8 +229,11 @@ def _noise(
                 totals[name] = totals[name] + values if name in totals else values
         return totals
 
+    if torch.get_num_threads() > 1:
+        yield [draw]
+        return
     with ThreadPoolExecutor(1) as thread:
-        yield [thread.submit(draw)]
+        yield [thread.submit(draw).result]
 
 
 def _check_norms(norms: Tensor, checks: FiniteChecks) -> None:

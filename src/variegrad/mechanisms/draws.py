@@ -106,7 +106,7 @@ class Draws:
         Returns:
             Shape (t, *shape).
         """
-        return self._numbers(_normal)
+        return self._numbers(_normal, threads=False)  # torch's own
 
     def bernoulli(self, p: float | Float[Tensor, "t ..."]) -> Bool[Tensor, "t ..."]:
         """True with probability p, independently for each example and coordinate.
@@ -158,7 +158,11 @@ class Draws:
         return replace(self, key=key, example_key=example_key)
 
     def _numbers(
-        self, write: Callable[[np.random.Generator, Array], object], kind: type[np.floating[Any]] | None = None
+        self,
+        write: Callable[[np.random.Generator, Array], object],
+        kind: type[np.floating[Any]] | None = None,
+        *,
+        threads: bool = True,
     ) -> Tensor:
         if kind is None:
             kind = np.float64 if self.like.dtype == torch.float64 else np.float32
@@ -176,7 +180,8 @@ class Draws:
                 else:
                     here[:] = 0
 
-        run([partial(fill, *cut) for cut in threads_for(out.size, len(out) * len(bounds))])
+        cells = len(out) * len(bounds)
+        run([partial(fill, *cut) for cut in threads_for(out.size, cells)] if threads else [partial(fill, 0, cells)])
         return torch.from_numpy(out).view(len(self.positions), *self.shape).to(self.like.device)
 
     def _call(self) -> int:
@@ -221,27 +226,19 @@ def _normal(generator: np.random.Generator, out: Array) -> None:
     if out.dtype == np.float64:
         generator.standard_normal(out=out)
         return
-    room = np.empty((2, CACHED // 2), np.float32)
+    room = torch.empty(2, CACHED // 2)
     for start in range(0, len(out), CACHED):
-        _box_muller(generator, out[start : start + CACHED], room)
+        _box_muller(generator, torch.from_numpy(out[start : start + CACHED]), room)
 
 
-def _box_muller(generator: np.random.Generator, out: Array, room: Array) -> None:
+def _box_muller(generator: np.random.Generator, out: Tensor, room: Tensor) -> None:
     # With 31-bit uniforms: exact to float32, tails to 6.6 standard deviations, vectorised throughout.
     half = -(-len(out) // 2)
-    raw = generator.bit_generator.random_raw(half).astype("<u8", copy=False).view("<i4")
-    radius, angle = room[:, :half]
-    np.copyto(radius, raw[:half], casting="unsafe")
-    np.copyto(angle, raw[half:], casting="unsafe")
-    np.abs(radius, out=radius)  # uniform on 0 … 2³¹
-    radius += np.float32(0.5)
-    radius *= np.float32(2.0**-31)  # in (0, 1]
-    np.log(radius, out=radius)
-    radius *= np.float32(-2)
-    np.sqrt(radius, out=radius)
-    angle *= np.float32(math.pi * 2.0**-31)
+    raw = torch.from_numpy(generator.bit_generator.random_raw(half).astype("<u8", copy=False).view("<i4"))
+    radius, angle = room[0, :half].copy_(raw[:half]), room[1, :half].copy_(raw[half:])
+    radius.abs_().add_(0.5).mul_(2.0**-31)  # in (0, 1]
+    radius.log_().mul_(-2).sqrt_()
+    angle.mul_(math.pi * 2.0**-31)
     rest = len(out) - half
-    np.cos(angle, out=out[:half])
-    np.sin(angle[:rest], out=out[half:])
-    out[:half] *= radius
-    out[half:] *= radius[:rest]
+    torch.cos(angle, out=out[:half]).mul_(radius)
+    torch.sin(angle[:rest], out=out[half:]).mul_(radius[:rest])
