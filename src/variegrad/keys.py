@@ -43,11 +43,18 @@ def torch_draws(seed: int, *key: int | str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        # torch.manual_seed formats a traceback for each accelerator that is not in use, a third of a millisecond.
-        (torch.manual_seed if devices else torch.default_generator.manual_seed)(_hashed(seed, key) % 2**63)
+    if torch.cuda.is_initialized():
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            torch.manual_seed(_hashed(seed, key) % 2**63)
+            yield
+        return
+    # torch.manual_seed formats a traceback for each accelerator that is not in use, a third of a millisecond.
+    before = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(_hashed(seed, key) % 2**63)
         yield
+    finally:
+        torch.default_generator.set_state(before)
 
 
 def _hashed(seed: int, key: tuple[int | str, ...]) -> int:

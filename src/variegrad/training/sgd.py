@@ -145,10 +145,13 @@ def shared_gradient(
 
 def _descend(config: TrainConfig, weights: Weights, sums: Sequence[Tensor | None]) -> None:
     """W ← Π_W(w − γ·Σ)."""
+    moved = [(w, g.to(w.dtype)) for w, g in zip(weights.values(), sums, strict=True) if g is not None]
     with torch.no_grad():
-        for weight, gradient in zip(weights.values(), sums, strict=True):
-            if gradient is not None:
-                weight.sub_(gradient.to(weight.dtype), alpha=config.step_size)
+        if any(gradient.is_sparse for _, gradient in moved):
+            for weight, gradient in moved:
+                weight.sub_(gradient, alpha=config.step_size)
+        elif moved:
+            torch._foreach_sub_(*map(list, zip(*moved, strict=True)), alpha=config.step_size)  # as torch.optim does
         if config.projection is not None:
             config.projection.project({name: weight.data for name, weight in weights.items()})
 

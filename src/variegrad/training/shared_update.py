@@ -78,6 +78,7 @@ class SharedUpdate:
         self.model, self.losses, self.world, self.read = model, losses, world, read
         self.sampling, self.count = sampling, count
         self.weights = trained_parameters(model)
+        self._modules = list(model.modules())
         self.device = next(iter(self.weights.values())).device
         self.exchange = Exchange(list(self.weights.values()), world)
 
@@ -102,7 +103,8 @@ class SharedUpdate:
             ValueError: if a loss or gradient is not finite, or the losses are refused.
             RuntimeError: if another worker fails or does not answer.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        held = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        buffers = [(buffer, buffer.clone()) for buffer in held]
         moved = False
         try:
             outcome = self._made(config, position, total, number, left_out)
@@ -169,7 +171,7 @@ class SharedUpdate:
         """Leave this worker's sum in `.grad`, or on its way to the others."""
         mechanism = config.mechanism
         apart = mechanism is not None and takes_examples_apart(mechanism, config.granularity)
-        per_example = evaluate(self.model, self.losses, part.batch, read=False, apart=apart)
+        per_example = evaluate(self.model, self.losses, part.batch, read=False, apart=apart, count=len(share))
         if len(per_example) != len(share):
             raise ValueError(
                 "losses(model, batch) must return one loss per example; "
