@@ -74,3 +74,12 @@ def test_compiled_code_keeps_the_same_coordinates(q, columns):
 def test_a_mask_does_not_depend_on_which_samples_are_drawn_beside_it():
     whole = masks.kept((5, 70), 1, range(20, 30), 0.4)
     assert np.array_equal(whole[[7, 2]], masks.kept((5, 70), 1, [27, 22], 0.4))
+
+
+def test_which_implementation_adds_up_does_not_depend_on_what_was_done_before():
+    # A run that is resumed in another process must come to the same bits.
+    if masks._compiled() is None:
+        pytest.skip("numba is not installed")
+    work = masks.WORTH_COMPILING
+    assert masks._implementation(work - 1) is None
+    assert masks._implementation(work) is masks._compiled()

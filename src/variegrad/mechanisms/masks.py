@@ -138,9 +138,8 @@ def _keep(given: Array, law: _Law, first: int, last: int) -> None:
 
 
 def _implementation(work: int) -> Any:
-    if work < WORTH_COMPILING and (math.isinf(WORTH_COMPILING) or not _compiled.cache_info().currsize):
-        return None
-    return _compiled()  # also for little work, once it is loaded
+    # By the work alone, not by what is loaded already: sums are in another order, and a resumed run has the same bits.
+    return _compiled() if work >= WORTH_COMPILING else None
 
 
 @cache
