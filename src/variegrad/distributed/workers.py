@@ -200,10 +200,10 @@ class World:
             work.wait()
             return
         while not _arrived(work, 0.75 * roll.timeout):
-            roll.ask_for_missing()
+            cut_off = roll.ask_for_missing()
             if _arrived(work, 0.25 * roll.timeout):
                 break
-            if trouble := roll.trouble_with_missing():
+            if trouble := cut_off or roll.trouble_with_missing():
                 raise RuntimeError(trouble)
         roll.moved()
 
@@ -274,9 +274,14 @@ class RollCall:
         """Say no more."""
         self._ended.set()
 
-    def ask_for_missing(self) -> None:
-        """Well before the time limit: note who does not wait as this worker does, and how often they have said so."""
-        self._asked(self._ask_for_missing)
+    def ask_for_missing(self) -> str | None:
+        """Well before the time limit: note who does not wait as this worker does, and how often they have said so.
+
+        Returns:
+            Why nobody could be asked; None if somebody could.
+        """
+        self.trouble = self._asked(self._ask_for_missing)
+        return self.trouble
 
     def trouble_with_missing(self) -> str | None:
         """At the time limit: who keeps the others waiting, and whether it is alive.
