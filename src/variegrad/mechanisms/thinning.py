@@ -77,12 +77,16 @@ def of_products(
     height, width = left.shape[1], right.shape[1]
     example, place, u = _points(rows[:, -1] * columns[:, -1], norms, key, samples)
     row, column = np.empty((2, len(place)), np.int64)
-    for i, here in _each(example):
-        along = place[here] / columns[i, -1]
-        a = np.minimum(np.searchsorted(rows[i], along, "right"), height - 1)
-        rest = (along - np.where(a > 0, rows[i, a - 1], 0.0)) / np.maximum(left[i, a], np.finfo(np.float64).tiny)
-        row[here], column[here] = a, np.searchsorted(columns[i], rest * columns[i, -1], "right")
-    column = np.minimum(column, width - 1)
+    widths, parts = columns[example, -1], _each(example)
+    along = place / widths
+    for i, here in parts:
+        row[here] = np.searchsorted(rows[i], along[here], "right")
+    np.minimum(row, height - 1, out=row)
+    before = np.where(row > 0, rows[example, row - 1], 0.0)
+    across = (along - before) / np.maximum(left[example, row], np.finfo(np.float64).tiny) * widths
+    for i, here in parts:
+        column[here] = np.searchsorted(columns[i], across[here], "right")
+    np.minimum(column, width - 1, out=column)
     hit = _thinned(left[example, row] * right[example, column] / norms[example], u)
     found = [(example[hit] * height + row[hit]) * width + column[hit]]
     keys, largest = hashes(key, samples), right.max(1)
