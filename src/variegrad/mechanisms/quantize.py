@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from variegrad.mechanisms import masks, thinning
-from variegrad.mechanisms.draws import Draws
+from variegrad.mechanisms.draws import Draws, rows_of
 from variegrad.mechanisms.law import Mechanism
 from variegrad.moments import Diversity, NormSums
 from variegrad.shapes import Float
@@ -83,7 +83,8 @@ class Quantize(Mechanism):
         given = rows.cpu().numpy().reshape(len(rows), -1)
         sizes = rows.detach().cpu().abs().view(len(rows), -1)
         sums = sizes.double().cumsum(1)  # torch's takes a tenth of numpy's
-        found = thinning.of_rows(sizes.numpy(), sums.numpy(), norms, draws.mask_key(), draws.positions)
+        columns = rows_of(draws.shape)[1]
+        found = thinning.of_rows(sizes.numpy(), sums.numpy(), columns, norms, draws.mask_key(), draws.positions)
         return given, norms, *found
 
     def variance_in_words(self, diversity: Diversity | None) -> list[str]:

@@ -4,8 +4,9 @@ Points of a Poisson process with intensity K·q_l at coordinate l, K = 2·ln 2, 
 −ln(1−q_l)/(K·q_l), are a Poisson process with intensity −ln(1−q_l): a coordinate has none with probability 1 − q_l,
 independently of the others. That ratio is at most 1 for q_l ≤ ½. Larger ones are decided singly: Σ q_l² ≤ 1, so an
 example has three at most.
-The process runs along the coordinates, one row after the other: exponential gaps of rate 1 up to K·Σq_l, and a point
-lies where the running sum of K·q_l passes it. If |g| = |r|⊗|c|, the running sums of r and c say where that is and g is
+The process runs along the rows: exponential gaps of rate 1 up to K·Σq_l, and a point lies in the row where the running
+sum of K·q_l passes it. Its column is drawn by a number of its own: one number for both would turn an error in the last
+place of the sums into another column. If |g| = |r|⊗|c|, the running sums of r and c say where a point lies and g is
 never formed; the same numbers give the same points either way, up to rounding.
 
 Source: Lewis and Shedler 1979 (thinning).
@@ -25,12 +26,15 @@ HALF = 0.5
 K = 2 * math.log(2)  # −ln(1−q) ≤ K·q for q ≤ ½
 
 
-def of_rows(sizes: Array, sums: Array, norms: Array, key: int, samples: Sequence[int]) -> tuple[Array, Array]:
+def of_rows(
+    sizes: Array, sums: Array, columns: int, norms: Array, key: int, samples: Sequence[int]
+) -> tuple[Array, Array]:
     """Successes with probabilities |g_l|/‖g‖.
 
     Args:
         sizes: |g|, (t, coordinates).
         sums: their running sums in float64, (t, coordinates).
+        columns: coordinates of a row.
         norms: ‖g‖ over all parameters, (t,).
         key: 128 bits.
         samples: the numbers of the t samples.
@@ -40,11 +44,17 @@ def of_rows(sizes: Array, sums: Array, norms: Array, key: int, samples: Sequence
     """
     if not sizes.size:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    example, place, u = _points(sums[:, -1], norms, key, samples)
-    at, last = np.empty(len(place), np.int64), sizes.shape[1] - 1
-    for i, here in _each(example):
-        at[here] = np.searchsorted(sums[i], place[here], "right")
-    at = np.minimum(at, last)
+    example, place, across, u = _points(sums[:, -1], norms, key, samples)
+    at, last, parts = np.empty(len(place), np.int64), sizes.shape[1] - 1, _each(example)
+    ends = np.ascontiguousarray(sums[:, columns - 1 :: columns])
+    for i, here in parts:
+        at[here] = np.searchsorted(ends[i], place[here], "right")
+    row = np.minimum(at, ends.shape[1] - 1)
+    before = np.where(row > 0, ends[example, row - 1], 0.0)
+    inside = before + across * (ends[example, row] - before)
+    for i, here in parts:
+        at[here] = np.searchsorted(sums[i], inside[here], "right")
+    at = np.clip(at, row * columns, (row + 1) * columns - 1)
     hit = _thinned(sizes[example, at] / norms[example], u)
     found = [example[hit] * (last + 1) + at[hit]]
     keys = hashes(key, samples)
@@ -75,17 +85,13 @@ def of_products(
     left, right = left.astype(np.float64), right.astype(np.float64)
     rows, columns = np.cumsum(left, 1), np.cumsum(right, 1)
     height, width = left.shape[1], right.shape[1]
-    example, place, u = _points(rows[:, -1] * columns[:, -1], norms, key, samples)
+    example, place, across, u = _points(rows[:, -1] * columns[:, -1], norms, key, samples)
     row, column = np.empty((2, len(place)), np.int64)
-    widths, parts = columns[example, -1], _each(example)
-    along = place / widths
-    for i, here in parts:
+    along, across = place / columns[example, -1], across * columns[example, -1]
+    for i, here in _each(example):
         row[here] = np.searchsorted(rows[i], along[here], "right")
-    np.minimum(row, height - 1, out=row)
-    before = np.where(row > 0, rows[example, row - 1], 0.0)
-    across = (along - before) / np.maximum(left[example, row], np.finfo(np.float64).tiny) * widths
-    for i, here in parts:
         column[here] = np.searchsorted(columns[i], across[here], "right")
+    np.minimum(row, height - 1, out=row)
     np.minimum(column, width - 1, out=column)
     hit = _thinned(left[example, row] * right[example, column] / norms[example], u)
     found = [(example[hit] * height + row[hit]) * width + column[hit]]
@@ -98,25 +104,25 @@ def of_products(
     return successes // (height * width), successes // width % height, successes % width
 
 
-def _points(sums: Array, norms: Array, key: int, samples: Sequence[int]) -> tuple[Array, Array, Array]:
-    """Points of each sample's process, ascending: whose, where along its running sum, and a uniform number."""
+def _points(sums: Array, norms: Array, key: int, samples: Sequence[int]) -> tuple[Array, Array, Array, Array]:
+    """Points of each sample's process, ascending: whose, where along its running sum, and two uniform numbers."""
     live = sums > 0
     rates = np.divide(K * sums, norms, out=np.zeros_like(sums), where=live)
     most = float(rates.max(initial=0))
-    count = 2 * math.ceil(most / 2 + 4 * math.sqrt(most) + 8)  # nearly always enough, and even
+    count = 4 * math.ceil(most / 4 + 2 * math.sqrt(most) + 4)  # nearly always enough; three words each, in whole calls
     words, numbers = Words(key), [int(sample) for sample in samples]
     while True:
-        raw = np.zeros((len(numbers), 2 * count), "<u8")
+        raw = np.zeros((len(numbers), 3 * count), "<u8")
         for i in np.flatnonzero(live):
-            raw[i] = words.at(numbers[i], 0, 16 * count).view("<u8")
+            raw[i] = words.at(numbers[i], 0, 24 * count).view("<u8")
         uniform = (raw >> np.uint64(11)) * 2.0**-BITS
-        place = np.cumsum(-np.log1p(-uniform[:, ::2]), 1)
+        place = np.cumsum(-np.log1p(-uniform[:, ::3]), 1)
         if (place[live, -1] >= rates[live]).all():
             break
         count *= 2
     inside = place < rates[:, None]
     example = np.nonzero(inside)[0]
-    return example, place[inside] * (norms / K)[example], uniform[:, 1::2][inside]
+    return example, place[inside] * (norms / K)[example], uniform[:, 1::3][inside], uniform[:, 2::3][inside]
 
 
 def _each(example: Array) -> list[tuple[int, slice]]:
