@@ -118,3 +118,18 @@ def test_rows_that_were_formed_for_their_norms_are_not_formed_again(monkeypatch)
     monkeypatch.setattr(Capture, "rows", counting)
     backward(model, classify, batch, mechanism=Quantize())
     assert sorted(asked) == ["0.bias", "0.weight", "3.bias"]
+
+
+@pytest.mark.parametrize("formed", [True, False], ids=["rows", "products"])
+def test_several_points_of_one_coordinate_are_one_success(formed):
+    # Few coordinates, all below one half: half of the examples have a coordinate with two points or more.
+    left, right = torch.ones(400, 3), torch.ones(400, 4)
+    norms = torch.full((400,), 12.0).double().sqrt()
+    draws = Draws.keyed(1, "weight", torch.empty(3, 4), range(400), norms=norms)
+    if formed:
+        found = Quantize().sum_of_rows(left.unsqueeze(2) * right.unsqueeze(1), draws)
+    else:
+        found = Quantize().sum_of_outer(left, right, draws)
+    hits = found.double() / norms[0]
+    assert float(hits.max()) < 400 / 12**0.5 + 5 * (400 * 0.29 * 0.71) ** 0.5
+    assert abs(float(hits.mean()) - 400 / 12**0.5) < 5 * (400 * 0.29 * 0.71 / 12) ** 0.5

@@ -145,8 +145,6 @@ def _single(coordinates: Array, q: Array, key: np.uint64) -> Array:
 
 def _once(found: list[Array]) -> Array:
     """Several points of one coordinate are one success."""
-    successes = np.concatenate(found) if len(found) > 1 else found[0]
-    if len(found) > 1:
-        successes.sort()
+    successes = np.sort(np.concatenate(found))
     once: Array = successes[np.diff(successes, prepend=-1) != 0]
     return once
