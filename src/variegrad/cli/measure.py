@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from variegrad.cli import options
-from variegrad.cli.terminal import errors, output, print_json, print_line
+from variegrad.cli.terminal import errors, output, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from variegrad.along import Point
@@ -152,12 +152,10 @@ def _batch_size(asked: int | None, count: int) -> int:
 
 
 def _bar(console: Any) -> Any:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
+    shown = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+    return progress_bar(*shown, TimeRemainingColumn(), console=console)
 
 
 def _print(made: dict[str, Any], found: list[Point], mechanisms: Sequence[Mechanism], as_json: bool) -> None:

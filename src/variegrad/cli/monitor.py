@@ -136,15 +136,13 @@ def _over(reading: Reading) -> str:
 
 
 def _read(log: Path, errors: Console) -> Log:
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, TextColumn  # noqa: PLC0415
 
     from variegrad.monitor.log_file import read_log  # noqa: PLC0415 - after the options
 
     size = log.stat().st_size if log.is_file() else 0
-    with Progress(
-        TextColumn("reading {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        console=errors, transient=True, disable=not errors.is_terminal,
-    ) as bar:  # fmt: skip
+    shown = TextColumn("reading {task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
+    with terminal.progress_bar(*shown, console=errors) as bar:
         task = bar.add_task(log.name, total=max(size, 1))
         return read_log(log, on_bytes=lambda done: bar.update(task, completed=done))
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 Number = int | float
 NOT_A_NUMBER = {
-    "Input should be a valid integer": "must be a whole number.",
-    "Input should be a valid number": "must be a number.",
+    "valid integer": "must be a whole number.",  # as the various versions of typer have it
+    "valid number": "must be a number.",
+    "valid float": "must be a number.",
 }
 LARGEST_SEED = 2**63 - 1  # what torch's generators take
 
@@ -59,6 +60,8 @@ class Command(TyperCommand):
             if times > len(values):  # the last is used, as in every shell script that adds to "$@"; but not in silence
                 notices.append(f"variegrad: {param.opts[0]} is given {times} times; the last, {found}, is used\n")
             for value in values:
+                if "\0" in str(value):
+                    raise typer.BadParameter("must not contain a zero byte.", ctx=ctx, param=param)
                 if value == "":
                     raise typer.BadParameter("must not be empty.", ctx=ctx, param=param)
                 if str(value).startswith("--"):
@@ -68,8 +71,8 @@ class Command(TyperCommand):
         except typer.BadParameter as error:
             param = error.param
             typed = None if param is None else given.get(param.name)
-            for start, rule in NOT_A_NUMBER.items():
-                if error.message.startswith(start):
+            for part, rule in NOT_A_NUMBER.items():
+                if part in error.message:
                     error.message = rule
             if isinstance(typed, str) and typed not in error.message:
                 error.message = f"{error.message.rstrip('.')}; got {typed!r}."

@@ -87,6 +87,26 @@ def errors() -> Console:
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
+def progress_bar(*columns: Any, console: Console) -> Any:
+    """A bar that is gone when it ends, and prints nothing at all if nobody sees it.
+
+    Args:
+        *columns: of rich.progress.
+        console: where it is drawn.
+
+    Returns:
+        A rich `Progress`.
+    """
+    from rich.progress import Progress  # noqa: PLC0415 - only for commands that work for long
+
+    class Bar(Progress):
+        def stop(self) -> None:
+            if not self.disable:  # rich before 14.1 prints an empty line here
+                super().stop()
+
+    return Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 def print_json(document: Any) -> None:
     """Print one strict JSON document on standard output, in ASCII, which every encoding can show.
 

@@ -95,11 +95,12 @@ def plot(settings: Settings, records: Records) -> Figure:
         label = f"DropConnect {drop:g}" if drop else "no mechanism"
         means = [interval(ratio) for ratio, _ in both]
         by_r.append(Series.of(label, settings["replications"], means))
-        by_bound.append(Series.of(label, [interval(c).mean for _, c in both], means, joined=False))
+        notes = [f"r = {r}" for r in settings["replications"]] if not drop else ()
+        by_bound.append(Series.of(label, [interval(c).mean for _, c in both], means, joined=False, notes=notes))
     what = f"loss at B = {large} over loss at B = {small}"
     return panels(
         "A large batch falls behind under replication",
-        [("replication r", what, by_r), ("(B − 1)/B_D, mean over the run", what, by_bound)],
+        [("replication r", what, by_r), ("(B − 1)/$B_D$, mean over the run", what, by_bound)],
         log_x=True, log_y=True,
     )  # fmt: skip
 

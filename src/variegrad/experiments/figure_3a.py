@@ -94,7 +94,7 @@ def plot(settings: Settings, records: Records) -> Figure:
             passes = _of(records, _arm(settings, records, size, fixed=fixed)[0])["passes"]
             series.append(Series.of(f"B = {size}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
         parts.append(("passes over the data", f"normalised distance, {title}", series))
-    return panels("One example changed", parts, log_y=True)
+    return panels("Twin runs, one training example replaced", parts, log_y=True)
 
 
 def summary(settings: Settings, records: Records) -> list[Finding]:

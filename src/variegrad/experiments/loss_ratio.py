@@ -59,7 +59,7 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
                 series.append(Series.of(f"r = {r}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
             what = f"DropConnect {drop:g}" if drop else "no mechanism"
             parts.append(("passes over the data", f"ratio of losses, {what}", series))
-        return panels(f"Loss at B = {large} over loss at B = {small}", parts, log_y=True)
+        return panels(f"Loss at B = {large} over loss at B = {small}", parts, log_y=True, same_y=True)
 
     def summary(settings: Settings, records: Records) -> list[Finding]:
         table = {

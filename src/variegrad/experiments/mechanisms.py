@@ -84,13 +84,13 @@ def plot(settings: Settings, records: Records) -> Figure:
             return [geometric(at) for at in zip(*(record[quantity] for record in runs), strict=True)]
 
         parts.append(("passes over the data", f"{name}: examples", [
-            Series.of("B_D", passes, series("B_D")),
-            Series.of("B_DIM, drawn", passes, series("B_DIM drawn")),
-            Series.of("B_eff, drawn", passes, series("B_eff drawn")),
+            Series.of("$B_D$", passes, series("B_D")),
+            Series.of(r"$B_{\mathrm{DIM}}$, drawn", passes, series("B_DIM drawn")),
+            Series.of(r"$B_{\mathrm{eff}}$, drawn", passes, series("B_eff drawn")),
             Series.reference("closed forms", passes, [one.mean for one in series("B_DIM")]),
             Series.reference("", passes, [one.mean for one in series("B_eff")]),
         ]))  # fmt: skip
-    return panels("What mechanisms make of the bound", parts, log_y=True)
+    return panels("Effect of each mechanism on the bound", parts, log_y=True)
 
 
 def summary(settings: Settings, records: Records) -> list[Finding]:

@@ -85,7 +85,7 @@ def plot(settings: Settings, records: Records) -> Figure:
             )
             for moment in MOMENTS
         ]
-        parts.append((factor, "B_D (examples)", series))
+        parts.append((factor, "$B_D$ (examples)", series))
         words_at.append(None if numeric else (x, list(levels.values())))
     figure = panels("Structure and gradient diversity", parts, log_x=True, log_y=True)
     for ax, places in zip(figure.axes, words_at, strict=True):

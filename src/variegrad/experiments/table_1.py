@@ -87,7 +87,7 @@ def plot(settings: Settings, records: Records) -> Figure:
             found = [[seconds_to(r, target) for r in _found(settings, records, arm, size, link)] for link in links]
             series.append(Series.of(_short(arm), x, [geometric(one or [math.nan]) for one in found], joined=False))
         parts.append(("link", f"seconds to {100 * target:g} % accuracy", series))
-    figure = panels("Time to accuracy", parts, log_x=True, log_y=True)
+    figure = panels("Time to accuracy with DropConnect", parts, log_x=True, log_y=True)
     for ax in figure.axes:
         ax.set_xlim(2**-0.5, 2 ** (len(links) - 0.5))
         ax.set_xticks([2**k for k in range(len(links))], [_where(link) for link in links])
@@ -151,7 +151,7 @@ def _name(arm: Arm) -> str:
 
 def _short(arm: Arm) -> str:
     p, rescaled, granularity = arm
-    return f"{p:g}, {granularity if rescaled else 'not rescaled'}" if p else "plain"
+    return f"p = {p:g}, per {granularity}{'' if rescaled else ', unscaled'}" if p else "no mechanism"
 
 
 def _where(link: int | None) -> str:

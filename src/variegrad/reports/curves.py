@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from variegrad.reports.marks import DASHES, laid_out, log_axis, octave_ticks
 from variegrad.reports.style import MARKERS, OTHER, SERIES, WIDTH, drawable, new_figure, style
@@ -40,6 +40,8 @@ class Series:
         joined: whether a line joins the points.
         quiet: whether it is a reference, dashed and grey.
         belongs_to: place of the series whose reference it is: dashed in that colour.
+        notes: a word beside each point.
+        runs: single curves behind the mean, drawn thin; instead of bars.
     """
 
     label: str
@@ -50,9 +52,13 @@ class Series:
     joined: bool = True
     quiet: bool = False
     belongs_to: int | None = None
+    notes: Sequence[str] = ()
+    runs: Sequence[Sequence[float]] = ()
 
     @classmethod
-    def of(cls, label: str, x: Sequence[float], ranges: Sequence[Range], *, joined: bool = True) -> Series:
+    def of(
+        cls, label: str, x: Sequence[float], ranges: Sequence[Range], *, joined: bool = True, notes: Sequence[str] = ()
+    ) -> Series:
         """A series of means with intervals.
 
         Args:
@@ -60,12 +66,13 @@ class Series:
             x: where they stand.
             ranges: a mean with its interval for each x.
             joined: whether a line joins the points.
+            notes: a word beside each point.
 
         Returns:
             The series.
         """
         means, lows, highs = ([getattr(one, end) for one in ranges] for end in ("mean", "low", "high"))
-        return cls(label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined)
+        return cls(label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined, notes=notes)
 
     @classmethod
     def reference(cls, label: str, x: Sequence[float], y: Sequence[float], of: int | None = None) -> Series:
@@ -86,25 +93,30 @@ class Series:
 Panel = tuple[str, str, Sequence[Series]]
 
 
-def panels(title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bool = False) -> Figure:
-    """Panels one below the other, each with its axes' names and its series.
+def panels(
+    title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bool = False, same_y: bool = False
+) -> Figure:
+    """Panels one below the other, each with its axes' names and its series; one legend if it is the same for all.
 
     Args:
         title: of the picture.
         parts: (name of x, name of y, series) for each panel.
         log_x: whether x is an axis of doublings.
         log_y: whether y is logarithmic.
+        same_y: whether all panels have the same range of y, because they are to be compared.
 
     Returns:
         The figure.
     """
-    lines = [max(1, math.ceil(len(series) / 2)) for _, _, series in parts]
+    lines = [math.ceil(sum(bool(one.label) for one in series) / 2) for _, _, series in parts]
+    legends = [[one.label for one in series] for _, _, series in parts]
+    if all(legend == legends[0] for legend in legends):
+        lines[1:] = [0] * (len(parts) - 1)
     with style():
         figure = new_figure(0.5 + sum(2.7 + 0.2 * rows for rows in lines), title)
         figure.set_figwidth(WIDTH)
-        for ax, (x_name, y_name, series) in zip(
-            figure.subplots(len(parts), 1, squeeze=False)[:, 0], parts, strict=True
-        ):
+        rows = figure.subplots(len(parts), 1, squeeze=False, sharey=same_y)[:, 0]
+        for ax, (x_name, y_name, series), legend_lines in zip(rows, parts, lines, strict=True):
             for place, one in enumerate(series):
                 _draw(ax, one, place, log_y=log_y)
             ax.set_xlabel(x_name)
@@ -114,11 +126,15 @@ def panels(title: str, parts: Sequence[Panel], *, log_x: bool = False, log_y: bo
                 ax.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
                 ax.xaxis.set_minor_locator(NullLocator())
                 ax.xaxis.set_major_formatter(FuncFormatter(_doublings))
+            elif all(float(value).is_integer() for one in series for value in one.x):
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if log_y:
+                compared = [one for _, _, others in parts for one in others] if same_y else series
                 log_axis(
-                    ax, [v for one in series for ends in (one.mean, one.low, one.high) for v in ends], headroom=1.3
+                    ax, [v for one in compared for ends in (one.mean, one.low, one.high) for v in ends], headroom=1.3
                 )
-            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
+            if legend_lines:
+                ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
         return laid_out(figure)
 
 
@@ -144,6 +160,12 @@ def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
         one.x, heights, color=color, marker="" if many else marker, label=drawable(one.label, 40),
         linestyle="-" if one.joined else "",
     )  # fmt: skip
+    for run in one.runs:
+        ax.plot(one.x, run, color=color, linewidth=0.8, alpha=0.5)
+    for k, note in enumerate(one.notes):  # above and below in turn, so that neighbours can be read
+        ax.annotate(
+            note, (one.x[k], heights[k]), (5, -11 if k % 2 else 4), textcoords="offset points", fontsize=8, color=color
+        )
     bounded = [all(map(drawn, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]
     if many:
         ax.fill_between(one.x, one.low, one.high, where=bounded, color=color, alpha=0.18, linewidth=0)
