@@ -29,11 +29,11 @@ import psutil
 import torch
 from models import MODELS
 
+from variegrad.keys import balanced_signs
 from variegrad.per_example import fallback
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.evaluate import evaluate, trained_parameters
 from variegrad.per_example.norms import batch_norms
-from variegrad.per_example.sign_probe import balanced_signs
 
 HERE = Path(__file__).parent
 SUBSET = range(16)

@@ -14,6 +14,9 @@ from typing import SupportsIndex
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from variegrad.shapes import Float
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
@@ -27,6 +30,24 @@ def generator(seed: int, *key: int | str) -> np.random.Generator:
         A generator of its own.
     """
     return np.random.Generator(np.random.Philox(key=_hashed(seed, key)))
+
+
+def balanced_signs(count: int, seed: int, *key: int) -> Float[Tensor, " b"]:
+    """⌊b/2⌋ signs +1, as many −1 and, for odd b, one 0, in random order; a function of its key.
+
+    Args:
+        count: b.
+        seed: of the draw.
+        *key: what the draw is for.
+
+    Returns:
+        The signs.
+    """
+    half = count // 2
+    signs = torch.zeros(count, dtype=torch.float64)
+    order = torch.from_numpy(generator(seed, "signs", *key).permutation(count))
+    signs[order[:half]], signs[order[half : 2 * half]] = 1.0, -1.0
+    return signs
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from cases import classify, energy
 from reference import loop_gradients
 from variegrad import sign_probe
 from variegrad.estimators import estimate_from_workers
-from variegrad.keys import generator
-from variegrad.per_example.sign_probe import balanced_signs
+from variegrad.keys import balanced_signs, generator
 
 
 def flat(model, losses, batch):

@@ -8,9 +8,11 @@ apart. If the batch cannot be cut, or cutting it fails, it cannot tell: then eac
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,11 +110,13 @@ def refuse_if_coupled(step: Step, suspects: Mapping[str, str]) -> None:
         )
 
 
-class _Alone:
+class _Alone(NamedTuple):
     """How the losses of the first half of the batch, alone, compare with those within the batch."""
 
-    def __init__(self, size: int, *, differs: bool, drew: bool, pairs: list[str]) -> None:
-        self.size, self.differs, self.drew, self.pairs = size, differs, drew, pairs
+    size: int
+    differs: bool
+    drew: bool
+    pairs: list[str]
 
 
 def _alone(step: Step) -> _Alone | None:
@@ -165,13 +169,9 @@ def _pairs(graph: Graph, count: int) -> list[str]:
             if child is None:
                 continue
             below = list(leaf(child).shape if child.name() == ACCUMULATE else outputs(child)[k].shape)
-            if below.count(count) == 1 and _product(below) < _product(shape):
+            if below.count(count) == 1 and math.prod(below) < math.prod(shape):
                 found.append(f"{node.name()} makes {tuple(shape)} of {tuple(below)} and another tensor")
     return found
-
-
-def _product(shape: list[int]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 @contextmanager

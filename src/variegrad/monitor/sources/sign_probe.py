@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from variegrad.keys import balanced_signs
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
 from variegrad.per_example.check import gradients
-from variegrad.per_example.sign_probe import balanced_signs
 from variegrad.per_example.state import left_as_found
 from variegrad.shapes import Float
 
