@@ -52,12 +52,6 @@ class StepOutputs:
     def watch(self, monitor: Monitor, loss: Tensor, count: int | None, *, whole: bool = True) -> None:
         """Let a monitor watch a loss, with the outputs of this step that it was computed from.
 
-        Args:
-            monitor: that watches.
-            loss: with a graph.
-            count: how many examples there are, if that is known: outputs of another first dimension do not count.
-            whole: whether this micro-batch is part of a whole step; others are not watched.
-
         A loss from which nothing can be read is warned of once, and training goes on.
         """
         if not whole:
@@ -86,15 +80,7 @@ class StepOutputs:
             )
 
     def behind(self, loss: Tensor, count: int | None) -> tuple[Tensor, ...]:
-        """The outputs that a loss was computed from.
-
-        Args:
-            loss: with a graph.
-            count: how many examples there are, if that is known.
-
-        Returns:
-            The outputs that a walk from the loss meets first, in the order in which they were made.
-        """
+        """The outputs that a loss was computed from."""
         seen = {(t.grad_fn, t.output_nr): t for t in self._seen if count is None or len(t) == count}
         met = _met_first(loss, seen)
         return tuple(tensor for edge, tensor in seen.items() if edge in met)
@@ -111,14 +97,7 @@ class StepOutputs:
 
 
 def examples_of(batch: Any) -> int | None:
-    """How many examples a batch holds, if its tensors agree on their first dimension.
-
-    Args:
-        batch: what the trainer hands to the model.
-
-    Returns:
-        b, or None.
-    """
+    """How many examples a batch holds, if its tensors agree on their first dimension."""
     lengths = {len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0}
     return lengths.pop() if len(lengths) == 1 else None
 
