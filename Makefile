@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := src tests benchmarks examples labs
 
-.PHONY: help demo test test-slow lint docs format picture bench bench-all facts faults netlab audit dist reproducible wheel-test sbom matrix clean
+.PHONY: help demo test test-slow lint docs format picture bench bench-all facts notebooks faults netlab audit dist reproducible wheel-test sbom matrix clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -75,6 +75,9 @@ dist: .venv/dev  ## Build the wheel and the sdist into dist
 
 reproducible: .venv/dev  ## Build twice and compare every byte
 	$(BIN)/python labs/distribution.py reproducible
+
+notebooks: .venv/dev  ## Run the notebooks of the documentation and store what they print
+	$(BIN)/python labs/notebooks.py
 
 sbom: .venv/dev  ## Write the bill of materials of the lock (CycloneDX) into dist
 	$(BIN)/python labs/distribution.py sbom dist

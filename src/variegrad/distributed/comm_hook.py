@@ -2,7 +2,7 @@
 
 g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
 that m meets the gradient of the mean loss. Without `no_sync` DDP would pass on what m has made before; that is
-refused, since m(m(g₁) + g₂) has another law. A sparse gradient is made dense for m and sparse by rows again. Draws do
+refused, since m(m(g₁) + g₂) has a different distribution. A sparse gradient is made dense for m and sparse by rows again. Draws do
 not depend on DDP's buckets. What travels is packed where that sends less than a dense sum (`packed_sum`); all ranks
 decide that together.
 

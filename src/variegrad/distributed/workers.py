@@ -331,7 +331,7 @@ class RollCall:
         return f"{_named(self._missing('noticed'))} did not answer: stopped, ended or cut off"
 
     def _asked(self, question: Callable[[], str | None]) -> str | None:
-        """In a thread: behind a cut cable the store answers neither yes nor no, and its client waits for ever."""
+        """In a thread: behind a cut cable the store answers neither yes nor no, and its client waits forever."""
         answers: list[str | None] = []
 
         def ask() -> None:

@@ -165,7 +165,7 @@ def coherence_limits(
     """Limits of ρ: ρ̂ ∓ t·√V with Student's t_{m−1}, cautious on both sides.
 
     ρ̂ is raised to its least possible value in the limits, never in the point estimate: negative values are noise.
-    The lower limit reaches further where pseudo-values lean to the left, as the heavy tail of a mean demands:
+    The lower limit reaches further where pseudo-values are left-skewed, as the heavy tail of a mean demands:
     t + w·max(0, −skewness)·(1+2t²)/(6√m), the first Edgeworth term of a studentised mean, weighted by w.
 
     Args:

@@ -3,7 +3,7 @@
 Blocks of unequal size enter by the delete-m_j jackknife: with h_j = N/N_j, pseudo-values τ_j = h_jρ̂ − (h_j−1)ρ̂₍₋ⱼ₎,
 their mean τ̄ = Στ_j/h_j and z_j = (τ_j − τ̄)/√(h_j−1), V = (1/K)Σz_j² is the usual jackknife where the blocks are equal.
 
-T = (ρ̂ − ρ)/√V is not Student's t exactly. Û is nearly a squared length and leans to the right: where low, so is V.
+T = (ρ̂ − ρ)/√V is not Student's t exactly. Û is nearly a squared length and right-skewed: when it is low, so is V.
 And √V is measured at ρ̂, in units of a random M̂²: T ≈ T₀ + κT₀², T₀ that of the linear ΣÛ − ρΣM̂². To first order
 
     quantile of T at ∓t:  ∓t − γ(1+2t²)/(6√K) + κt²,      κ = Cov(ρ̂, M̂²)/(M̂²·√V),      γ = Σz_j³/(K·V^{3/2}).

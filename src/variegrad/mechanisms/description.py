@@ -1,7 +1,7 @@
 """What a mechanism does to one update, in numbers with their units: on the sum, on the mean gradient, on the weights.
 
 Noise is given as the root mean square over coordinates of the standard deviation that the mechanism adds. One draw for
-each of B examples adds B·Σtr Var m(g_i)/n on the sum. One draw for each of P workers follows another law: it meets the
+each of B examples adds B·Σtr Var m(g_i)/n on the sum. One draw per worker has a different distribution: it acts on the
 sum s of b = B/P examples, and E‖s‖² = b·M² + b(b−1)·‖∇F‖² multiplies the mean part as well.
 """
 
@@ -105,7 +105,7 @@ def described(
     t = noise = None
     if granularity == "worker":
         words.append(
-            "One draw for a worker's sum is another law than one for each example: its variance grows with the squared "
+            "One draw per worker's sum has another distribution than one per example: its variance grows with the squared "
             "norm of the sum, so B_DIM and B_eff of the mechanism do not hold."
         )
     if diversity is not None and diversity.sum_sq_norms > 0:

@@ -1,6 +1,6 @@
 """One draw of a mechanism for a worker's whole gradient: m(Σ_i ∇f_i), and the mask that every worker can compute.
 
-Another law than one draw per example: the variance grows with the squared norm of the sum.
+Not the distribution of one draw per example: the variance grows with the squared norm of the sum.
 """
 
 from __future__ import annotations

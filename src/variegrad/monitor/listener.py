@@ -134,7 +134,7 @@ class Listener:
         return None
 
     def complain(self, one: BackwardPass, said: str) -> None:
-        """One more complaint about a structure: ever longer waits, so that nothing is tried again for ever."""
+        """One more complaint about a structure: ever longer waits, so that nothing is tried again forever."""
         structure = one.watched.graph.signature
         self._check_again(structure)
         times = self._trouble.get(structure, (0, 0))[0] + 1

@@ -50,7 +50,7 @@ def glm_smoothness(
     """β ≤ sup ℓ″·σ²_max(X)/n + λ of a GLM's mean loss, with σ_max certified from above.
 
     Args:
-        X: n × d, one row an example; a matrix or a file, as for `glm_bound`.
+        X: n × d, one row per example; a matrix or a file, as for `glm_bound`.
         curvature: sup ℓ″: 1/4 for the logistic loss, 1 for ½(x·w−y)², ½ for softmax.
         l2: λ of a term (λ/2)‖w‖² in the loss.
         tolerance: relative width of the interval of σ²_max.
@@ -91,7 +91,7 @@ def glm_second_moment(X: Any, *, slope: float) -> Constant:
     """M² ≤ (sup|ℓ′|)²·(1/n)Σ‖x_i‖² of a GLM, over all weights.
 
     Args:
-        X: n × d, one row an example; a matrix or a file.
+        X: n × d, one row per example; a matrix or a file.
         slope: sup |ℓ′|: 1 for the logistic and the hinge loss, √2 for softmax.
 
     Returns:

@@ -98,14 +98,14 @@ def glm_bound(
     """The data-only bound B_D(w) ≥ n/σ²_max(X̂), certified: σ_max is bounded from above.
 
     Args:
-        X: n × d, one row an example: a dense or sparse array, a tensor, or the path of a LIBSVM, npy or npz file.
+        X: n × d, one row per example: a dense or sparse array, a tensor, or the path of a LIBSVM, npy or npz file.
         tolerance: the relative width of the interval to reach.
         failure_probability: allowed where signed data need a random start; other data get a deterministic certificate.
         paper: also certify Remark 1's own number.
         centring: also estimate what centring the columns would give.
         seed: of the random start.
         progress: called after each block of each pass.
-        scratch: where temporary files of a file that is read by blocks may stand; the system's folder by default.
+        scratch: where temporary files of a file that is read by blocks are written; the system's folder by default.
 
     Returns:
         The bound, its interval, and warnings.

@@ -52,9 +52,9 @@ def least_squares_bound(
     """The exact infimum of the differential batch-size bound for least squares without an L2 term.
 
     Args:
-        X: n × d, one row an example; a matrix or a file, as for `glm_bound`. d up to 4096.
+        X: n × d, one row per example; a matrix or a file, as for `glm_bound`. d up to 4096.
         progress: called after each block of each pass.
-        scratch: where temporary files of a file that is read by blocks may stand.
+        scratch: where temporary files of a file that is read by blocks are written.
 
     Returns:
         The infimum and a direction that attains it.

@@ -202,7 +202,7 @@ def rows_of(X: Any, progress: Progress | None = None) -> Rows:
     """The rows of a matrix in memory.
 
     Args:
-        X: n × d, one row an example: a dense array, a tensor, or a sparse array of SciPy or torch; a `Rows` is
+        X: n × d, one row per example: a dense array, a tensor, or a sparse array of SciPy or torch; a `Rows` is
             returned as it is.
         progress: called after each block of each pass.
 

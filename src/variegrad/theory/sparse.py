@@ -90,7 +90,7 @@ def sparse_bound(
         paper: also search the conflict degree ρ, for Remark 2's own number.
         passes: stop that search after so many passes, which leaves an interval; None searches to the end.
         progress: called after each block of each pass.
-        scratch: where temporary files of a file that is read by blocks may stand.
+        scratch: where temporary files of a file that is read by blocks are written.
 
     Returns:
         The bound, exactly.
@@ -162,7 +162,7 @@ def conflict_degree(X: Any, *, progress: Progress | None = None, scratch: str | 
     Args:
         X: as for `sparse_bound`.
         progress: called after each block of each pass.
-        scratch: where temporary files of a file that is read by blocks may stand.
+        scratch: where temporary files of a file that is read by blocks are written.
 
     Returns:
         ρ, between 0 and n−1.
