@@ -1,8 +1,8 @@
 """A batch size that follows B_D along the run, and the forms in which large training codes read it.
 
-B_D usually grows while a model learns, so a batch size that is right late in the run is inefficient early. At each measured point
-the schedule allows min(1 + δ·B_D, the other limits), never more than any later point allows, rounded down to a power of
-two.
+B_D usually grows while a model learns, so a batch size that is right late in the run is inefficient early.
+At each measured point the schedule allows min(1 + δ·B_D, the other limits), never more than any later
+point allows, rounded down to a power of two.
 """
 
 from __future__ import annotations

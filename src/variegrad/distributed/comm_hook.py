@@ -2,9 +2,9 @@
 
 g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
 that m meets the gradient of the mean loss. Without `no_sync` DDP would pass on what m has made before; that is
-refused, since m(m(g₁) + g₂) has a different distribution. A sparse gradient is made dense for m and sparse by rows again. Draws do
-not depend on DDP's buckets. What travels is packed where that sends less than a dense sum (`packed_sum`); all ranks
-decide that together.
+refused, since m(m(g₁) + g₂) has another distribution. A sparse gradient is made dense for m and sparse by rows again.
+Draws do not depend on DDP's buckets. What is sent is packed if that is less than a dense sum
+(`packed_sum`); all ranks decide that together.
 
 Nothing leaves before the last bucket is there, since m may need the norm of the whole gradient: sending does not
 overlap with the backward pass.

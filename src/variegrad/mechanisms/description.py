@@ -105,7 +105,7 @@ def described(
     t = noise = None
     if granularity == "worker":
         words.append(
-            "One draw per worker's sum has another distribution than one per example: its variance grows with the squared "
+            "One draw per worker's sum is not distributed as one per example: its variance grows with the squared "
             "norm of the sum, so B_DIM and B_eff of the mechanism do not hold."
         )
     if diversity is not None and diversity.sum_sq_norms > 0:

@@ -5,7 +5,7 @@ reduce-scatter, this worker's whole gradient goes in and its shard of the sum co
 gathered copies, so examples are not separated here. A backward pass that reduces ends, on every worker and whether it
 was watched or not, with the count of `lockstep` and, at a due one, its small all-reduce.
 
-The interface is not fully public in torch (`set_custom_reduce_scatter`, and the object in its place): hence a file alone.
+The interface is not fully public in torch (`set_custom_reduce_scatter`), hence its own file.
 """
 
 from __future__ import annotations
