@@ -46,7 +46,7 @@ def test_the_noise_of_one_worker_is_what_backward_adds():
 
 def test_per_worker_noise_follows_its_own_law():
     said = DropConnect(0.5).describe(batch_size=8, workers=2, granularity="worker", diversity=DIVERSITY)
-    assert "another law" in str(said)
+    assert "not distributed as one per example" in str(said)
     b, mean, whole = 4, DIVERSITY.mean_sq_norm, DIVERSITY.sq_norm_of_mean
     of_sums = 2 * (b * mean + b * (b - 1) * whole)
     assert said.noise_on_sum == pytest.approx(math.sqrt(of_sums / DIVERSITY.dimension))

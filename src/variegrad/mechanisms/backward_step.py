@@ -59,10 +59,10 @@ def backward(
 
     Add the number of examples of each step to `samples_seen` before the next one: a sample's draws are a function of
     its number in the run, so that every step has fresh ones, whatever its size. With `granularity="worker"` it is
-    m(Σ_i ∇f_i), one draw for the whole call: cheaper, with another distribution (the variance grows with the squared norm of
-    the sum, not with the sum of squared norms). A step that is split over several calls or workers names the `positions` of
-    each part; noise that does not depend on the gradients (Langevin) is drawn once for the whole step, as one Gaussian,
-    by the part that holds position 0, which therefore also needs `total`.
+    m(Σ_i ∇f_i), one draw for the whole call: cheaper, with another distribution (the variance grows with the squared
+    norm of the sum, not with the sum of squared norms). A step that is split over several calls or workers names the
+    `positions` of each part; noise that does not depend on the gradients (Langevin) is drawn once per step, as one
+    Gaussian, by the part that holds position 0, which therefore also needs `total`.
 
     Args:
         model: the model; its mode, and everything but `.grad`, is left alone.
