@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from variegrad.experiments.experiment import Experiment
-from variegrad.experiments.intervals import Finding
 from variegrad.experiments.records import Cell
+from variegrad.experiments.verdict import Check
 
 
 def cells(settings, records):
@@ -43,7 +43,7 @@ def experiment(group=lambda cell: cell.key, alone=lambda _: False):
     return Experiment(
         name="counted", title="", claim="", choices="", profiles={}, cells=cells, run=run,
         plot=lambda settings, records: Figure(), group=group, alone=alone,
-        summary=lambda settings, records: [Finding(claim="", found="", verdict="")],
+        summary=lambda settings, records: [Check(claim="", found="", met=True)],
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from variegrad.experiments.networks import network
 from variegrad.experiments.run_folder import begin, finish, open_run, runs_below
 from variegrad.experiments.sweep import sweep
 
-VERDICTS = {"holds", "holds partly", "does not hold here"}
+VERDICT = r"holds|reversed|no effect above \d+ %|undecided( \(.+\))?|not tested at this size"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_smoke_profile_computes_draws_and_finds(ran, name):
     for finding in run.findings:
         assert finding.claim
         assert re.search(r"\d", finding.found)
-        assert finding.verdict in VERDICTS
+        assert re.fullmatch(VERDICT, finding.verdict)
     written = json.loads((ran(name) / "experiment.json").read_text())
     assert [finding.found for finding in run.findings] == [found["found"] for found in written["findings"]]
     assert run.seconds > 0

@@ -1,11 +1,11 @@
-"""Means over repeats, their intervals, and the verdicts they allow."""
+"""Means over repeats and their intervals."""
 
 import math
 
 import numpy as np
 import pytest
 
-from variegrad.experiments.intervals import Interval, geometric, interval, verdict
+from variegrad.experiments.intervals import geometric, interval
 
 
 def test_the_interval_is_student_s():
@@ -38,17 +38,3 @@ def test_the_geometric_mean_is_that_of_factors():
     never = geometric([2.0, math.inf])  # a target that one repeat did not reach
     assert never.mean == math.inf
     assert math.isnan(never.low)
-
-
-@pytest.mark.parametrize(
-    ("lows", "said"),
-    [
-        ([0.1, 0.2], "holds"),
-        ([0.1, -0.2], "holds partly"),
-        ([-0.1, 0.0], "does not hold here"),
-        ([math.nan], "does not hold here"),
-        ([], "does not hold here"),
-    ],
-)
-def test_the_verdict_is_what_the_intervals_allow(lows, said):
-    assert verdict([Interval(mean=1.0, low=low, high=2.0, count=3) for low in lows]) == said

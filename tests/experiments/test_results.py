@@ -1,6 +1,7 @@
 """What is committed under results/, and docs/results/reproduction.md, follow from the committed records."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from variegrad.experiments import experiment, names
 from variegrad.experiments.records import read_records
 from variegrad.experiments.run_folder import open_run
+from variegrad.experiments.verdict import NOT_TESTED, counted
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/experiment.json"))
@@ -56,6 +58,25 @@ def test_a_row_says_what_the_records_say(name):
     total = sum(record.seconds for record in read_records(folder).records.values())
     amount, unit = seconds.split()
     assert float(amount) == pytest.approx(total / {"s": 1, "min": 60}[unit], rel=0.05)
+
+
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
+def test_the_words_are_those_of_the_intervals(folder):
+    for found in json.loads((folder / "experiment.json").read_text())["findings"]:
+        one, verdict = found["log_ratio"], found["verdict"]
+        if one is None or verdict == NOT_TESTED:
+            continue
+        low, high = (math.inf * sign if one[end] is None else one[end] for end, sign in (("low", -1), ("high", 1)))
+        within = max(-low, high) < one["margin"]
+        word = "holds" if low > 0 else "reversed" if high < 0 else "no effect above" if within else "undecided"
+        assert verdict.startswith(word)
+
+
+def test_the_counts_of_the_paper_s_table_are_those_of_the_verdicts():
+    rows = re.findall(r"\[([^\]]*)\]\(\.\./\.\./results/([\w-]+)/", (ROOT / "docs/understand/paper.md").read_text())
+    assert rows
+    for said, name in rows:
+        assert said == counted(json.loads((ROOT / "results" / name / "experiment.json").read_text())["findings"])
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)

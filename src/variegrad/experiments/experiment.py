@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.experiments.intervals import Finding
 from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.verdict import Check, Finding
 
 Settings = Mapping[str, Any]
 Records = Mapping[str, Record]
@@ -47,7 +47,7 @@ class Experiment:
     cells: Callable[[Settings, Records], Sequence[Cell]]
     run: Callable[[Sequence[Cell]], Sequence[Values]]
     plot: Callable[[Settings, Records], Figure]
-    summary: Callable[[Settings, Records], Sequence[Finding]]
+    summary: Callable[[Settings, Records], Sequence[Finding | Check]]
     group: Callable[[Cell], object] = lambda cell: cell.key
     alone: Callable[[Cell], bool] = lambda _: False
 

@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
-from variegrad.experiments.intervals import Finding, geometric, interval, verdict
+from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.experiments.step_sizes import Search, interior, search, step_size
+from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, learned, paired
 from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "figure-1b", 2
+MARGIN = math.log(1.1)  # primary contrast: passes from the smallest to the largest batch
 SMALL: dict[str, Any] = {
     "problem": "cifar10", "without_data": "digits", "max_examples": 512, "network": "convnet:8", "target": 0.95,
     "batch_sizes": [16, 32, 64, 256], "grid": [-14, -12, -10, -8, -6], "passes": 60, "points": 60, "seeds": 3,
@@ -67,33 +69,36 @@ def plot(settings: Settings, records: Records) -> Figure:
     )  # fmt: skip
 
 
-def summary(settings: Settings, records: Records) -> list[Finding]:
+def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     """Whether larger batches take more passes."""
     sizes = settings["batch_sizes"]
     runs = {size: _tuned(settings, records, size) for size in sizes}
-    passes = {size: [passes_needed(record) for record in runs[size]] for size in sizes}
-    length = settings["passes"]  # what a run that does not arrive takes at least
-    gaps = [interval([math.log(min(b, length) / a) for a, b in zip(passes[one], passes[other], strict=True)])
-            for one, other in pairwise(sizes)]  # fmt: skip
-    searches = [_search(settings, records, size) for size in sizes]
+    passes = {size: [_censored(record) for record in runs[size]] for size in sizes}
+
+    def growth(few: int, many: int) -> Contrast:
+        return paired(f"B = {few} to {many}", passes[few], passes[many], margin=MARGIN)
+
     return [
         Finding(
             claim="passes to the target grow with the batch size",
-            found="; ".join(f"B = {size}: {_said(passes[size], length)}" for size in sizes)
+            numbers="; ".join(f"B = {size}: {_said(passes[size])}" for size in sizes)
             + f"; harmonic mean of B_D along the runs at B = {sizes[0]}: {_harmonic(runs[sizes[0]]):.4g}",
-            verdict=verdict(gaps),
+            primary=growth(sizes[0], sizes[-1]), secondary=[growth(*pair) for pair in pairwise(sizes)],
+            learned=all(map(learned, runs.values())),
         ),
-        Finding(
-            claim="every arm's tuned step size is interior to its grid",
-            found=f"{sum(one.interior for one in searches)} of {len(searches)} arms",
-            verdict="holds" if all(one.interior for one in searches) else "holds partly",
-        ),
-    ]
+        interior([_search(settings, records, size) for size in sizes]),
+    ]  # fmt: skip
 
 
-def _said(passes: list[float], length: float) -> str:
-    late = sum(map(math.isinf, passes))
-    return f"more than {length:g} in {late} of {len(passes)} runs" if late else str(geometric(passes))
+def _censored(record: Record) -> float:
+    """Passes until the target; at least those that were run, if it was not reached."""
+    needed = passes_needed(record)
+    return needed if math.isfinite(needed) else AtLeast(record["passes"][-1])
+
+
+def _said(passes: list[float]) -> str:
+    late = [needed for needed in passes if isinstance(needed, AtLeast)]
+    return f"more than {min(late):g} in {len(late)} of {len(passes)} runs" if late else str(geometric(passes))
 
 
 def _harmonic(records: list[Record]) -> float:

@@ -1,13 +1,14 @@
 """Figure 2a: how much a large batch falls behind a small one under r-replication; logistic regression, two classes.
 
 For each r, with and without DropConnect: the loss at batch size B over the loss at a small one, at equal numbers of
-samples, averaged over the run. All runs of one (seed, r, B) are one stack (`stacked_logistic`).
+samples, averaged over all updates. All runs of one (seed, r, B) are one stack (`stacked_logistic`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch.utils.data import TensorDataset
 
 from variegrad.experiments import data
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
-from variegrad.experiments.intervals import Finding, Interval, interval, verdict
+from variegrad.experiments.intervals import geometric, interval
+from variegrad.experiments.loss_ratio import MARGIN, online_ratios, replication
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.stacked_logistic import run_stack
-from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.experiments.step_sizes import Search, interior, search, step_size
 from variegrad.experiments.training_run import aligned
+from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.problems import logistic_regression, replicate
 from variegrad.reports.curves import Series, panels
 
@@ -65,7 +68,7 @@ def run(group: Sequence[Cell]) -> list[Values]:
 
 
 def ratios(settings: Settings, records: Records, drop: float, r: int) -> tuple[list[float], list[float]]:
-    """The mean over the run of loss(large B)/loss(small B), and the large batch's over the B_D it met, by seed.
+    """The mean loss over all updates, large B over small B, and the large batch's over the B_D it met, by seed.
 
     Args:
         settings: of the profile.
@@ -78,12 +81,8 @@ def ratios(settings: Settings, records: Records, drop: float, r: int) -> tuple[l
     """
     small, large = settings["batch_sizes"]
     one, other = (_tuned(settings, records, drop, r, size) for size in (small, large))
-    found, crowding = [], []
-    for few, many in zip(one, other, strict=True):
-        pairs = list(zip(few["losses"], many["losses"], strict=True))[1:]  # both start at the same weights
-        found.append(sum(b / a for a, b in pairs) / len(pairs))
-        crowding.append(sum((large - 1) / bound for bound in many["bounds"]) / len(many["bounds"]))
-    return found, crowding
+    crowding = [sum((large - 1) / bound for bound in many["bounds"]) / len(many["bounds"]) for many in other]
+    return online_ratios(one, other), crowding
 
 
 def plot(settings: Settings, records: Records) -> Figure:
@@ -93,11 +92,11 @@ def plot(settings: Settings, records: Records) -> Figure:
     for drop in settings["drops"]:
         both = [ratios(settings, records, drop, r) for r in settings["replications"]]
         label = f"DropConnect {drop:g}" if drop else "no mechanism"
-        means = [interval(ratio) for ratio, _ in both]
+        means = [geometric(ratio) for ratio, _ in both]
         by_r.append(Series.of(label, settings["replications"], means))
         notes = [f"r = {r}" for r in settings["replications"]] if not drop else ()
         by_bound.append(Series.of(label, [interval(c).mean for _, c in both], means, joined=False, notes=notes))
-    what = f"loss at B = {large} over loss at B = {small}"
+    what = f"mean loss, B = {large} over {small}"
     return panels(
         "A large batch falls behind under replication",
         [("replication r", what, by_r), ("(B − 1)/$B_D$, mean over the run", what, by_bound)],
@@ -105,57 +104,31 @@ def plot(settings: Settings, records: Records) -> Figure:
     )  # fmt: skip
 
 
-def summary(settings: Settings, records: Records) -> list[Finding]:
+def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     """Whether the ratio grows with r, and whether DropConnect lowers it; the loss itself as the control."""
-    table = {
-        (drop, r): ratios(settings, records, drop, r)[0]
-        for drop in settings["drops"] for r in settings["replications"]
-    }  # fmt: skip
-    least, most = settings["replications"][0], settings["replications"][-1]
+    runs = {(drop, r, size): _tuned(settings, records, drop, r, size) for drop, r, size in _arms(settings)}
     plain, dropped = settings["drops"]
+    every, large = settings["replications"], settings["batch_sizes"][1]
+    losses = {(drop, r): [float(record["online_loss"]) for record in runs[drop, r, large]]
+              for drop, r in product(settings["drops"], every)}  # fmt: skip
 
-    def paired(one: list[float], other: list[float]) -> Interval:
-        return interval([a - b for a, b in zip(one, other, strict=True)])
+    def pooled(drop: float) -> list[float]:
+        return [math.prod(of_seed) ** (1 / len(every)) for of_seed in
+                zip(*(losses[drop, r] for r in every), strict=True)]  # fmt: skip
 
-    steps = [paired(table[plain, b], table[plain, a]) for a, b in pairwise(settings["replications"])]
-    lower = [paired(table[plain, r], table[dropped, r]) for r in settings["replications"]]
-    growth = "; ".join(f"r = {r}: {interval(table[plain, r])}" for r in settings["replications"])
-    drops = "; ".join(f"r = {r}: {gap}" for r, gap in zip(settings["replications"], lower, strict=True))
-    large = settings["batch_sizes"][1]
-    losses = {
-        drop: [
-            [_mean(record) for record in _tuned(settings, records, drop, r, large)] for r in settings["replications"]
-        ]
-        for drop in settings["drops"]
-    }
-    gains = [interval([1 - b / a for a, b in zip(x, y, strict=True)]) for x, y in
-             zip(losses[plain], losses[dropped], strict=True)]  # fmt: skip
-    control = "; ".join(f"r = {r}: {gain}" for r, gain in zip(settings["replications"], gains, strict=True))
-    searches = [_search(settings, records, *arm) for arm in _arms(settings)]
-    inside = sum(found.interior for found in searches)
+    def gain(r: int) -> Contrast:
+        return paired(f"r = {r}", losses[dropped, r], losses[plain, r], margin=MARGIN)
+
     return [
-        Finding(
-            claim=f"the ratio grows with r (each step from r = {least} to r = {most})",
-            found=f"ratio without mechanism {growth}",
-            verdict=verdict(steps),
-        ),
-        Finding(
-            claim="DropConnect lowers the ratio at every r",
-            found=f"ratio without minus ratio with DropConnect, paired by seed: {drops}",
-            verdict=verdict(lower),
-        ),
+        *replication(settings, runs),
         Finding(
             claim=f"control, not in the paper: at B = {large} itself DropConnect lowers the mean loss",
-            found=f"relative gain: {control}",
-            verdict=verdict(gains),
+            numbers="; ".join(map(str, map(gain, every))),
+            primary=paired("without over with DropConnect, mean over r", pooled(dropped), pooled(plain), margin=MARGIN),
+            secondary=[gain(r) for r in every], learned=all(map(learned, runs.values())),
         ),
-        Finding(
-            claim="every arm's tuned step size is interior to its grid",
-            found=f"{inside} of {len(searches)} arms, "
-            f"{min(len(s.tried) for s in searches)} to {max(len(s.tried) for s in searches)} step sizes each",
-            verdict="holds" if inside == len(searches) else "holds partly",
-        ),
-    ]
+        interior([_search(settings, records, *arm) for arm in _arms(settings)]),
+    ]  # fmt: skip
 
 
 def _arms(settings: Settings) -> list[tuple[float, int, int]]:
@@ -183,10 +156,6 @@ def _tuned(settings: Settings, records: Records, drop: float, r: int, batch_size
     assert best is not None
     at = _cell_at(settings, drop, r, batch_size)
     return [records[at(best, seed).key] for seed in seeds(settings)]
-
-
-def _mean(record: Record) -> float:
-    return float(sum(record["losses"][1:]) / (len(record["losses"]) - 1))
 
 
 EXPERIMENT = Experiment(

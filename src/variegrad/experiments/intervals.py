@@ -1,4 +1,4 @@
-"""The mean over independent repeats with its 95 % interval (Student t), and the verdict that intervals allow."""
+"""The mean over independent repeats with its 95 % interval (Student t)."""
 
 from __future__ import annotations
 
@@ -72,31 +72,3 @@ def geometric(values: Sequence[float]) -> Interval:
     mean, low, high = (math.exp(end) if end < 700 else math.inf for end in (logs.mean, logs.low, logs.high))
     return Interval(mean=mean, low=math.nan if math.isnan(logs.low) else low,
                     high=math.nan if math.isnan(logs.high) else high, count=logs.count)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One claim and what was found.
-
-    Attributes:
-        claim: what the paper says, or what theory predicts.
-        found: our numbers, with their intervals.
-        verdict: "holds", "holds partly" or "does not hold here".
-    """
-
-    claim: str
-    found: str
-    verdict: str
-
-
-def verdict(differences: Sequence[Interval]) -> str:
-    """Whether a claim "this is larger than that" holds, from the intervals of the differences that it is about.
-
-    Args:
-        differences: one for each comparison the claim makes, positive where it is right.
-
-    Returns:
-        "holds" where every interval lies above zero, "does not hold here" where none does, else "holds partly".
-    """
-    right = [difference.low > 0 for difference in differences]
-    return "holds" if right and all(right) else "holds partly" if any(right) else "does not hold here"

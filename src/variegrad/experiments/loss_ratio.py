@@ -6,6 +6,7 @@ One experiment for each network; each arm (r, batch size, with or without DropCo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any
 
@@ -13,12 +14,15 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
+from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.step_sizes import interior
 from variegrad.experiments.tuned_runs import Arm, TunedRuns
+from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.reports.curves import Series, panels
 
 VERSION = 1
+MARGIN = math.log(1.05)  # of both primary contrasts: growth from the least to the largest r; DropConnect, mean over r
 
 
 def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[str, Any]]) -> Experiment:
@@ -61,35 +65,9 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
             parts.append(("passes over the data", f"ratio of losses, {what}", series))
         return panels(f"Loss at B = {large} over loss at B = {small}", parts, log_y=True, same_y=True)
 
-    def summary(settings: Settings, records: Records) -> list[Finding]:
-        table = {
-            (drop, r): [sum(run) / len(run) for run in ratios(settings, records, drop, r)]
-            for drop, r in product(settings["drops"], settings["replications"])
-        }
-        plain, dropped = settings["drops"]
-        growth = [_gap(table[plain, a], table[plain, b]) for a, b in pairwise(settings["replications"])]
-        lower = [_gap(table[dropped, r], table[plain, r]) for r in settings["replications"]]
-        found = [runs_of.search(settings, records, arm) for arm in _arms(settings)]
-        inside = sum(one.interior for one in found)
-        return [
-            Finding(
-                claim="the mean loss ratio grows with r",
-                found="; ".join(f"r = {r}: {geometric(table[plain, r])}" for r in settings["replications"]),
-                verdict=verdict(growth),
-            ),
-            Finding(
-                claim="DropConnect lowers the ratio at every r",
-                found="with DropConnect "
-                + "; ".join(f"r = {r}: {geometric(table[dropped, r])}" for r in settings["replications"]),
-                verdict=verdict(lower),
-            ),
-            Finding(
-                claim="every arm's tuned step size is interior to its grid",
-                found=f"{inside} of {len(found)} arms, {min(len(one.tried) for one in found)} to "
-                f"{max(len(one.tried) for one in found)} step sizes each",
-                verdict="holds" if inside == len(found) else "holds partly",
-            ),
-        ]
+    def summary(settings: Settings, records: Records) -> list[Finding | Check]:
+        runs = {(arm.drop, arm.r, arm.batch_size): runs_of.repeats(settings, records, arm) for arm in _arms(settings)}
+        return [*replication(settings, runs), interior([runs_of.search(settings, records, a) for a in _arms(settings)])]
 
     return Experiment(
         name=name, title=title, choices=choices, profiles=profiles, cells=cells, run=training_run.run, plot=plot,
@@ -98,10 +76,66 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
     )  # fmt: skip
 
 
+def replication(settings: Settings, runs: Mapping[tuple[float, int, int], Sequence[Record]]) -> list[Finding]:
+    """Whether the loss ratio of a large to a small batch grows with r, and whether DropConnect lowers it.
+
+    The loss is what the step size is tuned for, the mean over all updates: at its least it hardly depends on the step
+    size, so that a tie in the search makes no finding.
+
+    Args:
+        settings: of the profile.
+        runs: tuned, one per seed, by (drop, r, batch size).
+
+    Returns:
+        The two findings.
+    """
+    small, large = settings["batch_sizes"]
+    ratios = {(drop, r): online_ratios(runs[drop, r, small], runs[drop, r, large])
+              for drop, r in product(settings["drops"], settings["replications"])}  # fmt: skip
+    plain, dropped = settings["drops"]
+    every = settings["replications"]
+
+    def growth(few: int, many: int) -> Contrast:
+        return paired(f"r = {few} to {many}", ratios[plain, few], ratios[plain, many], margin=MARGIN)
+
+    def pooled(drop: float) -> list[float]:
+        return [math.prod(of_seed) ** (1 / len(every)) for of_seed in
+                zip(*(ratios[drop, r] for r in every), strict=True)]  # fmt: skip
+
+    def numbers(drop: float) -> str:
+        return "; ".join(f"r = {r}: {geometric(ratios[drop, r])}" for r in every)
+
+    def have_learned(*drops: float) -> bool:
+        return all(learned(found) for (drop, _, _), found in runs.items() if drop in drops)
+
+    return [
+        Finding(
+            claim="the ratio of mean losses grows with r", numbers=f"without mechanism {numbers(plain)}",
+            primary=growth(every[0], every[-1]), secondary=[growth(*pair) for pair in pairwise(every)],
+            learned=have_learned(plain),
+        ),
+        Finding(
+            claim="DropConnect lowers the ratio, mean over r", numbers=f"with DropConnect {numbers(dropped)}",
+            primary=paired("without over with DropConnect", pooled(dropped), pooled(plain), margin=MARGIN),
+            secondary=[paired(f"r = {r}", ratios[dropped, r], ratios[plain, r], margin=MARGIN) for r in every],
+            learned=have_learned(plain, dropped),
+        ),
+    ]  # fmt: skip
+
+
+def online_ratios(small: Sequence[Record], large: Sequence[Record]) -> list[float]:
+    """Mean loss over all updates at the large batch over that at the small one, by seed.
+
+    Args:
+        small: runs of the small batch.
+        large: of the large one, for the same seeds.
+
+    Returns:
+        One ratio per seed.
+    """
+    return [float(b["online_loss"]) / float(a["online_loss"]) for a, b in zip(small, large, strict=True)]
+
+
 def _arms(settings: Settings) -> list[Arm]:
     sizes = product(settings["drops"], settings["replications"], settings["batch_sizes"])
     return [Arm(drop=drop, r=r, batch_size=size) for drop, r, size in sizes]
-
-
-def _gap(one: list[float], other: list[float]) -> Interval:
-    return interval([math.log(b / a) for a, b in zip(one, other, strict=True)])

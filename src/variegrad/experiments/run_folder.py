@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments.experiment import Experiment, Settings
-from variegrad.experiments.intervals import Finding
 from variegrad.experiments.records import Record, read_records
 from variegrad.experiments.registry import experiment
+from variegrad.experiments.verdict import Check, Finding
 from variegrad.files import write_whole
 from variegrad.versions import version
 
@@ -43,7 +43,7 @@ class Run:
     data: str
     command: str
     records: Mapping[str, Record]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding | Check, ...]
     figure: Figure
 
     @property
@@ -107,7 +107,7 @@ def finish(folder: Path) -> Run:
         ValueError: if the run is not finished.
     """
     run = open_run(folder)
-    body = {**_read(folder), "findings": [asdict(finding) for finding in run.findings]}
+    body = {**_read(folder), "findings": [finding.plain() for finding in run.findings]}
     write_whole(folder / FILE, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return run
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.verdict import Check
 
 EXTENSIONS = 8  # octaves that a grid may grow by on either side
 
@@ -42,6 +43,22 @@ def step_size(half_octaves: int, batch_size: int) -> float:
         γ.
     """
     return float(2.0 ** (half_octaves / 2) / batch_size)
+
+
+def interior(searches: Sequence[Search]) -> Check:
+    """Whether every arm's best step size has worse ones on both sides.
+
+    Args:
+        searches: of all arms, finished.
+
+    Returns:
+        The check.
+    """
+    inside, tried = sum(found.interior for found in searches), [len(found.tried) for found in searches]
+    return Check(
+        claim="every arm's tuned step size is interior to its grid", met=inside == len(searches),
+        found=f"{inside} of {len(searches)} arms, {min(tried)} to {max(tried)} step sizes each",
+    )  # fmt: skip
 
 
 def search(

@@ -7,20 +7,21 @@ examples for all of them. Step sizes are tuned for each network alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
-from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
+from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import Search, search, step_size
+from variegrad.experiments.step_sizes import Search, interior, search, step_size
+from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "structure", 1
+MARGIN = math.log(1.1)  # primary contrast: B_D along the run, between the ends of a factor, or tanh over ReLU
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 8, "points": 4,
     "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 1,
@@ -47,7 +48,9 @@ MOMENTS: dict[str, Callable[[Record], float]] = {
     "at the start": lambda record: float(record["bounds"][0]),
     "least on the way": lambda record: min(map(float, record["bounds"])),
     "at the end": lambda record: float(record["bounds"][-1]),
-}
+    "along the run": lambda record: len(record["bounds"]) / sum(1 / float(bound) for bound in record["bounds"]),
+}  # the last is the harmonic mean, on which the passes that a batch needs depend
+MAIN = "along the run"
 
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
@@ -67,9 +70,7 @@ def bounds(settings: Settings, records: Records, word: str, moment: str) -> list
     Returns:
         One number per seed.
     """
-    best = _search(settings, records, word).best
-    assert best is not None
-    return [MOMENTS[moment](records[_cell(settings, word, best, seed).key]) for seed in seeds(settings)]
+    return [MOMENTS[moment](record) for record in _tuned(settings, records, word)]
 
 
 def plot(settings: Settings, records: Records) -> Figure:
@@ -94,32 +95,41 @@ def plot(settings: Settings, records: Records) -> Figure:
     return figure
 
 
-def summary(settings: Settings, records: Records) -> list[Finding]:
-    """For width, channels and depth: does more of it mean more diversity? For activations: which differ from ReLU?"""
-    findings = []
+def summary(settings: Settings, records: Records) -> list[Finding | Check]:
+    """For width, channels and depth: does more of it mean more diversity? For activations: does tanh, beside ReLU?
+
+    Levels whose network does not learn with every seed are left out, and named.
+    """
+    findings: list[Finding | Check] = []
     for factor in (f for f in FACTORS if settings[f]):
-        words, levels = list(settings[factor]), list(settings[factor].values())
+        levels = {level: word for word, level in settings[factor].items()}
+        able = [level for level, word in levels.items() if learned(_tuned(settings, records, word))]
         ordered = all(isinstance(level, int) for level in levels)
-        for moment in MOMENTS:
-            every = [bounds(settings, records, word, moment) for word in words]
-            pairs = list(pairwise(every)) if ordered else [(every[0], one) for one in every[1:]]
-            gaps = [_gap(one, other) for one, other in pairs]
-            values = "; ".join(f"{level}: {geometric(one)}" for level, one in zip(levels, every, strict=True))
-            findings.append(Finding(
-                claim=f"B_D {moment} grows with {factor}" if ordered else
-                f"B_D {moment}: every {factor} differs from {levels[0]}",
-                found=values,
-                verdict=verdict(gaps if ordered else [_either(gap) for gap in gaps]),
-            ))  # fmt: skip
-    return findings
+        first, last = ((able or list(levels))[0], (able or list(levels))[-1]) if ordered else ("relu", "tanh")
+
+        def contrast(moment: str, one: Any, other: Any, of: dict[Any, str] = levels) -> Contrast:
+            pair = (bounds(settings, records, of[level], moment) for level in (one, other))
+            return paired(f"{one} to {other}, {moment}", *pair, margin=MARGIN)
+
+        others = [] if ordered else [level for level in able if level not in (first, last)]
+        left_out = "".join(f"; {level} is left out: it does not learn" for level in levels if level not in able)
+        findings.append(Finding(
+            claim=f"B_D along the run grows with {factor}" if ordered else
+            f"B_D along the run is larger with tanh than with relu, {factor}",
+            numbers="; ".join(f"{level}: {geometric(bounds(settings, records, word, MAIN))}" for level, word in
+                              levels.items()) + left_out,
+            primary=contrast(MAIN, first, last),
+            secondary=[*(contrast(moment, first, last) for moment in MOMENTS if moment != MAIN),
+                       *(contrast(MAIN, first, level) for level in others)],
+            learned=len(able) > 1 and {first, last} <= set(able),
+        ))  # fmt: skip
+    return [*findings, interior([_search(settings, records, word) for word in _words(settings)])]
 
 
-def _gap(one: Sequence[float], other: Sequence[float]) -> Interval:
-    return interval([math.log(b / a) for a, b in zip(one, other, strict=True)])
-
-
-def _either(gap: Interval) -> Interval:
-    return gap if gap.mean > 0 else Interval(mean=-gap.mean, low=-gap.high, high=-gap.low, count=gap.count)
+def _tuned(settings: Settings, records: Records, word: str) -> list[Record]:
+    best = _search(settings, records, word).best
+    assert best is not None
+    return [records[_cell(settings, word, best, seed).key] for seed in seeds(settings)]
 
 
 def _words(settings: Settings) -> list[str]:

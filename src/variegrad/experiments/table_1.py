@@ -9,20 +9,23 @@ is fastest for it on every link; plain gradients are timed there, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
-from variegrad.experiments.intervals import Finding, Interval, geometric, interval, verdict
+from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.step_sizes import Search, search, step_size
 from variegrad.experiments.timed_run import run_timed
+from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, paired
 from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "table-1", 2
+MARGIN = math.log(1.1)  # primary contrast: time to the middle target, plain over the arm, each at its best batch
+SAME = math.log(1.03)  # of the control that compares two equal arms
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 600, "network": "mnist-cnn:8", "workers": 2,
     "batch_sizes": [64, 256], "drops": [0.4, 0.5], "grid": [-8, -6, -4], "passes": 20, "every": 1.0,
@@ -94,47 +97,84 @@ def plot(settings: Settings, records: Records) -> Figure:
     return figure
 
 
-def summary(settings: Settings, records: Records) -> list[Finding]:
-    """For each arm and link: times at its best batch, against plain gradients at their best and at the same batch."""
-    findings = []
-    own = _best_size(settings, records, PLAIN)
+def summary(settings: Settings, records: Records) -> list[Finding | Check]:
+    """For each link: plain gradients; each arm against them, at each side's best batch; two equal arms."""
+    findings: list[Finding | Check] = []
+    drops, middle = settings["drops"], settings["targets"][1]
     for link in settings["links"]:
-        for arm in _arms(settings):
+        where, own = _where(link), _best_size(settings, records, PLAIN)
+        plain = [records[cell.key] for cell in _repeats(settings, records, PLAIN, own, link)]
+        if reason := next((record["skipped"] for record in plain if "skipped" in record.values), None):
+            findings.append(
+                Check(claim=f"{where}: times over this link are measured", found=f"0 runs: {reason}", met=False)
+            )
+            continue
+        times = _times(settings, plain)
+        findings.append(Check(
+            claim=f"{where}, plain gradients: they reach each accuracy", found=_shown(own, times),
+            met=not any(isinstance(time, AtLeast) for of_target in times.values() for time in of_target),
+        ))  # fmt: skip
+        for arm in _arms(settings)[1:-1]:
             size = _best_size(settings, records, arm)
-            runs = {
-                name: [records[cell.key] for cell in _repeats(settings, records, a, b, link)]
-                for name, a, b in (("arm", arm, size), ("plain", PLAIN, own), ("plain here", PLAIN, size))
-            }
-            where = _where(link)
-            if reason := next((r.values["skipped"] for r in runs["arm"] if "skipped" in r.values), None):
-                if arm == PLAIN:
-                    findings.append(Finding(claim=f"times over a link of {where}", found=f"0 runs: {reason}",
-                                            verdict="does not hold here"))  # fmt: skip
-                continue
-            times = {name: [[seconds_to(r, t) for r in found] for t in settings["targets"]]
-                     for name, found in runs.items()}  # fmt: skip
-            shown = ", ".join(f"{100 * t:g} %: {geometric(s)} s" for t, s in zip(settings["targets"], times["arm"],
-                                                                              strict=True))  # fmt: skip
-            if arm == PLAIN:
-                reached = [all(map(math.isfinite, s)) for s in times["arm"]]
-                findings.append(Finding(
-                    claim=f"{where}, plain gradients: they reach each accuracy", found=f"B = {size}: {shown}",
-                    verdict="holds" if all(reached) else "holds partly" if any(reached) else "does not hold here",
-                ))  # fmt: skip
-                continue
-            gains = [_gain(a, b) for a, b in zip(times["plain"], times["arm"], strict=True)]
-            same = [_gain(a, b) for a, b in zip(times["plain here"], times["arm"], strict=True)]
+            found, here = (
+                [records[cell.key] for cell in _repeats(settings, records, a, size, link)] for a in (arm, PLAIN)
+            )
+            timed, same = _times(settings, found), _times(settings, here)
+
+            def gain(target: float, than: Mapping[float, list[float]], at: int,
+                     of: Mapping[float, list[float]] = timed, b: int = size) -> Contrast:  # fmt: skip
+                name = f"plain at B = {at} over the arm at B = {b}, {100 * target:g} %"
+                return paired(name, of[target], than[target], margin=MARGIN)
+
+            others = [target for target in settings["targets"] if target != middle]
             findings.append(Finding(
-                claim=f"{where}, {_name(arm)}: faster than plain gradients to each accuracy",
-                found=f"B = {size}: {shown}; gain over plain at its best B = {own}: {', '.join(map(str, gains))} %; at "
-                f"the same B: {', '.join(map(str, same))} %",
-                verdict=verdict(gains),
+                claim=f"{where}, {_name(arm)}: faster than plain gradients to {100 * middle:g} %",
+                numbers=_shown(size, timed), primary=gain(middle, times, own),
+                secondary=[gain(target, times, own) for target in others]
+                + ([gain(middle, same, size)] if size != own else []),
+                learned=_have_learned(settings, [*plain, *found]),
             ))  # fmt: skip
+        findings.append(_control(settings, records, (drops[-1], True, "example"), _arms(settings)[-1], link))
     return findings
 
 
-def _gain(plain: Sequence[float], other: Sequence[float]) -> Interval:
-    return interval([100 * (1 - b / a) if math.isfinite(a) else math.nan for a, b in zip(plain, other, strict=True)])
+def _control(settings: Settings, records: Records, one: Arm, other: Arm, link: int | None) -> Finding:
+    """Rescaled and unscaled masks, with step sizes that make them the same runs: their times differ by noise alone."""
+    size, middle = _best_size(settings, records, one), settings["targets"][1]
+    runs = [[records[cell.key] for cell in _repeats(settings, records, arm, size, link)] for arm in (one, other)]
+    times = [_times(settings, found) for found in runs]
+    return Finding(
+        claim=f"control, {_where(link)}: {_name(one)}, not rescaled, which is the same run, takes longer than rescaled",
+        numbers=f"rescaled {_shown(size, times[0])}; not rescaled {_shown(size, times[1])}",
+        primary=paired(f"time to {100 * middle:g} %", times[0][middle], times[1][middle], margin=SAME),
+        secondary=[paired(f"{100 * t:g} %", times[0][t], times[1][t], margin=SAME) for t in settings["targets"]
+                   if t != middle],
+        learned=_have_learned(settings, [*runs[0], *runs[1]]),
+    )  # fmt: skip
+
+
+def _times(settings: Settings, runs: Sequence[Record]) -> dict[float, list[float]]:
+    """Seconds to each target, by seed; at least those of the whole run, if it was not reached."""
+    return {target: [_censored(record, target) for record in runs] for target in settings["targets"]}
+
+
+def _censored(record: Record, target: float) -> float:
+    seconds = seconds_to(record, target)
+    return seconds if math.isfinite(seconds) else AtLeast(record["seconds"][-1])
+
+
+def _shown(batch_size: int, times: Mapping[float, Sequence[float]]) -> str:
+    return f"B = {batch_size}: " + ", ".join(f"{100 * target:g} %: {_said(found)}" for target, found in times.items())
+
+
+def _said(times: Sequence[float]) -> str:
+    late = [time for time in times if isinstance(time, AtLeast)]
+    return f"more than {min(late):.3g} s in {len(late)} of {len(times)} runs" if late else f"{geometric(times)} s"
+
+
+def _have_learned(settings: Settings, runs: Sequence[Record]) -> bool:
+    """Whether every run reaches the lowest of the targets: timed runs keep no losses."""
+    return all(max(record["accuracies"]) >= min(settings["targets"]) for record in runs)
 
 
 def _arms(settings: Settings) -> list[Arm]:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
-from variegrad.experiments.intervals import Finding, Interval, interval, verdict
+from variegrad.experiments.intervals import interval
 from variegrad.experiments.records import Cell
+from variegrad.experiments.verdict import Contrast, Finding, paired
 from variegrad.reports.curves import Series, panels
 from variegrad.theory.worst_case_rates import simulate, worst_case
 
@@ -26,6 +27,7 @@ PROFILES = {
               "seeds": 20},
 }  # fmt: skip
 FLOOR = 0.1  # the constant c′ that the construction reaches with curvature 4λ
+MARGIN = math.log(1.1)  # primary contrasts: the error over the floor, and the control's over δ = 0, at the worst δ
 
 
 def cells(settings: Settings, records: Records) -> list[Cell]:  # noqa: ARG001 - an experiment's signature
@@ -55,7 +57,9 @@ def run(group: Sequence[Cell]) -> list[Values]:
 
 def plot(settings: Settings, records: Records) -> Figure:
     """The error in units of γM²/λ against 1+δ."""
-    fixed, retuned = ([_errors(settings, records, d, again) for d in settings["deltas"]] for again in (False, True))
+    fixed, retuned = (
+        [interval(_errors(settings, records, d, again)) for d in settings["deltas"]] for again in (False, True)
+    )
     x = [1 + delta for delta in settings["deltas"]]
     series = [
         Series.of("fixed γ", x, fixed),
@@ -69,24 +73,35 @@ def plot(settings: Settings, records: Records) -> Figure:
 
 
 def summary(settings: Settings, records: Records) -> list[Finding]:
-    """The floor at every δ, and the control."""
+    """The floor at every δ, and the control: of each seed the δ where the claim is nearest to failing."""
     deltas = settings["deltas"]
     fixed = {delta: _errors(settings, records, delta, False) for delta in deltas}
     retuned = {delta: _errors(settings, records, delta, True) for delta in deltas}
-    over = [_shifted(fixed[d], -FLOOR * (1 + d)) for d in deltas]
-    saved = [_shifted(retuned[d], -1.1 * fixed[deltas[0]].mean, sign=-1) for d in deltas]
+    per_delta = {delta: [error / (1 + delta) for error in fixed[delta]] for delta in deltas}
+    allowed = [1.1 * error for error in fixed[deltas[0]]]
+
+    def above(delta: float) -> Contrast:
+        return paired(f"δ = {delta:g}", [FLOOR] * len(allowed), per_delta[delta], margin=MARGIN)
+
+    def saved(delta: float) -> Contrast:
+        return paired(f"δ = {delta:g}", retuned[delta], allowed, margin=MARGIN)
+
+    least = [min(of_seed) for of_seed in zip(*per_delta.values(), strict=True)]
+    most = [max(of_seed) for of_seed in zip(*retuned.values(), strict=True)]
     return [
         Finding(
-            claim="E‖w_T − w*‖² ≥ 0.1·(1+δ)γM²/λ at a fixed step size",
-            found="error over (1+δ)γM²/λ: " + "; ".join(f"δ = {d:g}: {_scaled(fixed[d], 1 / (1 + d))}" for d in deltas),
-            verdict=verdict(over),
+            claim="E‖w_T − w*‖² ≥ 0.1·(1+δ)γM²/λ at a fixed step size, at every δ",
+            numbers="error over (1+δ)γM²/λ: " + "; ".join(f"δ = {d:g}: {interval(per_delta[d])}" for d in deltas),
+            primary=paired("least error over the floor", [FLOOR] * len(least), least, margin=MARGIN),
+            secondary=[above(delta) for delta in deltas],
         ),
         Finding(
-            claim="control: with γ/(1+δ) the error is no larger than at δ = 0, up to a tenth",
-            found="error over γM²/λ: " + "; ".join(f"δ = {d:g}: {retuned[d]}" for d in deltas),
-            verdict=verdict(saved),
+            claim="control: with γ/(1+δ) the error is no larger than at δ = 0, up to a tenth, at every δ",
+            numbers="error over γM²/λ: " + "; ".join(f"δ = {d:g}: {interval(retuned[d])}" for d in deltas),
+            primary=paired("1.1 times the error at δ = 0 over the largest", most, allowed, margin=MARGIN),
+            secondary=[saved(delta) for delta in deltas],
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _cell(settings: Settings, delta: float, retuned: bool, seed: int) -> Cell:
@@ -96,18 +111,9 @@ def _cell(settings: Settings, delta: float, retuned: bool, seed: int) -> Cell:
     )  # fmt: skip
 
 
-def _errors(settings: Settings, records: Records, delta: float, retuned: bool) -> Interval:
+def _errors(settings: Settings, records: Records, delta: float, retuned: bool) -> list[float]:
     found = [records[_cell(settings, delta, retuned, seed).key] for seed in seeds(settings)]
-    return interval([record["error"] / record["scale"] for record in found])
-
-
-def _shifted(one: Interval, by: float, *, sign: int = 1) -> Interval:
-    low, high = sorted((sign * (one.low + by), sign * (one.high + by)))
-    return Interval(mean=sign * (one.mean + by), low=low, high=high, count=one.count)
-
-
-def _scaled(one: Interval, factor: float) -> Interval:
-    return Interval(mean=one.mean * factor, low=one.low * factor, high=one.high * factor, count=one.count)
+    return [record["error"] / record["scale"] for record in found]
 
 
 EXPERIMENT = Experiment(
