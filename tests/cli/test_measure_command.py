@@ -130,7 +130,7 @@ BAD = {
     "unknown file": (["absent.svm"], "absent.svm: no such file"),
     "missing data": (["mnist", "--data-root", "/nowhere"], "mnist needs the files train-images-idx3-ubyte.gz"),
     "batch size 0": (["digits", "--batch-size", "0"], "--batch-size: must be at least 1; got 0"),
-    "points 0": (["digits", "--points", "0"], "--points: must be at least 1; got 0"),
+    "points 0": (["digits", "--points", "0"], "--points: must be at least 1 and at most 100000; got 0"),
     "negative passes": (["digits", "--passes", "-1"], "--passes: must be at least 0; got -1.0"),
     "infinite passes": (["digits", "--passes", "inf"], "--passes: must be at least 0; got inf"),
     "step size that is none": (["digits", "--step-size", "nan"], "--step-size: must be more than 0; got nan"),
@@ -147,7 +147,7 @@ BAD = {
     ),
     "a word for a number": (
         ["digits", "--batch-size", "many"],
-        "--batch-size: Input should be a valid integer, unable to parse string as an integer; got 'many'",
+        "--batch-size: must be a whole number; got 'many'",
     ),
     "unknown option": (["digits", "--bach-size", "3"], "No such option: --bach-size"),
     "unknown module": (["nosuchmodule:f"], "importing nosuchmodule failed"),
@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_exit_code_two(case, variegrad, own):
 def test_a_report_cannot_be_written_into_a_file(variegrad, tmp_path):
     (tmp_path / "file").write_text("kept")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "is a file; name a folder" in one_line(variegrad("measure", "digits", "--report", folder))
+        assert "is not a folder" in one_line(variegrad("measure", "digits", "--report", folder))
     assert (tmp_path / "file").read_text() == "kept"
 
 

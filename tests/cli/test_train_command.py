@@ -171,7 +171,7 @@ BAD = {
     "resume from nowhere": (["digits", "--resume"], "need a folder: give --out"),
     "skip less than none": (["digits", "--skip-not-finite", "-1"], "--skip-not-finite: must be at least 0; got -1"),
     "timeout 0": (["digits", "--timeout", "0"], "--timeout: must be more than 0; got 0"),
-    "folder that is a file": (["digits", "--out", "own_problem.py/a"], "is a file; name a folder"),
+    "folder that is a file": (["digits", "--out", "own_problem.py/a"], "is not a folder"),
     "empty training set": (["own_problem:empty"], "the training set holds no examples"),
     "scalar loss": (["own_problem:scalar"], "got a scalar. Compute the loss with reduction='none'"),
     "a defect in losses": (["own_problem:broken"], "KeyError: 'nothing' (where: set VARIEGRAD_TRACEBACK=1)"),
