@@ -23,8 +23,8 @@ from variegrad.estimators.batch_size_estimate import MINIMUM_WORKERS, BatchSizeE
 from variegrad.estimators.example_gram import sketch
 from variegrad.estimators.workers import estimate_from_workers
 from variegrad.keys import balanced_signs, generator
-from variegrad.per_example.check import gradients
 from variegrad.per_example.evaluate import Losses, evaluate, trained_parameters, unwrap
+from variegrad.per_example.passes import gradients
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.gram import real_rows, with_exact_sums
 from variegrad.per_example.state import left_as_found

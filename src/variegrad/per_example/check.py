@@ -9,21 +9,17 @@ device and are read once. Each parameter is compared relative to itself, plus wh
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from variegrad.keys import generator
+from variegrad.per_example.passes import SIXTEEN, gradients
 from variegrad.per_example.plan import Disagreement
 from variegrad.per_example.rules.contribution import sq_norms
 from variegrad.per_example.rules.rounding import LOW_PRECISION_TOLERANCE, TOLERANCE
-from variegrad.per_example.state import aside
 from variegrad.shapes import Float
 
 # So many batches of a structure are checked before the gaps double.
@@ -31,7 +27,6 @@ FIRST = 4
 # The part of the whole ‖∇f_i‖² that cancellation may leave of one parameter's.
 FLOOR = {torch.float64: 1e-20, torch.float32: 1e-8, torch.complex128: 1e-20, torch.complex64: 1e-8}
 LOW_PRECISION_FLOOR = 1e-4
-SIXTEEN = (torch.float16, torch.bfloat16)
 
 
 class Schedule:
@@ -89,52 +84,6 @@ def prints(gradient: Tensor) -> Float[Tensor, " 2"]:
     columns = (torch.arange(values.shape[1], device=values.device, dtype=torch.float64) / 2 + 1).cos()
     projection = rows.double().cos() @ (values @ columns.to(values.dtype)).double()
     return torch.stack((sq_norms(values).sum(), projection))
-
-
-class _SumsInSinglePrecision(TorchDispatchMode):
-    """Each operation on 16-bit numbers is done in 32 bits and rounded once: in 16, long sums stop growing."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        low = next((a.dtype for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor) and a.dtype in SIXTEEN), None)
-        views = any(a.alias_info is not None for a in (*func._schema.arguments, *func._schema.returns))
-        if low is None or views or "dtype" in kwargs:
-            return func(*args, **kwargs)
-        wide = tree_map(lambda a: a.float() if isinstance(a, Tensor) and a.dtype in SIXTEEN else a, (args, kwargs))
-        found = func(*wide[0], **wide[1])
-        return tree_map(lambda a: a.to(low) if isinstance(a, Tensor) and a.dtype == torch.float32 else a, found)
-
-
-def gradients(
-    per_example: Float[Tensor, " b"],
-    weights: Float[Tensor, " b"],
-    parameters: Iterable[Tensor],
-    *,
-    others: Iterable[Tensor] = (),
-    hooks: bool = False,
-    wide: bool = False,
-) -> list[Tensor | None]:
-    """Σ_i c_i∇f_i by `autograd.grad`, so that nothing is accumulated, not even in `others`; the graph is kept.
-
-    With `hooks` those of the parameters run; with `wide` sums of 16-bit numbers are taken in 32.
-    """
-    targets = [*parameters]
-    if not targets:
-        return []
-    # A caller may have switched gradients off around a graph that exists.
-    precision = _SumsInSinglePrecision() if wide else nullcontext()  # type: ignore[no-untyped-call]
-    with torch.enable_grad(), aside({*targets, *others}, hooks=hooks) as passes, precision:
-        # Of the weighted sum: with `grad_outputs` torch would import a library of its own first, which takes seconds.
-        shown: Sequence[Tensor | None] = torch.autograd.grad(
-            [(per_example * weights).sum()], targets, retain_graph=True, allow_unused=True
-        )
-        if not passes.touched:
-            return list(shown)
-        # A custom Function has differentiated inside its backward, and left there what the graph does not show.
-        pairs = zip(shown, [p.grad for p in targets], strict=True)
-        return [g if hidden is None else hidden if g is None else g + hidden for g, hidden in pairs]
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,7 @@ class Engine:
         trial, order = None, out_of_order([step.graph.order[k] for k in known.in_order]) if known.routed else []
         if not known.routed:
             # Data decide whose row is whose: one more pass, under other weights, shows whether it is as it was.
-            key = self._schedule.number(step.structure)
-            layouts = known.layouts(step.graph)
+            key, layouts = self._schedule.number(step.structure), known.layouts(step.graph)
             trial = Trial(step.per_example, layouts, step.ends, step.graph.coarsest, key)
             capture.sums = {}
         rest = {name: step.parameters[name] for name in capture.uncovered}
@@ -223,8 +222,7 @@ class Engine:
             known.looped = True
             return None
         learned = [] if capture.awake is None else [capture.awake]
-        if trial is not None and capture.sums is not None:
-            learned.append(trial.broken(capture.sums))
+        learned += [] if trial is None or capture.sums is None else [trial.broken(capture.sums)]
         doubts = capture.doubts or {}
         known.doubted = bool(known.in_order or doubts)
         self.doubted = self.doubted or known.doubted

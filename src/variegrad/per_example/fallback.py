@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from variegrad.batches import Batch, map_tensors, shared_length
-from variegrad.per_example.check import gradients as differentiated
 from variegrad.per_example.evaluate import Losses
 from variegrad.per_example.graph import ACCUMULATE, leaf
 from variegrad.per_example.knowledge import Knowledge
+from variegrad.per_example.passes import gradients as differentiated
 from variegrad.per_example.state import aside, hooked, left_as_found
 from variegrad.per_example.step import Step
 from variegrad.per_example.uses import MIXED_AT

@@ -18,6 +18,7 @@ from variegrad.per_example.graph import REARRANGE, Graph, ancestors, base_name, 
 from variegrad.per_example.ownership import Layout, Owner
 from variegrad.per_example.uses import Use
 
+WHOLE = 2**63 - 1  # the end of a slice that has none
 # A gradient's layout and shape.
 Side = tuple[Layout, torch.Size]
 Rule = Callable[[Node, Side, Mapping[int, Side]], bool]
@@ -126,11 +127,8 @@ def product(first: int, batched: bool) -> Rule:
 
 def indexed(node: Node, here: Side, below: Mapping[int, Side]) -> bool:
     """Indices on the dimensions behind the example's, or one row for each example in order (see `in_order`)."""
-    return (
-        here[0].dim == 0
-        and all(side[0].dim == 0 for side in below.values())
-        and not any(map(bool, out_of_order([node])))
-    )
+    first = all(side[0].dim == 0 for side in (here, *below.values()))
+    return first and not any(map(bool, out_of_order([node])))
 
 
 def _out_of_order(node: Node) -> Tensor | None:
@@ -149,8 +147,6 @@ def sliced(node: Node, here: Side, below: Mapping[int, Side]) -> bool:
     whole = limits[0] in (0, None) and limits[1] in (WHOLE, None) and limits[2] == 1
     return elementwise_from_left(here, below) if whole else along("dim")(node, here, below)
 
-
-WHOLE = 2**63 - 1  # the end of a slice that has none
 
 _TABLE: Mapping[str, Rule] = {
     **dict.fromkeys(
@@ -217,9 +213,7 @@ def keeps_examples_apart(
 ) -> tuple[bool, list[Node]]:
     """Whether no other values could lead an example's gradient elsewhere on its way to these uses.
 
-    Returns:
-        Whether the measured layouts may be used again, and the nodes whose indices must be those of the examples in
-        order then, too (`in_order`).
+    Also the nodes whose indices must be those of the examples in order for that (`out_of_order`).
     """
     nodes = {use.arc.node for use in uses}
     cone = ancestors(graph, nodes)
@@ -234,18 +228,15 @@ def keeps_examples_apart(
                 if not isinstance(layout, Layout) or not layout.certain:
                     return False, []
                 below[slot] = (layout, torch.Size(outputs(child)[k].shape))
-        if node is graph.root and not node.next_functions:
-            continue
-        kind = base_name(node)
+        rule = _TABLE.get(base_name(node))
         for k, meta in enumerate(outputs(node)):
             layout = owners.get((graph.number[node], k))
             if layout is None:
                 continue
             if not isinstance(layout, Layout) or not layout.certain:
                 return False, []
-            if hands_on(node) or node.name() in REARRANGE:
+            if hands_on(node) or node.name() in REARRANGE or not node.next_functions:
                 continue
-            rule = _TABLE.get(kind)
             if rule is None or not rule(node, (layout, torch.Size(meta.shape)), below):
                 return False, []
             if rule is indexed:

@@ -17,12 +17,12 @@ from torch.autograd.graph import Node
 from variegrad.estimators import norms_needed
 from variegrad.monitor.loss import Watched
 from variegrad.per_example.capture import Capture
-from variegrad.per_example.check import gradients
 from variegrad.per_example.coupling import refuse_training_batch_norm
 from variegrad.per_example.engine import Engine
 from variegrad.per_example.graph import structure
 from variegrad.per_example.knowledge import Knowledge
 from variegrad.per_example.ownership import NotFinite
+from variegrad.per_example.passes import gradients
 from variegrad.per_example.state import left_as_found
 from variegrad.per_example.step import Step
 

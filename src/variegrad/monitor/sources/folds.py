@@ -21,8 +21,8 @@ from variegrad.estimators.geometry import DualNorm, Sign
 from variegrad.monitor.loop import Loop
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.reading import Reading
-from variegrad.per_example.check import gradients
 from variegrad.per_example.evaluate import left_as_found
+from variegrad.per_example.passes import gradients
 
 
 class Folds:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import sq_norm
-from variegrad.per_example.check import FLOOR, LOW_PRECISION_FLOOR, gradients, prints
+from variegrad.per_example.check import FLOOR, LOW_PRECISION_FLOOR, prints
 from variegrad.per_example.evaluate import left_as_found
+from variegrad.per_example.passes import gradients
 from variegrad.per_example.rules.rounding import LOW_PRECISION_TOLERANCE, TOLERANCE
 from variegrad.shapes import Float
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from variegrad.keys import balanced_signs
 from variegrad.monitor.loss import Watched
 from variegrad.monitor.norms import Euclidean
-from variegrad.per_example.check import gradients
+from variegrad.per_example.passes import gradients
 from variegrad.per_example.state import left_as_found
 from variegrad.shapes import Float
 
