@@ -301,7 +301,7 @@ REFUSED = {
         lambda m, b: classify(m, b).unsqueeze(1), GOOD, {}, ValueError, r"got shape \(6, 1\)\..*\.squeeze\(1\)",
     ),
     "wrong length": (
-        lambda m, b: classify(m, b)[:4], GOOD, {}, ValueError, "got 4 losses for a batch whose .* dimension 6",
+        lambda m, b: classify(m, b).repeat(2)[:9], GOOD, {}, ValueError, "got 9 losses for a batch .* dimension 6",
     ),
     "no graph": (lambda m, b: classify(m, b).detach(), GOOD, {}, ValueError, r"without a graph\. Is there"),
     "a number": (lambda m, b: 1.0, GOOD, {}, TypeError, "one loss per example.*; got float"),

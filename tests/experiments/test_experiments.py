@@ -99,7 +99,7 @@ def test_an_unfinished_run_says_how_to_go_on(ran, tmp_path):
 
 
 def test_a_folder_of_another_experiment_is_refused(ran):
-    with pytest.raises(ValueError, match="it holds the records of theorem-6; give figure-2a a folder of its own"):
+    with pytest.raises(ValueError, match="it holds the records of theorem-6; name another folder for figure-2a"):
         begin(ran("theorem-6"), experiment("figure-2a"), "smoke", {}, data="", command="")
 
 
@@ -108,7 +108,7 @@ def test_runs_are_found_in_a_folder_or_below_it(ran, tmp_path):
     with pytest.raises(ValueError, match=r"there is no experiment\.json here or one folder below"):
         runs_below(tmp_path)
     (tmp_path / "experiment.json").write_text("{")
-    with pytest.raises(ValueError, match="not readable as an experiment's run"):
+    with pytest.raises(ValueError, match="not the record of an experiment"):
         open_run(tmp_path)
 
 

@@ -111,7 +111,7 @@ def test_an_intercept_and_uncentred_columns_are_pointed_out() -> None:
     generator = np.random.default_rng(6)
     X = np.hstack([generator.standard_normal((300, 20)) + 2, np.ones((300, 1))])
     found = glm_bound(X)
-    assert "1 column(s) are constant, the first is 20" in found.warnings[0]
+    assert "1 column(s) are constant, the first is column 20" in found.warnings[0]
     assert "would raise the bound from 1.2" in found.warnings[1]
     centred = glm_bound(X - X.mean(axis=0))
     assert found.centred_estimate == pytest.approx(centred.bound, rel=0.05)
@@ -137,7 +137,7 @@ def test_equal_norms_spare_the_second_search() -> None:
 
 
 def test_what_is_no_matrix_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"two dimensions, one row an example; got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"two dimensions, one row per example; got shape \(3,\)"):
         glm_bound(np.ones(3))
     with pytest.raises(TypeError, match="must hold real numbers; got dtype complex128"):
         glm_bound(np.eye(2) * 1j)
