@@ -54,7 +54,7 @@ def balanced_signs(count: int, seed: int, *key: int) -> Float[Tensor, " b"]:
 def torch_draws(seed: int, *key: int | str) -> Iterator[None]:
     """Let torch's own draws (dropout masks) inside the block be a function of the key; its global state is given back.
 
-    On the CPU torch keeps 32 bits of a seed: two of so many keys may share their draws, as harmless as it is for
+    On the CPU torch keeps 32 bits of a seed: two of that many keys may share their draws, as harmless as it is for
     dropout. Draws on an accelerator have 63 bits.
 
     Args:

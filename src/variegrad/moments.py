@@ -59,7 +59,7 @@ class GradientMoments:
         sum_sq_norms: Σ_i ‖g_i‖² of each parameter.
         gradient_sum: Σ_i g_i of each parameter, in float64 (complex128) and in the parameter's shape; sparse if the
             gradients are.
-        sum_l1_l2_norms: Σ_i ‖g_i‖₁‖g_i‖₂ over all parameters together; None where nobody asked for it.
+        sum_l1_l2_norms: Σ_i ‖g_i‖₁‖g_i‖₂ over all parameters together; None if it was not asked for.
     """
 
     count: int = 0

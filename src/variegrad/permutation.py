@@ -18,7 +18,7 @@ from variegrad.keys import hashed, key_of
 from variegrad.philox import HALF, Words, philox
 
 ROUNDS = 10
-SHORT = 4096  # an order of so many is made whole
+SHORT = 4096  # up to this length, the whole order is made
 
 
 def permuted(places: Words, count: int, seed: int, *key: int | str) -> Words:

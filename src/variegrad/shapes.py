@@ -16,7 +16,7 @@ __all__ = ["Bool", "Float", "Float64", "Inexact", "Int", "Shaped", "UInt8"]
 
 
 class _Unchecked:
-    """Stands for a shape that nobody checks: `Float[Tensor, "b"]` is `Tensor`."""
+    """Stands for a shape that is not checked: `Float[Tensor, "b"]` is `Tensor`."""
 
     def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]

@@ -91,7 +91,15 @@ def one_line(said, *names):
     assert len(said.err) < 800  # the names of the files of CIFAR-10 among it
     for name in names:
         assert name in said.err
-    for symptom in ("Traceback", "AssertionError", "NoneType", "object at 0x", "[Errno", "VARIEGRAD_TRACEBACK"):
+    for symptom in (
+        "Traceback",
+        "AssertionError",
+        "NoneType",
+        "object at 0x",
+        "[Errno",
+        "Value error",
+        "VARIEGRAD_TRACEBACK",
+    ):
         assert symptom not in said.err
 
 
@@ -251,6 +259,7 @@ READ = [
     (("experiment", "figure-9"), "figure-9"),
     (("experiment", "theorem-6", "--profile", "tiny"), "--profile"),
     (("experiment", "theorem-6", "--cluster", "slurm"), "--cluster"),
+    (("plan", "digits", "--schedule", "nemo"), "--schedule"),
 ]
 
 

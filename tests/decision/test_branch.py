@@ -95,7 +95,7 @@ def test_a_finished_window_is_never_trained_twice_and_the_ledger_resumes(tmp_pat
         calls.append((trial.k, trial.seed))
         return loop(trial)
 
-    ledger = tmp_path / "windows.jsonl"
+    ledger = tmp_path / "new" / "windows.jsonl"  # in a folder that is made
     whole = vg.branch(run, batch_size=B, start_loss=loop.start_loss, window=WINDOW, ledger=ledger)
     assert len(calls) == len(set(calls))
     assert whole.examples == len(calls) * WINDOW

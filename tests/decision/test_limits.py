@@ -249,18 +249,27 @@ def test_other_batches_of_other_sizes_on_one_model_and_no_hook_of_an_optimizer()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_the_picture_and_the_table_say_what_the_numbers_say():
-    found = step_limits(Point(), quadratic, targets(256, 1), learning_rate=0.3, batch_size=16)
+@pytest.mark.parametrize(("count", "lines_drawn"), [(4096, 2), (64, 1)])
+def test_the_picture_and_the_table_say_what_the_numbers_say(count, lines_drawn):
+    found = step_limits(Point(), quadratic, targets(count, 1), learning_rate=0.3, batch_size=16)
     (axes,) = found.plot().axes
     lines = {line.get_label(): line for line in axes.get_lines()}
+    drawn = 0
     for rule in (LearningRateRule.TUNED, LearningRateRule.LINEAR):
-        sizes, drawn = lines[f"learning rate {rule.value}"].get_data()
-        assert np.allclose(drawn, [100 * found.relative_progress(size, rule) for size in sizes])
+        if found.limit(rule).binds is Limit.UNDECIDED:
+            assert not len(lines[f"learning rate {rule.value}: undecided"].get_xdata())
+            continue
+        sizes, shown = lines[f"learning rate {rule.value}"].get_data()
+        assert np.allclose(shown, [100 * found.relative_progress(size, rule) for size in sizes])
+        drawn += 1
         for size in (4, 16, 64):
             interval = found.progress_interval(size, rule)
             assert interval.low <= interval.value <= interval.high
+    assert drawn == lines_drawn  # a few examples cannot tell whether the step makes progress
     assert lines["in use: B = 16"].get_data()[0] == [16]
-    shown = found._repr_html_()
+    text = found._repr_html_()
     for rule in LearningRateRule:
-        assert rule.value in shown
-    assert "Progress per example" in shown
+        assert rule.value in text
+    assert "Progress per example" in text
+    with pytest.raises(ValueError, match="tolerance must lie between 0 and 1"):
+        found.plot(tolerance=1.5)

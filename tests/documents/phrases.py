@@ -52,4 +52,6 @@ BANNED = {
     r"\bthink twice\b": "say what is wrong with it",
     r"\bsays nothing of\b": "does not describe",
     r"\brecommends nothing\b": "sets no limit",
+    r"\bso many\b": "this many",
+    r"\b(?:nobody|somebody|whoever)\b": "no one, a user; or name the part",
 }

@@ -68,7 +68,7 @@ def _in_one_line(error: Exception) -> str:
 
 def _usage(error: Any) -> str:
     param = getattr(error, "param", None)
-    said = " ".join(str(getattr(error, "message", "")).split())
+    said = " ".join(str(getattr(error, "message", "")).split()).removeprefix("Value error, ")
     if param is None or not said:
         return " ".join(error.format_message().split())
     name = max(param.opts, key=len) if param.param_type_name == "option" else str(param.name).upper()

@@ -77,7 +77,7 @@ def bound(
 
 @contextmanager
 def _bar() -> Iterator[Progress | None]:
-    """A progress bar on standard error, where somebody can see it."""
+    """A progress bar on standard error, if it is a terminal."""
     console = errors()
     if not console.is_terminal:
         yield None

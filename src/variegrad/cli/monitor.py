@@ -1,4 +1,4 @@
-"""`variegrad monitor LOG`: what a Monitor wrote during somebody's training, as a table, a sentence and a picture."""
+"""`variegrad monitor LOG`: what a Monitor wrote during training, as a table, a sentence and a picture."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def errors() -> Console:
 
 
 def progress_bar(*columns: Any, console: Console) -> Any:
-    """A bar that is gone when it ends, and prints nothing at all if nobody sees it.
+    """A progress bar that is erased at the end, and prints nothing if the output is not a terminal.
 
     Args:
         *columns: of rich.progress.

@@ -31,7 +31,7 @@ from variegrad.decision.measured import fieller
 from variegrad.decision.rules import LearningRateRule
 
 FIRST_LOOK = 4  # windows
-UPDATES = 4  # a window holds at least so many updates of the largest batch
+UPDATES = 4  # a window holds at least this many updates of the largest batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +341,7 @@ class _Runs:
         if self.ledger is None:
             return
         if not self.ledger.exists():
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
             self.ledger.write_text(json.dumps(self._settings()) + "\n", encoding="utf-8")
             return
         first, *rest = self.ledger.read_text(encoding="utf-8").splitlines() or [""]

@@ -208,16 +208,19 @@ class StepLimits:
             tolerance: loss of progress that counts as none; a dashed line.
 
         Returns:
-            A matplotlib figure; the batch in use is marked, intervals are bands.
+            A matplotlib figure; the batch in use is marked, intervals are bands. A rule that is undecided has no line.
+
+        Raises:
+            ValueError: if the tolerance is out of range.
         """
         from variegrad.reports.limits_figure import progress_per_example  # noqa: PLC0415 - matplotlib only if asked for
 
-        def curve(rule: LearningRateRule) -> Callable[[float], tuple[float, float, float]]:
+        def curve(rule: LearningRateRule) -> Callable[[float], tuple[float, float, float]] | None:
             def at(size: float) -> tuple[float, float, float]:
                 found = self.progress_interval(size, rule)
                 return found.value, found.low, found.high
 
-            return at
+            return None if self.limit(rule, tolerance=tolerance).binds is Limit.UNDECIDED else at
 
         drawn = (LearningRateRule.TUNED, LearningRateRule.LINEAR)
         return progress_per_example(

@@ -51,7 +51,7 @@ KNOWN_LOSSES: dict[Callable[..., Any], tuple[float, float]] = {
     logistic_losses: (0.25, 1.0),
     softmax_losses: (0.5, math.sqrt(2)),
 }
-CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most so many examples
+CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most this many examples
 
 
 class PlanLimit(Enum):

@@ -152,7 +152,7 @@ class Exchange:
         """Σ over workers of each parameter's gradient, once all have come; `.grad` is left empty.
 
         Returns:
-            For each parameter its sum; None where nobody can have one. Valid until the next step.
+            For each parameter its sum; None if no worker can have one. Valid until the next step.
 
         Raises:
             RuntimeError: if a worker does not answer.

@@ -61,7 +61,7 @@ class World:
         self.stop_requested = True
 
     def share(self, count: int) -> range:
-        """This worker's part of so many examples: parts differ by one at most and together are all of them.
+        """This worker's part of `count` examples: parts differ by one at most and together are all of them.
 
         Args:
             count: how many examples all workers share.
@@ -156,7 +156,7 @@ class World:
             text: what this one says; None for nothing.
 
         Returns:
-            (worker, its text), the same on every worker; None if nobody says anything.
+            (worker, its text), the same on every worker; None if no worker has a text.
 
         Raises:
             RuntimeError: if a worker does not take part; it is named if that is known.
@@ -278,7 +278,7 @@ class RollCall:
         """Well before the time limit: note who does not wait as this worker does, and how often they have said so.
 
         Returns:
-            Why nobody could be asked; None if somebody could.
+            Why the store could not be reached; None if it could.
         """
         self.trouble = self._asked(self._ask_for_missing)
         return self.trouble

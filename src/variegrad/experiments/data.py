@@ -81,7 +81,7 @@ def digest(name: str, max_examples: int | None = None, first: int | None = None)
     Args:
         name: of the problem.
         max_examples: how many are used.
-        first: of so many examples only.
+        first: use only this many examples.
 
     Returns:
         Sixteen hexadecimal digits.

@@ -1,6 +1,6 @@
 """The networks of the experiments by a word: those of the paper, and smaller ones of the same make.
 
-`mlp:64x64:relu` is a perceptron with two hidden layers, `convnet:16` the cuda-convnet with so many channels where the
+`mlp:64x64:relu` is a perceptron with two hidden layers, `convnet:16` the cuda-convnet with that many channels where the
 paper's has 64 (and fully connected layers narrowed alike), `resnet20` and `mnist-cnn:8` likewise.
 """
 

@@ -88,7 +88,7 @@ def no_link() -> str | None:
 
 @contextmanager
 def _link(megabits: int) -> Iterator[list[str]]:
-    """Two namespaces, joined by a link that carries so many Mbit/s each way."""
+    """Two namespaces, joined by a link that carries this many Mbit/s each way."""
     spaces = [f"vg{os.getpid()}{side}" for side in "ab"]
     ends = [f"v{os.getpid()}{side}" for side in "ab"]
 

@@ -23,7 +23,7 @@ from variegrad.per_example.evaluate import NotFinite
 from variegrad.training import TrainConfig, train
 from variegrad.training.evaluation import mean_of
 
-BOUND_EXAMPLES = 1000  # B_D is exact over so many examples of the training set, its first ones
+BOUND_EXAMPLES = 1000  # B_D is exact over this many examples of the training set, its first ones
 
 
 def run_once(cell: Cell) -> dict[str, Any]:

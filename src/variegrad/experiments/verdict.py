@@ -338,7 +338,7 @@ def _ends(values: Sequence[float], side: int) -> tuple[float, float]:
 
 
 def _decides(mean: float, deviation: float, margin: float, count: int) -> float:
-    """The probability that the interval over so many seeds excludes zero or lies within the margin."""
+    """The probability that the interval over `count` seeds excludes zero or lies within the margin."""
     if deviation == 0:
         return float(mean != 0 or margin > 0)
     error = deviation / math.sqrt(count)

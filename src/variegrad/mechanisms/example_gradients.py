@@ -79,7 +79,7 @@ class ExampleGradients:
         batch: the batch.
         per_example: `losses(model, batch)`; its backward pass is run here.
         parameters: the trained parameters.
-        checks: where it is noted whether every gradient is finite; whoever uses the gradients reads it before the end.
+        checks: collects whether every gradient is finite; the caller reads it before it uses the gradients.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Whether the members of a batch are independent draws, over a run's first readings; nothing is computed afterwards.
 
-Two tests. Losses of examples that are so many places apart in a batch are uncorrelated if examples are independent,
+Two tests. Losses of examples a fixed distance apart in a batch are uncorrelated if examples are independent,
 however the weights move; copies of an image and chunks of a document are not. A batch that is merely *sorted* shows
 correlation at every small distance and the opposite at large ones, and is let pass.
 
@@ -24,7 +24,7 @@ from variegrad.shapes import Float
 
 SIZE = 257  # prime: layers of a width that divides it would line up
 STEPS = 24
-# Both must hold for a warning: so many standard errors, and so large an effect.
+# Both must hold for a warning: this many standard errors, and an effect of this size.
 CERTAIN, LARGE, CORRELATED = 4.0, 1.5, 0.1
 ADVICE = (
     "copies of an image, chunks of a document, completions of a prompt? The batch is then worth fewer independent "

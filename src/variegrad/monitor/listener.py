@@ -21,7 +21,7 @@ from variegrad.monitor.sources.sign_probe import probed_sq_norms
 from variegrad.per_example.capture import Capture
 from variegrad.per_example.check import Schedule as CheckSchedule
 
-# After so many complaints about one structure, the next source serves it, or it is left alone for a while.
+# After this many failures of one structure, the next source serves it, or it is left alone for a while.
 PATIENCE = 3
 
 

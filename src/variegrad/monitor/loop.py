@@ -28,7 +28,7 @@ class Loop:
         self.calls = 0
         """Of `watch`."""
         self.asleep = 0
-        """So many calls need no look."""
+        """How many calls need not be measured."""
         self.step = -1
         """That is looked at, from 0."""
         self.passes: list[Any] = []
@@ -96,7 +96,7 @@ class Loop:
         return (self.exchange.step + self._resumed_at) * self.accumulate
 
     def load(self, calls: int) -> None:
-        """Go on after so many calls; workers that are under way keep their own count of reductions."""
+        """Continue after this many calls; workers that are under way keep their own count of reductions."""
         self.drop()
         self.calls, step = calls, calls // self.accumulate
         if self.exchange is not None and not self.exchange.resume(step):

@@ -65,12 +65,12 @@ class Monitor:
     Args:
         model: the model that is trained; a DistributedDataParallel or a fully sharded model is attached to, as by
             `attach`.
-        every: one optimizer step in so many is looked at.
+        every: k: one optimizer step in k is measured.
         population: size n of the data set (in groups, if there are groups) if a step's examples are distinct members of
             it; None for fresh or augmented data.
         examples: how many examples of each micro-batch to look at, drawn at random; None for 16 of a step, no more than
             half of it, and more if their norms differ much (`estimators.norms_needed`).
-        warm_up: so many first steps are looked at eight times as often.
+        warm_up: during this many first steps, steps are measured eight times as often.
         window: how many of the latest readings are pooled, at least 8, which is the default: while training moves, a
             longer window gives an interval of an average over the past.
         accumulate: micro-batches of one optimizer step; `watch` is called for each.

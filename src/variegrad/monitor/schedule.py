@@ -14,7 +14,7 @@ class Schedule:
 
     Attributes:
         every: k ≥ 1, one step in k is looked at after the warm-up.
-        warm_up: during so many first steps, one in k/8 (rounded down, at least every one).
+        warm_up: during this many first steps, one in k/8 (rounded down, at least every one).
 
     Raises:
         ValueError: if `every` is below one or `warm_up` negative.

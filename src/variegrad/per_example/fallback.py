@@ -171,7 +171,7 @@ def gradients(step: Step, parameters: Mapping[str, nn.Parameter], known: Knowled
 
 
 def stacked(step: Step, parameters: Mapping[str, nn.Parameter], size: int) -> Iterator[dict[str, Tensor]]:
-    """The loop's gradients, so many at a time: parameter → (t, *shape)."""
+    """The loop's gradients, `size` at a time: parameter → (t, *shape)."""
     found = loop(step.per_example, parameters, step.ends, wide=step.graph.low_precision)
     while waiting := list(islice(found, size)):
         yield {name: torch.stack([g[name] for g in waiting]) for name in waiting[0]}

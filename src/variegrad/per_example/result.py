@@ -23,7 +23,7 @@ class Norms:
         sq_norms: parameter → ‖∇f_i‖² restricted to it, float64.
         total: parameter → Σ_i ∇f_i over the whole batch.
         l1_norms: ‖∇f_i‖₁ over all parameters together, where asked for.
-        fresh: the parameters whose total is a tensor that nobody else can hold.
+        fresh: the parameters whose total is a new tensor, not shared with anything.
     """
 
     sq_norms: Mapping[str, Float[Tensor, " m"]]

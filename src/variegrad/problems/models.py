@@ -135,7 +135,7 @@ def resnet20(norm: Norm = group_norm, *, seed: int = 0) -> nn.Sequential:
     have no parameters: where the size changes they skip every second pixel and pad with zero channels (option A).
 
     Args:
-        norm: makes the normalisation of so many channels: `group_norm`, or `nn.BatchNorm2d` as first published, which
+        norm: makes the normalisation of given channels: `group_norm`, or `nn.BatchNorm2d` as first published, which
             couples the examples of a batch while it is in training mode.
         seed: of the starting weights.
 
@@ -161,12 +161,12 @@ class BasicBlock(nn.Module):
     """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))), halving the image where the number of channels grows."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm) -> None:
-        """A block from so many channels to so many.
+        """A block with given numbers of input and output channels.
 
         Args:
             inputs: channels that come in.
             outputs: channels that go out, at least as many.
-            norm: makes a normalisation of so many channels.
+            norm: makes a normalisation for a number of channels.
         """
         super().__init__()
         self.stride = 1 if inputs == outputs else 2

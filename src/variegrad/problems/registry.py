@@ -30,7 +30,7 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_e
         name: one of `names()`, the path of a LIBSVM file, `mine.py:function` or `package.module:function`.
         seed: of the starting weights and of the choice of examples; a user's function chooses its own weights.
         data_root: where data files are; by default VARIEGRAD_DATA, else ~/.cache/variegrad.
-        max_examples: keep so many training examples at most, and as many test examples, chosen at random.
+        max_examples: keep at most this many training examples, and as many test examples, chosen at random.
 
     Returns:
         The problem.

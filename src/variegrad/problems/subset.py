@@ -31,7 +31,7 @@ def take(dataset: Dataset[Any], positions: Int[Tensor, " m"]) -> Dataset[Any]:
 
 
 def some(dataset: Dataset[Any], max_examples: int, *, seed: int) -> Dataset[Any]:
-    """At most so many examples: the first ones of a seeded permutation, so that a larger subset contains a smaller one.
+    """At most `max_examples`: the first ones of a seeded permutation, so that a larger subset contains a smaller one.
 
     Args:
         dataset: what to draw from, without replacement.

@@ -107,7 +107,7 @@ def history_points(document: Mapping[str, Any]) -> list[HistoryPoint]:
 
 
 def evenly(points: Sequence[HistoryPoint], most: int = DRAWN) -> list[HistoryPoint]:
-    """At most so many points, spread evenly over the steps, with the first and the last.
+    """At most this many points, spread evenly over the steps, with the first and the last.
 
     Args:
         points: in the order of their steps.

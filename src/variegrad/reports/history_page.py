@@ -1,4 +1,4 @@
-"""The page of a history: B_D with its interval along somebody's training, drawn from a plain JSON document alone."""
+"""The page of a history: B_D with its interval along a training run, drawn from a plain JSON document alone."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from variegrad.reports.style import INK, QUIET, SERIES, new_figure, style
 Curve = Callable[[float], tuple[float, float, float]]
 
 
-def progress_per_example(curves: Mapping[str, Curve], batch_size: int, tolerance: float) -> Figure:
+def progress_per_example(curves: Mapping[str, Curve | None], batch_size: int, tolerance: float) -> Figure:
     """Progress per example, relative to the batch and the learning rate in use.
 
     Args:
-        curves: rule → batch size → progress, with its interval.
+        curves: rule → batch size → progress, with its interval; None if it is undecided.
         batch_size: B₀, in use.
         tolerance: loss of progress that counts as none.
 
@@ -33,6 +33,9 @@ def progress_per_example(curves: Mapping[str, Curve], batch_size: int, tolerance
         figure = new_figure(3.4, "Progress per example")
         ax = figure.subplots()
         for (name, curve), color in zip(curves.items(), SERIES, strict=False):
+            if curve is None:
+                ax.plot([], [], color=color, label=f"{name}: undecided")
+                continue
             middle, low, high = 100 * np.array([curve(size) for size in sizes]).T
             ax.fill_between(sizes, low, np.minimum(high, 1e6), color=color, alpha=0.15, linewidth=0)
             ax.plot(sizes, middle, color=color, label=name)

@@ -54,7 +54,7 @@ class Rows(ABC):
         """One pass over the matrix.
 
         Args:
-            stage: what this pass is for, in words, passed on to whoever follows the progress.
+            stage: what this pass is for, in words, passed to the progress callback.
 
         Yields:
             The index of a block's first row, and the block.

@@ -88,7 +88,7 @@ def sparse_bound(
         X: n × d; an entry that is not zero says that ∇f_i may depend on that coordinate. A dense or sparse array, a
             tensor, or the path of a LIBSVM, npy or npz file.
         paper: also search the conflict degree ρ, for Remark 2's own number.
-        passes: stop that search after so many passes, which leaves an interval; None searches to the end.
+        passes: stop that search after this many passes, which leaves an interval; None searches to the end.
         progress: called after each block of each pass.
         scratch: where temporary files of a file that is read by blocks are written.
 

@@ -119,7 +119,7 @@ def collatz_wielandt(matrix: WeightedGram, *, summands: int, tolerance: float, i
         matrix: A = XᵀWX with X ≥ 0.
         summands: the most terms that are summed for one entry of A·v, for the bound on rounding.
         tolerance: stop as soon as high ≤ (1 + tolerance)·low.
-        iterations: stop after so many products in any case; every prefix is valid.
+        iterations: stop after this many products in any case; every prefix is valid.
 
     Returns:
         The interval.

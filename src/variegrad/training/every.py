@@ -1,4 +1,4 @@
-"""How often something is done along a run: after so many updates, or after so many passes over the data."""
+"""How often something is done along a run: by updates or by passes over the data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Every:
     """A rhythm, counted in updates or in passes.
 
     Attributes:
-        updates: after every so many updates; or
-        passes: after the update that completes every so many passes.
+        updates: the number of updates between two times; or
+        passes: the number of passes between two times.
 
     Raises:
         ValueError: if not exactly one of them is given, or it is out of range.

@@ -35,7 +35,7 @@ class Stop(WhenNotFinite):
 
 @dataclass(frozen=True)
 class Skip(WhenNotFinite):
-    """Leave the update out on all workers and count it, at most so many times.
+    """Leave the update out on all workers and count it, at most this many times.
 
     Attributes:
         at_most: updates of a run that may be left out.

@@ -1,8 +1,8 @@
 """Reading examples by their indices, here or in reader processes; what a data set draws is a function of its sample.
 
-A data set that augments its examples draws the same for the same sample of the run, whoever reads it: torch's default
-generator, `random` and `numpy.random` are seeded by (seed, number of the sample) and given back. Only a data set that
-is seen to draw pays for it.
+A data set that augments its examples draws the same for the same sample of the run, no matter which reader loads it:
+torch's default generator, `random` and `numpy.random` are seeded by (seed, number of the sample) and given back. Only a
+data set that draws pays for it.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def cell(
 ) -> list[Any]:
     """The fields of `StepSums` of one cell, from what was `measured`.
 
-    Numbers are plain, or tensors of shape () that nobody waits for: there is no branch on any of them. `examples` is b,
+    Numbers are plain, or tensors of shape () that are not read: no branch depends on them. `examples` is b,
     those of weight zero included; c may be known only up to a factor that depends on b.
     """
     count, first, second, total, seen, norms, fourth, probe = numbers

@@ -25,7 +25,7 @@ from variegrad.shapes import Float, Inexact
 
 # The gradients of all examples that are formed at once, at most (one of one example where even that is larger).
 SLICE_BYTES = 48 << 20
-# Scaled products of one row per example have no factored form: layers above this size are sketched, into so many sums.
+# Scaled products of one row per example have no factored form: larger layers are sketched, into this many sums.
 EXACT, SUMS = 1 << 16, 1 << 12
 # Single-precision sums of products are kept this short, and added up in double precision.
 SHORT = 1 << 15
