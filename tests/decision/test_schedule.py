@@ -94,7 +94,9 @@ def test_levanter_s_updates_see_as_many_examples(name):
             seen += (rows[k + 1][0] - start) * value
 
 
-def test_a_schedule_needs_the_start_of_the_run():
-    for examples in ([], [5, 10]):
-        with pytest.raises(ValueError, match="from the start"):
-            BatchSchedule.along(examples, [2.0] * len(examples), delta=1.0, largest=8)
+def test_the_first_measurement_stands_for_all_before_it():
+    # At the start all gradients may be zero, so that B_D is defined only later.
+    found = BatchSchedule.along([50, 100], [7.0, 31.0], delta=1.0, largest=128)
+    assert found.stages == (Stage(examples=0, batch_size=8), Stage(examples=100, batch_size=32))
+    with pytest.raises(ValueError, match="at least one measurement"):
+        BatchSchedule.along([], [], delta=1.0, largest=8)

@@ -41,7 +41,7 @@ class BatchSchedule:
         """The schedule that measurements along a run allow.
 
         Args:
-            examples: seen at each measurement, ascending from 0.
+            examples: seen at each measurement, ascending; the first measurement stands for all before it.
             bounds: B_D there.
             delta: δ of 1 + δ·B_D.
             largest: the least of the other limits, in examples.
@@ -50,16 +50,16 @@ class BatchSchedule:
             The schedule.
 
         Raises:
-            ValueError: if there is no measurement, or the first is not at 0 examples.
+            ValueError: if there is no measurement.
         """
-        if not examples or examples[0] != 0:
-            raise ValueError("a schedule needs measurements from the start of the run on.")
+        if not examples:
+            raise ValueError("a schedule needs at least one measurement along the run.")
         allowed = [max(1.0, min(largest, 1 + delta * bound)) for bound in bounds]
         stages: list[Stage] = []
         for k, seen in enumerate(examples):
             size = 2 ** math.floor(math.log2(min(allowed[k:])))
             if not stages or size > stages[-1].batch_size:
-                stages.append(Stage(examples=seen, batch_size=size))
+                stages.append(Stage(examples=seen if stages else 0, batch_size=size))
         return cls(tuple(stages))
 
     def updates(self) -> list[int]:

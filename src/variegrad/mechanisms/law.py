@@ -103,8 +103,11 @@ class Mechanism(ABC):
 
         Returns:
             The parameter's shape.
+
+        Raises:
+            NotImplementedError: if this mechanism adds no noise.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} adds no noise that does not depend on the gradients.")
 
     def then(self, other: Mechanism) -> Mechanism:
         """This mechanism first, then `other` on what it made.
