@@ -136,6 +136,7 @@ def test_the_advice_is_what_the_numbers_say():
         "1,000 are at least 50 % efficient."
     )
     assert "is near the limit" in advice([point(0, 100)], 64)
+    assert advice([point(0, 100), point(1, 90)], 64).startswith("Over 1 pass B_D is")
 
 
 def test_the_advice_of_degenerate_runs():

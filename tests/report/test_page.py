@@ -157,10 +157,11 @@ def test_headline_has_advice_and_key_numbers(ordinary: Document, tmp_path: Path)
     ordinary["points"][0]["batch_size_bound"] = 41.26
     ordinary["points"][5]["batch_size_bound"] = 1.5
     ordinary["points"][-1]["batch_size_bound"] = 12345.6
+    ordinary["points"][-1]["passes"] = 1.0
     text = Page(write_report(ordinary, tmp_path / "new" / "folder")).text
     assert ordinary["advice"] in text
     assert "Start 41.3 examples, after 0 passes" in text
-    assert "End 12,300 examples, after 9.12 passes" in text
+    assert "End 12,300 examples, after 1 pass Smallest" in " ".join(text.split())
     assert "Smallest 1.50 examples, after 2.8 passes" in text
     assert "Efficiency at B = 64, tightest point 2 %" in text  # 1/(1 + 63/1.5) = 0.0233
 

@@ -156,7 +156,11 @@ def advice(points: Sequence[Point], batch_size: int) -> str:
     if math.isinf(found.harmonic_mean):
         return "At every point the gradients cancel (‖Σg‖ is zero up to rounding): no batch size is too large there."
     length = points[-1].passes - points[0].passes
-    over = f"Over {length:.3g} passes B_D is" if length else f"At pass {points[0].passes:.3g} B_D is"
+    over = (
+        f"Over {length:.3g} pass{'' if length == 1 else 'es'} B_D is"
+        if length
+        else f"At pass {points[0].passes:.3g} B_D is"
+    )
     mean = " (harmonic mean over the run)" if length else ""
     least = f"least: {two_digits(found.least)} at pass {found.least_at:.3g}"
     below = (

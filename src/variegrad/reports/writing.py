@@ -33,6 +33,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters["digits"] = lambda value: rounded(value, 3)
     environment.filters["prose"] = lambda text: escape(text).replace("B_D", Markup("<i>B<sub>D</sub></i>"))
     environment.filters["short"] = lambda value: f"{value:.3g}"
+    environment.filters["passes"] = lambda value: f"{value:.3g} pass{'' if value == 1 else 'es'}"
     environment.tests["known"] = lambda value: not math.isnan(value)
     return environment.get_template(name)
 
