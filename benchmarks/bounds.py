@@ -104,7 +104,7 @@ def in_memory(rows: int, columns: int, nonzeros: int, repeats: int) -> dict[str,
     pair, _ = best_of(repeats, lambda: (X @ v, X.T @ u))
     sparse_seconds, sparse = best_of(repeats, lambda: sparse_bound(X))
     glm_seconds, glm = best_of(repeats, lambda: glm_bound(X))
-    alone_seconds, _ = best_of(repeats, lambda: glm_bound(X, paper=False, centring=False))
+    alone_seconds, _ = best_of(repeats, lambda: glm_bound(X, paper_bound=False, centring=False))
     conflict_seconds, degree = best_of(1, lambda: conflict_degree(X))
     return {
         "shape": X.shape,

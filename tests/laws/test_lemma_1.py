@@ -53,3 +53,18 @@ def test_gradients_that_cancel_leave_the_noise_of_a_serial_step() -> None:
 def test_more_different_examples_than_there_are_are_refused() -> None:
     with pytest.raises(ValueError, match="at most n = 2 without replacement; got 3"):
         expected_sq_distance(np.eye(2), np.ones(2), np.ones(2), step_size=1.0, batch_size=3, replacement=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weights": np.ones(3)}, ValueError, r"shape \(n, d\).*got \(2, 2\), \(3,\) and \(2,\)"),
+        ({"gradients": np.ones(2)}, ValueError, r"got \(2,\), \(2,\) and \(2,\)"),
+        ({"gradients": np.ones((0, 2))}, ValueError, r"got \(0, 2\)"),
+        ({"batch_size": 2.5}, TypeError, r"batch_size must be a whole number; got 2\.5"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change: dict, error: type, message: str) -> None:
+    numbers = {"gradients": np.eye(2), "weights": np.ones(2), "target": np.ones(2), "batch_size": 2, **change}
+    with pytest.raises(error, match=message):
+        expected_sq_distance(**numbers, step_size=1.0)

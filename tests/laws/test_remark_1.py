@@ -71,3 +71,24 @@ def test_an_l2_term_inside_the_loss_voids_the_bound() -> None:
     slopes = -1 / (1 + np.exp(X @ weights))
     assert batch_size_bound(slopes[:, None] * X) >= glm_bound(X).bound
     assert batch_size_bound(slopes[:, None] * X + weights) < glm_bound(X).bound
+
+
+LINK_DERIVATIVES = {
+    "logistic": lambda z: -1 / (1 + np.exp(z)),
+    "least squares": lambda z: z - 1,
+    "squared hinge": lambda z: -2 * np.maximum(0, 1 - z),
+    "hinge (a subgradient)": lambda z: -(z < 1).astype(float),
+}
+
+
+@pytest.mark.parametrize("loss", LINK_DERIVATIVES)
+def test_example_1_the_bound_holds_for_the_differential_bound_of_every_pair_of_weights(loss: str) -> None:
+    generator = np.random.default_rng(6)
+    for _ in range(100):
+        X = random_matrix(generator)
+        w, other = 3 * generator.standard_normal((2, X.shape[1]))
+        change = LINK_DERIVATIVES[loss](X @ w) - LINK_DERIVATIVES[loss](X @ other)
+        differences = change[:, None] * X
+        if differences.sum(axis=0).any():
+            assert batch_size_bound(differences) >= glm_bound(X).bound * (1 - 1e-9)
+            assert batch_size_bound(differences) >= remark_1(X) * (1 - 1e-9)

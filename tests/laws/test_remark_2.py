@@ -12,7 +12,7 @@ from variegrad import theory
 def check_case(seed: int) -> None:
     generator = np.random.default_rng(seed)
     X = random_matrix(generator)
-    found = theory.sparse_bound(X, paper=True)
+    found = theory.sparse_bound(X, paper_bound=True)
     degree = conflict_degree(X)
     assert found.conflict_degree == (degree, degree)
     assert found.paper_bound == len(X) / (degree + 1) <= found.bound
@@ -69,5 +69,20 @@ def test_the_three_bounds_are_ordered_as_a_chain() -> None:
     for _ in range(100):
         X = random_matrix(generator)
         spectral = theory.glm_bound(X, centring=False).high
-        sparse = theory.sparse_bound(X, paper=True)
+        sparse = theory.sparse_bound(X, paper_bound=True)
         assert spectral * (1 + 1e-9) >= sparse.bound >= sparse.paper_bound
+
+
+def test_example_2_the_bound_holds_for_the_differential_bound_of_every_pair_of_weights() -> None:
+    generator = np.random.default_rng(7)
+    for _ in range(200):
+        support = random_matrix(generator) != 0
+        quadratic = np.where(support[:, :, None] & support[:, None, :], generator.standard_normal(
+            (*support.shape, support.shape[1])), 0.0)  # fmt: skip
+        # ∇f_i(w) = A_i·w + tanh(w) on the coordinates of example i, which need not be a linear model's.
+        w, other = generator.standard_normal((2, support.shape[1]))
+        differences = quadratic @ (w - other) + support * (np.tanh(w) - np.tanh(other))
+        if differences.sum(axis=0).any():
+            found = theory.sparse_bound(support.astype(float), paper_bound=True)
+            assert batch_size_bound(differences) >= found.bound * (1 - 1e-9)
+            assert found.bound >= found.paper_bound

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from laws.quadratic import problem
-from variegrad.theory import strongly_convex
+from variegrad.theory import rates_strongly_convex
 
 
 @pytest.mark.parametrize("delta", [0.5, 1.0, 3.0])
 def test_a_batch_within_the_bound_is_as_good_as_serial_sgd_after_as_many_gradients(delta: float) -> None:
     quadratic = problem(0)
     start = quadratic.start()
-    rates = strongly_convex(
+    rates = rates_strongly_convex(
         error=0.05,
         strong_convexity=0.5,
         second_moment=quadratic.worst_second_moment,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from laws.quadratic import problem
-from variegrad.theory import gradient_along, smooth
+from variegrad.theory import gradient_along, rates_smooth
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, 4.0])
@@ -14,7 +14,7 @@ from variegrad.theory import gradient_along, smooth
 def test_the_promised_gradient_is_reached(delta: float, law: str) -> None:
     quadratic = problem(2)
     start = quadratic.start()
-    rates = smooth(
+    rates = rates_smooth(
         error=2.0,
         smoothness=2.0,
         second_moment=quadratic.worst_second_moment,
@@ -33,7 +33,7 @@ def test_the_promised_gradient_is_reached(delta: float, law: str) -> None:
 
 
 def test_the_numbers_are_the_formulae_s() -> None:
-    rates = smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=0.5)
+    rates = rates_smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=0.5)
     assert rates.paper.step_size == pytest.approx(0.01)
     assert rates.paper.updates == pytest.approx(6000)
     assert rates.paper.batch_size == 26
@@ -45,7 +45,7 @@ def test_the_numbers_are_the_formulae_s() -> None:
 
 
 def test_the_two_terms_of_the_proof_add_up_to_the_retuned_error() -> None:
-    rates = smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=2.0).retuned
+    rates = rates_smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=2.0).retuned
     steps = rates.updates / rates.batch_size
     bound = gradient_along(
         initial_gap=3.0 * round(steps) / steps,

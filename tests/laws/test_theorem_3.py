@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from laws.quadratic import problem
-from variegrad.theory import gap_along, polyak_lojasiewicz
+from variegrad.theory import gap_along, rates_polyak_lojasiewicz
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, 4.0])
@@ -16,7 +16,7 @@ from variegrad.theory import gap_along, polyak_lojasiewicz
 def test_the_promised_gap_is_reached(delta: float, law: str) -> None:
     quadratic = problem(3)
     start = quadratic.start()
-    rates = polyak_lojasiewicz(
+    rates = rates_polyak_lojasiewicz(
         error=0.05,
         smoothness=2.0,
         pl_constant=0.5,
@@ -34,7 +34,7 @@ def test_the_promised_gap_is_reached(delta: float, law: str) -> None:
 
 
 def test_the_numbers_are_the_formulae_s() -> None:
-    rates = polyak_lojasiewicz(
+    rates = rates_polyak_lojasiewicz(
         error=0.01, smoothness=2.0, pl_constant=0.5, second_moment=4.0, initial_gap=1.0, bound=10.0, delta=1.0
     )
     assert rates.paper.step_size == pytest.approx(0.00125)
@@ -44,7 +44,7 @@ def test_the_numbers_are_the_formulae_s() -> None:
 
 
 def test_the_cap_on_the_batch_is_kept_and_grows_with_the_retuned_step() -> None:
-    rates = polyak_lojasiewicz(
+    rates = rates_polyak_lojasiewicz(
         error=0.01, smoothness=2.0, pl_constant=0.5, second_moment=4.0, initial_gap=1.0, bound=1e6, delta=1.0
     )
     assert rates.paper.batch_size == 800
@@ -65,7 +65,7 @@ def test_beyond_the_cap_the_bound_of_one_step_is_refused() -> None:
 
 
 def test_nothing_is_to_be_done_where_the_start_is_good_enough() -> None:
-    rates = polyak_lojasiewicz(
+    rates = rates_polyak_lojasiewicz(
         error=1.0, smoothness=2.0, pl_constant=0.5, second_moment=4.0, initial_gap=0.4, bound=10.0
     )
     assert rates.paper.updates == rates.paper.iterations == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from laws.quadratic import problem
-from variegrad.theory import average_gap_along, convex
+from variegrad.theory import average_gap_along, rates_convex
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, 4.0])
@@ -14,7 +14,7 @@ from variegrad.theory import average_gap_along, convex
 def test_the_promised_gap_is_reached(delta: float, law: str) -> None:
     quadratic = problem(4)
     start = quadratic.start()
-    rates = convex(
+    rates = rates_convex(
         error=0.3,
         second_moment=quadratic.worst_second_moment,
         sq_distance=float(np.square(start - quadratic.optimum).sum()),
@@ -31,7 +31,7 @@ def test_the_promised_gap_is_reached(delta: float, law: str) -> None:
 
 
 def test_the_numbers_are_the_formulae_s() -> None:
-    rates = convex(error=0.1, second_moment=5.0, sq_distance=2.0, bound=9.0, delta=1.0)
+    rates = rates_convex(error=0.1, second_moment=5.0, sq_distance=2.0, bound=9.0, delta=1.0)
     assert rates.paper.step_size == pytest.approx(0.02)
     assert rates.paper.updates == pytest.approx(1000)
     assert (rates.paper.batch_size, rates.paper.iterations) == (10, 100)
@@ -42,7 +42,7 @@ def test_the_numbers_are_the_formulae_s() -> None:
 
 
 def test_the_two_terms_of_the_proof_add_up_to_the_paper_s_error() -> None:
-    schedule = convex(error=0.1, second_moment=5.0, sq_distance=2.0, bound=9.0, delta=1.0).paper
+    schedule = rates_convex(error=0.1, second_moment=5.0, sq_distance=2.0, bound=9.0, delta=1.0).paper
     bound = average_gap_along(
         sq_distance=2.0,
         step_size=schedule.step_size,

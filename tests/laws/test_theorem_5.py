@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from laws.quadratic import problem
-from variegrad.theory import distance_along, strongly_convex
+from variegrad.theory import distance_along, rates_strongly_convex
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, 4.0])
@@ -16,7 +16,7 @@ from variegrad.theory import distance_along, strongly_convex
 def test_the_promised_distance_is_reached(delta: float, law: str) -> None:
     quadratic = problem(5)
     start = quadratic.start()
-    rates = strongly_convex(
+    rates = rates_strongly_convex(
         error=0.05,
         strong_convexity=0.5,
         second_moment=quadratic.worst_second_moment,
@@ -33,7 +33,7 @@ def test_the_promised_distance_is_reached(delta: float, law: str) -> None:
 
 
 def test_the_numbers_are_the_formulae_s() -> None:
-    rates = strongly_convex(
+    rates = rates_strongly_convex(
         error=0.01, strong_convexity=0.5, second_moment=4.0, sq_distance=1.0, bound=100.0, delta=0.5, smoothness=3.0
     )
     assert rates.paper.step_size == pytest.approx(0.00125)
@@ -76,7 +76,7 @@ def test_the_trajectory_certificate_is_a_bound_on_any_quadratic_and_sharper_than
 
 def test_the_cap_does_not_exclude_divergence_and_the_calculator_says_so() -> None:
     numbers = {"error": 0.01, "strong_convexity": 0.1, "second_moment": 4.0, "sq_distance": 1.0, "bound": 1e9}
-    schedule = strongly_convex(**numbers, delta=1.0, smoothness=3.0).paper
+    schedule = rates_strongly_convex(**numbers, delta=1.0, smoothness=3.0).paper
     assert schedule.step_size * schedule.batch_size >= 2 / 3
     assert "reaches 2/β" in schedule.warning
-    assert strongly_convex(**{**numbers, "bound": 10.0}, delta=1.0, smoothness=3.0).paper.warning == ""
+    assert rates_strongly_convex(**{**numbers, "bound": 10.0}, delta=1.0, smoothness=3.0).paper.warning == ""

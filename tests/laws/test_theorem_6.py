@@ -80,3 +80,36 @@ def test_a_step_without_a_stationary_error_is_refused() -> None:
 def test_the_picture_shows_every_case_with_its_floor() -> None:
     figure = plot([worst_case(step_size=1e-3, delta=delta, initial_error=1.0) for delta in (0.5, 2.0, 8.0)])
     assert len(figure.axes[0].lines) == 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_that_vary_pay_the_penalty_of_the_least_of_them(seed: int) -> None:
+    sizes = np.random.default_rng(seed).integers(1800, 1980, 60).tolist()
+    case = worst_case(step_size=2.5e-4, batch_size=sizes)
+    alone = worst_case(step_size=2.5e-4, batch_size=min(sizes))
+    assert (case.delta, case.stationary_error) == (alone.delta, alone.stationary_error)
+    assert case.within_cap
+    assert (case.errors >= case.stationary_error * (1 - 1e-12)).all()
+    assert case.errors[-1] >= 0.1 * (1 + case.delta) * case.step_size * case.second_moment / case.strong_convexity
+
+
+def test_the_recurrence_of_batches_that_vary_is_that_of_projected_mini_batch_sgd() -> None:
+    sizes = [300, 900] * 15
+    case = worst_case(step_size=5e-4, batch_size=sizes, initial_error=0.01)
+    assert len(case.errors) == 31
+    distances, projected = simulate(case, runs=1000, seed=0)
+    assert distances.mean() == pytest.approx(case.errors[-1], rel=0.03)  # as above: 0.6 % is one standard error
+    assert projected == 0
+    np.testing.assert_allclose(
+        worst_case(step_size=5e-4, batch_size=[300] * 30, initial_error=0.01).errors,
+        worst_case(step_size=5e-4, batch_size=300, iterations=30, initial_error=0.01).errors,
+    )
+
+
+def test_batches_that_are_not_one_for_each_iteration_are_refused() -> None:
+    with pytest.raises(ValueError, match="one number for each iteration, at least one; got 2 for 3 iterations"):
+        worst_case(step_size=1e-3, batch_size=[2, 3], iterations=3)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number; got 2\.5"):
+        worst_case(step_size=1e-3, batch_size=2.5)
+    with pytest.raises(ValueError, match="the errors grow without bound"):
+        worst_case(step_size=1e-3, batch_size=[1, 600])

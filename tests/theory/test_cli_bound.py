@@ -39,7 +39,7 @@ def test_it_prints_both_bounds_with_intervals_time_and_memory(file: Path) -> Non
 def test_the_json_holds_what_the_functions_return(file: Path) -> None:
     found = json.loads(CliRunner().invoke(app, [str(file), "--json"]).stdout)
     assert found["glm"]["bound"] == glm_bound(file).bound
-    assert found["sparse"]["paper_bound"] == sparse_bound(file, paper=True).paper_bound
+    assert found["sparse"]["paper_bound"] == sparse_bound(file, paper_bound=True).paper_bound
     assert found["bound"] == max(found["glm"]["bound"], found["sparse"]["bound"])
     assert found["seconds"] > 0
     assert found["peak_memory_bytes"] > 1e6

@@ -119,3 +119,28 @@ def test_distance_to_the_minimum_is_bounded_by_strong_convexity() -> None:
 def test_wrong_numbers_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_smoothness_of_a_network_is_the_largest_eigenvalue_of_its_hessian_in_size(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1)).double()
+    X, y = torch.from_numpy(features()), torch.randn(30, dtype=torch.float64)
+    weights = dict(model.named_parameters())
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([w.numel() for w in weights.values()])
+        taken = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
+        return (torch.func.functional_call(model, taken, (X,))[:, 0] - y).square().mean()
+
+    hessian = torch.autograd.functional.hessian(loss, torch.cat([w.detach().ravel() for w in weights.values()]))
+    exact = float(torch.linalg.eigvalsh(hessian).abs().max())
+    found = constants.smoothness(model, lambda m, batch: (m(batch[0])[:, 0] - batch[1]).square(), [(X, y)], steps=10)
+    assert found.value == pytest.approx(exact, rel=3e-3)  # a residual of 3 %; the error is of second order
+    assert found.value <= exact * (1 + 1e-9)
+    assert "Hessian-vector products" in found.basis
+
+
+def test_smoothness_of_a_flat_loss_of_many_parameters_is_zero() -> None:
+    X = torch.from_numpy(features()).float()
+    assert constants.smoothness(nn.Linear(4, 9), lambda model, x: model(x).sum(dim=1), [X], steps=5).value == 0

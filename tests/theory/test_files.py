@@ -84,14 +84,14 @@ def test_every_format_gives_the_bounds_of_the_matrix_in_memory(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", FILES)
 def test_small_blocks_change_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = {"X": glm_bound(matrix()), "sparse": sparse_bound(matrix(), paper=True)}
+    whole = {"X": glm_bound(matrix()), "sparse": sparse_bound(matrix(), paper_bound=True)}
     monkeypatch.setattr(rows, "BLOCK_ENTRIES", 10)
     monkeypatch.setattr(files, "BLOCK_ENTRIES", 10)
     monkeypatch.setattr(libsvm, "CHUNK_BYTES", 100)
     path = tmp_path / name
     path.write_bytes(FILES[name])
     assert glm_bound(path).bound == pytest.approx(whole["X"].bound, rel=1e-12)
-    assert as_counted_from_0(sparse_bound(path, paper=True), path) == whole["sparse"]
+    assert as_counted_from_0(sparse_bound(path, paper_bound=True), path) == whole["sparse"]
 
 
 def test_temporary_files_are_gone_afterwards(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_progress_reaches_the_end_of_every_pass(tmp_path: Path) -> None:
 )
 def test_real_data(name: str, shape: tuple[int, int], low: float) -> None:
     with opened(data_file(name)) as data:
-        glm, sparse = glm_bound(data), sparse_bound(data, paper=True)
+        glm, sparse = glm_bound(data), sparse_bound(data, paper_bound=True)
     assert (glm.rows, glm.columns) == shape
     assert low < glm.low <= glm.high <= 1.01 * glm.low
     assert glm.failure_probability == 0
@@ -302,5 +302,5 @@ def test_wide_random_data_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     X = random(400, 300, density=0.05, random_state=1).tocsr()
     monkeypatch.setattr(rows, "BLOCK_ENTRIES", 64)
     dense = X.toarray()
-    assert sparse_bound(X, paper=True) == sparse_bound(dense, paper=True)
+    assert sparse_bound(X, paper_bound=True) == sparse_bound(dense, paper_bound=True)
     assert conflict_degree(X) == brute_force.conflict_degree(dense)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from variegrad.theory import best_batch_size, efficiency, local_step, smooth, speed_up, strongly_convex
+from variegrad.theory import best_batch_size, efficiency, local_step, rates_smooth, rates_strongly_convex, speed_up
 from variegrad.theory.arguments import positive
 
 
@@ -36,6 +36,18 @@ def test_no_other_batch_is_faster(bound: float, alpha: float, per_example: float
 def test_a_cap_on_the_batch_is_kept() -> None:
     found = best_batch_size(bound=10_001, seconds_per_step=1.0, seconds_per_example=1e-4, largest=512)
     assert (found.batch_size, found.continuous) == (512, pytest.approx(10_000))
+    with pytest.raises(ValueError, match="largest must be at least 1; got 0"):
+        best_batch_size(bound=10_001, seconds_per_step=1.0, seconds_per_example=1e-4, largest=0)
+    with pytest.raises(TypeError, match=r"largest must be a whole number; got 51\.5"):
+        best_batch_size(bound=10_001, seconds_per_step=1.0, seconds_per_example=1e-4, largest=51.5)
+
+
+def test_without_a_bound_the_best_batch_is_the_largest() -> None:
+    found = best_batch_size(bound=math.inf, seconds_per_step=1.0, seconds_per_example=1e-4, largest=512)
+    assert (found.batch_size, found.continuous, found.efficiency) == (512, math.inf, 1)
+    assert found.seconds_per_serial_step == pytest.approx((1 + 512e-4) / 512)
+    with pytest.raises(ValueError, match="bound is infinite, so that every larger batch is better: give largest"):
+        best_batch_size(bound=math.inf, seconds_per_step=1.0, seconds_per_example=1e-4)
 
 
 def test_the_local_step_minimises_the_expected_quadratic() -> None:
@@ -63,23 +75,23 @@ def test_numbers_out_of_range_are_named() -> None:
 
 def test_delta_and_batch_size_are_two_ways_to_say_one_thing() -> None:
     numbers = {"error": 0.1, "smoothness": 2.0, "second_moment": 5.0, "initial_gap": 3.0, "bound": 50.0}
-    assert smooth(**numbers, batch_size=26) == smooth(**numbers, delta=0.5)
-    assert smooth(**numbers) == smooth(**numbers, delta=1.0)
+    assert rates_smooth(**numbers, batch_size=26) == rates_smooth(**numbers, delta=0.5)
+    assert rates_smooth(**numbers) == rates_smooth(**numbers, delta=1.0)
     with pytest.raises(ValueError, match="give delta or batch_size, not both"):
-        smooth(**numbers, delta=1.0, batch_size=3)
-    assert smooth(**{**numbers, "bound": math.inf}, batch_size=7).efficiency == 1
-    assert smooth(**{**numbers, "bound": math.inf}, delta=0.0).paper.batch_size == 1
+        rates_smooth(**numbers, delta=1.0, batch_size=3)
+    assert rates_smooth(**{**numbers, "bound": math.inf}, batch_size=7).efficiency == 1
+    assert rates_smooth(**{**numbers, "bound": math.inf}, delta=0.0).paper.batch_size == 1
 
 
 def test_a_batch_beyond_the_cap_is_refused_and_a_step_too_large_for_one_example_too() -> None:
     numbers = {"strong_convexity": 0.5, "second_moment": 4.0, "sq_distance": 1.0, "bound": 1e6}
     with pytest.raises(ValueError, match=r"allows a batch of at most 800 examples here .*; got batch_size=801"):
-        strongly_convex(error=0.01, **numbers, batch_size=801)
+        rates_strongly_convex(error=0.01, **numbers, batch_size=801)
     with pytest.raises(ValueError, match="less than one; ask for a smaller error"):
-        strongly_convex(error=100.0, **numbers)
+        rates_strongly_convex(error=100.0, **numbers)
 
 
 def test_a_schedule_prints_itself() -> None:
-    text = str(smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=0.5))
+    text = str(rates_smooth(error=0.1, smoothness=2.0, second_moment=5.0, initial_gap=3.0, bound=50.0, delta=0.5))
     assert "retuned: γ = 0.006667 (γB = 0.1733), B = 26, T = 9,000 updates = 347 iterations, error ≤ 0.1" in text
     assert "paper:   γ = 0.01" in text

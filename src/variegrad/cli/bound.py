@@ -66,7 +66,7 @@ def bound(
     path = find_a9a(root) if file == "a9a" and not Path(file).exists() else find_file(file, root)
     start = time.perf_counter()
     with _bar() as progress, opened(path, progress=progress, scratch=scratch) as rows:
-        sparse = sparse_bound(rows, paper=True, passes=passes)
+        sparse = sparse_bound(rows, paper_bound=True, passes=passes)
         glm = glm_bound(rows, tolerance=tolerance)
     seconds = time.perf_counter() - start
     if json:

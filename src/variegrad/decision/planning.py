@@ -38,11 +38,11 @@ from variegrad.theory import (
     efficiency,
     glm_bound,
     gradient_along,
-    polyak_lojasiewicz,
-    smooth,
+    rates_polyak_lojasiewicz,
+    rates_smooth,
+    rates_strongly_convex,
     speed_up,
     stability_convex,
-    strongly_convex,
 )
 from variegrad.theory.constants import Constant
 
@@ -396,12 +396,14 @@ def _rates(
     made = []
     if beta > 0 and moment > 0 and sq_gradient > 0:
         shared: dict[str, Any] = {"smoothness": beta, "second_moment": moment, "bound": bound, "delta": delta}
-        made.append(smooth(error=accuracy * sq_gradient, initial_gap=gap, **shared))
+        made.append(rates_smooth(error=accuracy * sq_gradient, initial_gap=gap, **shared))
         if 0 < mu < math.inf:
-            made.append(polyak_lojasiewicz(error=accuracy * gap, pl_constant=mu, initial_gap=gap, **shared))
+            made.append(rates_polyak_lojasiewicz(error=accuracy * gap, pl_constant=mu, initial_gap=gap, **shared))
         if l2 > 0:
             distance = found["D₀"].value
-            made.append(strongly_convex(error=accuracy * distance, strong_convexity=l2, sq_distance=distance, **shared))
+            made.append(
+                rates_strongly_convex(error=accuracy * distance, strong_convexity=l2, sq_distance=distance, **shared)
+            )
     return made
 
 

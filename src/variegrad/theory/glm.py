@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from variegrad.theory.arguments import formerly
 from variegrad.theory.files import opened
 from variegrad.theory.rows import Array, Progress, Rows, Survey, transposed
 from variegrad.theory.spectral import Interval, WeightedGram, lanczos, largest_eigenvalue
@@ -84,12 +85,13 @@ class GLMBound:
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
 
+@formerly(paper="paper_bound")
 def glm_bound(
     X: Any,
     *,
     tolerance: float = 0.01,
     failure_probability: float = 1e-9,
-    paper: bool = True,
+    paper_bound: bool = True,
     centring: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -100,8 +102,8 @@ def glm_bound(
     Args:
         X: n × d, one row per example: a dense or sparse array, a tensor, or the path of a LIBSVM, npy or npz file.
         tolerance: the relative width of the interval to reach.
-        failure_probability: allowed where signed data need a random start; other data get a deterministic certificate.
-        paper: also certify Remark 1's own number.
+        failure_probability: allowed if signed data need a random start; other data get a deterministic certificate.
+        paper_bound: also certify Remark 1's own number.
         centring: also estimate what centring the columns would give.
         seed: of the random start.
         progress: called after each block of each pass.
@@ -140,7 +142,7 @@ def glm_bound(
         top = replace(top, low=max(top.low, 1.0), high=min(top.high, float(kept), float(survey.degrees.max())))
         top = replace(top, low=min(top.low, top.high))
         printed, passes = (None, 0)
-        if paper:
+        if paper_bound:
             printed, passes = _remark_1(search, top)
         centred = _centred_estimate(search, survey) if centring and rows.rows > 1 else None
         low, high = rows.rows / top.high, rows.rows / top.low
@@ -163,21 +165,39 @@ def glm_bound(
         )
 
 
-def remark_1(X: Any, **settings: Any) -> float:
+def remark_1(
+    X: Any,
+    *,
+    tolerance: float = 0.01,
+    failure_probability: float = 1e-9,
+    seed: int = 0,
+    progress: Progress | None = None,
+    scratch: str | Path | None = None,
+) -> float:
     """The paper's own bound n·min‖x_i‖²/σ²_max(X), certified from below.
 
     It is zero if one row is zero, may fall below 1, and never exceeds `glm_bound`.
 
     Args:
         X: as for `glm_bound`.
-        settings: as for `glm_bound`.
+        tolerance: the relative width of the interval to reach.
+        failure_probability: allowed if signed data need a random start.
+        seed: of the random start.
+        progress: called after each block of each pass.
+        scratch: folder for temporary files, as for `glm_bound`.
 
     Returns:
         A lower bound on B_D(w) for every w, in examples.
 
+    Raises:
+        ValueError: as for `glm_bound`.
+
     Source: Remark 1.
     """
-    printed = glm_bound(X, **{"centring": False, **settings, "paper": True}).paper_bound
+    printed = glm_bound(
+        X, tolerance=tolerance, failure_probability=failure_probability, centring=False, seed=seed, progress=progress,
+        scratch=scratch,
+    ).paper_bound  # fmt: skip
     assert printed is not None
     return printed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from variegrad.shapes import Float
-from variegrad.theory.arguments import at_least_one, positive
+from variegrad.theory.arguments import positive, whole_number
 
 
 def expected_sq_distance(
@@ -34,12 +34,19 @@ def expected_sq_distance(
         The expectation over the draw.
 
     Raises:
-        ValueError: if γ or B is out of range, or B exceeds n without replacement.
+        ValueError: if γ or B is out of range, B exceeds n without replacement, or shapes do not fit.
+        TypeError: if B is no whole number.
 
     Source: Lemma 1.
     """
     positive(step_size=step_size)
-    at_least_one(batch_size=batch_size)
+    whole_number(batch_size=batch_size)
+    gradients, weights, target = (np.asarray(array, dtype=np.float64) for array in (gradients, weights, target))
+    if gradients.ndim != 2 or len(gradients) == 0 or not weights.shape == target.shape == gradients.shape[1:]:
+        raise ValueError(
+            "gradients must have the shape (n, d), and weights and target (d,); got "
+            f"{gradients.shape}, {weights.shape} and {target.shape}."
+        )
     n = len(gradients)
     if not replacement and batch_size > n:
         raise ValueError(f"batch_size must be at most n = {n} without replacement; got {batch_size}.")

@@ -76,7 +76,7 @@ class Rates:
         )
 
 
-def smooth(
+def rates_smooth(
     *,
     error: float,
     smoothness: float,
@@ -106,7 +106,7 @@ def smooth(
         ValueError: if a number is out of range, or both delta and batch_size are given.
 
     Example:
-        >>> smooth(error=0.1, smoothness=2, second_moment=5, initial_gap=1, bound=64).paper.step_size
+        >>> rates_smooth(error=0.1, smoothness=2, second_moment=5, initial_gap=1, bound=64).paper.step_size
         0.01
 
     Source: Theorem 2; `retuned` is Theorem 2 with γ/(1+δ).
@@ -126,7 +126,7 @@ def smooth(
     )
 
 
-def polyak_lojasiewicz(
+def rates_polyak_lojasiewicz(
     *,
     error: float,
     smoothness: float,
@@ -152,7 +152,7 @@ def polyak_lojasiewicz(
         batch_size: B instead of δ.
 
     Returns:
-        Both laws; where F₀ − F* ≤ ε/2 no update is needed.
+        Both laws; if F₀ − F* ≤ ε/2, no update is needed.
 
     Raises:
         ValueError: if a number is out of range, or the batch exceeds the theorem's cap.
@@ -175,7 +175,7 @@ def polyak_lojasiewicz(
     )
 
 
-def convex(
+def rates_convex(
     *,
     error: float,
     second_moment: float,
@@ -194,7 +194,7 @@ def convex(
         bound: inf B_D(w) along the run, in examples.
         delta: δ ≥ 0, how far to go; the batch is then the largest allowed. Default 1.
         batch_size: B instead of δ.
-        smoothness: β, only to warn where γB ≥ 2/β.
+        smoothness: β, only to warn if γB ≥ 2/β.
 
     Returns:
         Both laws.
@@ -219,7 +219,7 @@ def convex(
     )
 
 
-def strongly_convex(
+def rates_strongly_convex(
     *,
     error: float,
     strong_convexity: float,
@@ -243,7 +243,7 @@ def strongly_convex(
         smoothness: β, only to warn where γB ≥ 2/β: the theorem's cap does not exclude that.
 
     Returns:
-        Both laws; where D₀ ≤ ε/2 no update is needed.
+        Both laws; if D₀ ≤ ε/2, no update is needed.
 
     Raises:
         ValueError: if a number is out of range, or the batch exceeds the theorem's cap.
@@ -275,8 +275,7 @@ def _stability_warning(learning_rate: float, smoothness: float | None) -> str:
         return ""
     return (
         f"γB = {learning_rate:.4g} reaches 2/β = {2 / smoothness:.4g}: the mean dynamics diverge on a quadratic "
-        f"unless the "
-        "weights are kept bounded"
+        "unless the weights are kept bounded"
     )
 
 
@@ -314,8 +313,7 @@ def _rates(
         if largest < 1:
             raise ValueError(
                 f"{theorem} requires a batch of at most 1/(2γ·{contraction:g}) = {cap:.6g} examples at γ = "
-                f"{gamma:.6g}, "
-                "less than one; ask for a smaller error."
+                f"{gamma:.6g}, less than one; ask for a smaller error."
             )
         return Schedule(
             step_size=gamma,
@@ -332,8 +330,8 @@ def _rates(
     if batch_size is not None and retuned.batch_size < batch_size:
         raise ValueError(
             f"{theorem} allows a batch of at most {retuned.batch_size} examples here (its cap at γ = "
-            f"{retuned.step_size:.6g}); "
-            f"got batch_size={batch_size}. A smaller error gives a smaller step and a larger cap."
+            f"{retuned.step_size:.6g}); got batch_size={batch_size}. A smaller error gives a smaller step and a larger "
+            "cap."
         )
     used = (retuned.batch_size - 1) / bound
     return Rates(

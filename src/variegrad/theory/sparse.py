@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse
 
+from variegrad.theory.arguments import formerly
 from variegrad.theory.files import opened
 from variegrad.theory.rows import Block, Progress, Rows, check_finite, column_degrees, compressed
 
@@ -74,10 +75,11 @@ class SparseBound:
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
 
+@formerly(paper="paper_bound")
 def sparse_bound(
     X: Any,
     *,
-    paper: bool = False,
+    paper_bound: bool = False,
     passes: int | None = None,
     progress: Progress | None = None,
     scratch: str | Path | None = None,
@@ -87,7 +89,7 @@ def sparse_bound(
     Args:
         X: n × d; an entry that is not zero says that ∇f_i may depend on that coordinate. A dense or sparse array, a
             tensor, or the path of a LIBSVM, npy or npz file.
-        paper: also search the conflict degree ρ, for Remark 2's own number.
+        paper_bound: also search the conflict degree ρ, for Remark 2's own number.
         passes: stop that search after this many passes, which leaves an interval; None searches to the end.
         progress: called after each block of each pass.
         scratch: where temporary files of a file that is read by blocks are written.
@@ -114,7 +116,7 @@ def sparse_bound(
             )
         n, largest = rows.rows, int(degrees.max())
         column = int(degrees.argmax()) + rows.base
-        conflicts = _search_conflicts(rows, degrees, passes) if paper else None
+        conflicts = _search_conflicts(rows, degrees, passes) if paper_bound else None
         warnings = []
         if largest == n > 1:
             warnings.append(f"column {column} is non-zero in every row, so this bound is 1: use the GLM bound")
@@ -136,19 +138,26 @@ def sparse_bound(
         )
 
 
-def remark_2(X: Any, **settings: Any) -> float:
+def remark_2(
+    X: Any, *, passes: int | None = None, progress: Progress | None = None, scratch: str | Path | None = None
+) -> float:
     """The paper's own bound n/(ρ+1) from the conflict degree ρ; it never exceeds `sparse_bound`.
 
     Args:
         X: as for `sparse_bound`.
-        settings: as for `sparse_bound`.
+        passes: stop the search for ρ after this many passes, with a smaller bound; None searches to the end.
+        progress: called after each block of each pass.
+        scratch: folder for temporary files, as for `sparse_bound`.
 
     Returns:
         A lower bound on B_D(w) for every w, in examples.
 
+    Raises:
+        ValueError: as for `sparse_bound`.
+
     Source: Remark 2.
     """
-    printed = sparse_bound(X, **{**settings, "paper": True}).paper_bound
+    printed = sparse_bound(X, paper_bound=True, passes=passes, progress=progress, scratch=scratch).paper_bound
     assert printed is not None
     return printed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from variegrad.theory.arguments import at_least_one, non_negative, positive
+from variegrad.theory.arguments import at_least_one, non_negative, positive, whole_number
 
 
 def speed_up(*, batch_size: float, bound: float) -> float:
@@ -80,16 +80,17 @@ def best_batch_size(
     """B* = √(α(B_D−1)/c′) for a step that takes α + c′B seconds; the least time is (√α + √(c′(B_D−1)))².
 
     Args:
-        bound: B_D, in examples.
+        bound: B_D, in examples; inf if a larger batch wastes nothing.
         seconds_per_step: α, what a step costs whatever its batch (communication, launch).
         seconds_per_example: c′, the time of one further example (c/P on P workers).
-        largest: a cap on B, such as memory.
+        largest: a cap on B, such as memory; None for none.
 
     Returns:
         The choice.
 
     Raises:
-        ValueError: if a number is out of range.
+        TypeError: if `largest` is no whole number.
+        ValueError: if a number is out of range, or nothing limits the batch.
 
     Example:
         >>> best_batch_size(bound=250_001, seconds_per_step=1e-3, seconds_per_example=1e-3).batch_size
@@ -97,18 +98,22 @@ def best_batch_size(
 
     Source: Theorems 2-5, retuned.
     """
-    at_least_one(bound=bound, largest=largest or 1)
-    non_negative(seconds_per_step=seconds_per_step, bound=bound)
+    at_least_one(bound=bound)
+    if largest is not None:
+        whole_number(largest=largest)
+    non_negative(seconds_per_step=seconds_per_step)
     positive(seconds_per_example=seconds_per_example)
 
     def seconds(batch_size: float) -> float:
         step = seconds_per_step + seconds_per_example * batch_size
         return step / speed_up(batch_size=batch_size, bound=bound)
 
-    best = max(1.0, math.sqrt(seconds_per_step * (bound - 1) / seconds_per_example))
+    best = max(1.0, math.sqrt(seconds_per_step * (bound - 1) / seconds_per_example)) if seconds_per_step else 1.0
+    if largest is None and not math.isfinite(best):
+        raise ValueError("bound is infinite, so that every larger batch is better: give largest, as memory allows.")
     # The time is convex in 1/B and in B, so the best whole number is next to the best real one.
-    candidates = (math.floor(best), math.ceil(best))
-    chosen = min((min(b, largest or b) for b in candidates), key=seconds)
+    limited = best if largest is None else min(best, largest)
+    chosen = min((math.floor(limited), math.ceil(limited)), key=seconds)
     return BatchChoice(
         batch_size=chosen,
         continuous=best,
@@ -125,7 +130,7 @@ class LocalStep:
 
     Attributes:
         step_size: γ* = 1/(β(B_D + B − 1)), sum-normalised.
-        learning_rate: η* = γ*B, for gradients averaged over the batch.
+        learning_rate: γ*B, for gradients averaged over the batch.
         decrease: the expected decrease B‖∇F‖²/(2β(B_D + B − 1)) of the loss.
     """
 

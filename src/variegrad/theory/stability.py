@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from variegrad.theory.arguments import at_least_one, non_negative, positive
+from variegrad.theory.arguments import at_least_one, non_negative, positive, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Stability:
         error: the bound on the expected generalisation error.
         serial_error: the same for serial SGD (B = 1).
         largest_batch_size: the largest B whose threshold the bound reaches; None if there is no bound to compare.
+        largest_step_size: the largest γ at which the bound reaches the threshold of this B; None likewise.
         basis: what η rests on, in words.
         warnings: in words.
     """
@@ -45,6 +46,7 @@ class Stability:
     error: float
     serial_error: float
     largest_batch_size: int | None
+    largest_step_size: float | None
     basis: str
     warnings: tuple[str, ...] = ()
 
@@ -56,12 +58,16 @@ class Stability:
             f"serial SGD ≤ {self.serial_error:.6g}",
         ]
         if self.largest_batch_size is not None:
-            lines.append(f"  largest stable batch here: {self.largest_batch_size:,} examples")
+            lines.append(f"  largest stable batch at this γ: {self.largest_batch_size:,} examples")
+        if self.largest_step_size is not None:
+            lines.append(f"  largest stable γ at this batch: {self.largest_step_size:.6g}")
         return "\n".join(lines + [f"  warning: {warning}" for warning in self.warnings])
 
 
 def threshold(*, batch_size: int, step_size: float, smoothness: float, examples: int) -> float:
     """τ(B) = (B−1)/(2/(γβ) − 1 − 1/(n−1)) for B > 1, and 0 for B = 1.
+
+    At B = 1 and γ > 2/β it is inf: serial SGD's own guarantee does not hold there, although the formula gives 0.
 
     Args:
         batch_size: B.
@@ -70,7 +76,7 @@ def threshold(*, batch_size: int, step_size: float, smoothness: float, examples:
         examples: n ≥ 2.
 
     Returns:
-        What inf B_D(w, w′) must reach, in examples; inf where the denominator is not positive.
+        What inf B_D(w, w′) must reach, in examples; inf if the denominator is not positive.
 
     Raises:
         ValueError: if a number is out of range.
@@ -83,13 +89,70 @@ def threshold(*, batch_size: int, step_size: float, smoothness: float, examples:
     """
     positive(step_size=step_size, smoothness=smoothness)
     at_least_one(batch_size=batch_size)
-    at_least_one(examples=examples - 1)
+    _check_examples(examples)
     return _threshold(batch_size, 2 / (step_size * smoothness) - 1, 1 / (examples - 1))
+
+
+def largest_step_size(
+    *,
+    batch_size: int,
+    smoothness: float,
+    examples: int,
+    bound: float | None = None,
+    leave_one_out: float | None = None,
+    strong_convexity: float = 0.0,
+) -> float:
+    """The largest γ at which a batch of B is as stable as serial SGD: 2/(β(1 + (B−1)/B̄ + 1/(n−1))), and 2/β for B = 1.
+
+    With `strong_convexity` it is Theorem 10's: β+λ in place of β, and at most 1/(2λB).
+
+    Args:
+        batch_size: B.
+        smoothness: β of every f_i.
+        examples: n ≥ 2.
+        bound: B̄, a bound on B_D(w, w′) over all pairs, for these data; or
+        leave_one_out: one that holds without any one example: the term 1/(n−1) is then not needed.
+        strong_convexity: λ of every f_i; 0 for Theorem 9.
+
+    Returns:
+        γ, sum-normalised; γB is the learning rate of the mean gradient.
+
+    Raises:
+        TypeError: if B is no whole number.
+        ValueError: if a number is out of range, or not exactly one of the two bounds is given.
+
+    Example:
+        >>> round(largest_step_size(batch_size=51, bound=100, smoothness=1.0, examples=101), 6)
+        1.324503
+
+    Source: after Theorem 9, γ ≤ 2/(β(1+δ+1/(n−1))) at B = 1 + δB̄; Theorem 10.
+    """
+    whole_number(batch_size=batch_size)
+    positive(smoothness=smoothness)
+    non_negative(strong_convexity=strong_convexity)
+    _check_examples(examples)
+    floor = bound if leave_one_out is None else leave_one_out
+    if floor is None or None not in (bound, leave_one_out):
+        raise ValueError(f"give exactly one of bound and leave_one_out; got {bound} and {leave_one_out}.")
+    at_least_one(**{"bound" if leave_one_out is None else "leave_one_out": floor})
+    correction = 1 / (examples - 1) if leave_one_out is None else 0.0
+    return _largest_step(batch_size, floor, correction, smoothness + strong_convexity, strong_convexity)
+
+
+def _largest_step(batch_size: int, bound: float, correction: float, curvature: float, strong_convexity: float) -> float:
+    needed = 1.0 if batch_size == 1 else 1 + (batch_size - 1) / bound + correction
+    cap = 1 / (2 * strong_convexity * batch_size) if strong_convexity else math.inf
+    return min(2 / (curvature * needed), cap)
+
+
+def _check_examples(examples: int) -> None:
+    if not examples >= 2:
+        raise ValueError(f"examples must be at least 2, as two data sets differ in one of n; got {examples}.")
 
 
 def _threshold(batch_size: int, slack: float, correction: float) -> float:
     if batch_size == 1:
-        # One example a step needs no diversity, but co-coercivity still asks for γ ≤ 2/β.
+        # One example per step needs no diversity, but co-coercivity still asks for γ ≤ 2/β.
         return 0.0 if slack >= 0 else math.inf
     room = slack - correction
     return (batch_size - 1) / room if room > 0 else math.inf
@@ -142,7 +205,7 @@ def stability_convex(
         bound=bound,
         leave_one_out=leave_one_out,
         failure_probability=failure_probability,
-        cap=math.inf,
+        strong_convexity=0.0,
     )
 
 
@@ -198,7 +261,7 @@ def stability_strongly_convex(
         bound=bound,
         leave_one_out=leave_one_out,
         failure_probability=failure_probability,
-        cap=cap,
+        strong_convexity=strong_convexity,
     )
 
 
@@ -238,10 +301,11 @@ def _stability(
     bound: float | None,
     leave_one_out: float | None,
     failure_probability: float | None,
-    cap: float,
+    strong_convexity: float,
 ) -> Stability:
     printed = threshold(batch_size=batch_size, step_size=step_size, smoothness=curvature, examples=examples)
     slack = 2 / (step_size * curvature) - 1
+    cap = 1 / (2 * step_size * strong_convexity) if strong_convexity else math.inf
     sharp = _threshold(batch_size, slack, 0.0)
     given = {"bound": bound, "leave_one_out": leave_one_out, "failure_probability": failure_probability}
     if sum(value is not None for value in given.values()) > 1:
@@ -249,7 +313,7 @@ def _stability(
     warnings = []
     if slack < 0:
         warnings.append(f"γ exceeds 2/{curvature_name}: serial SGD's own guarantee (Hardt et al.) does not hold either")
-    largest: int | None = None
+    largest, step = None, None
     if failure_probability is not None:
         if not 0 <= failure_probability <= 1:
             raise ValueError(f"failure_probability must lie between 0 and 1; got {failure_probability}.")
@@ -260,6 +324,7 @@ def _stability(
         eta = 0.0 if floor >= need else 1.0
         correction = 1 / (examples - 1) if bound is not None else 0.0
         largest = _largest(floor, slack, correction, cap)
+        step = _largest_step(batch_size, floor, correction, curvature, strong_convexity)
         basis = (
             "given these data" if bound is not None else "given these data, a bound that holds without any one example"
         )
@@ -275,6 +340,7 @@ def _stability(
         error=serial * (1 - eta) + failed * eta,
         serial_error=serial,
         largest_batch_size=largest,
+        largest_step_size=step,
         basis=basis,
         warnings=tuple(warnings),
     )

@@ -24,7 +24,7 @@ def plot(cases: Sequence[WorstCase]) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for case in cases:
-        updates = np.arange(len(case.errors)) * case.batch_size
+        updates = np.cumsum([0, *case.batch_sizes])
         floor = 0.1 * (1 + case.delta) * case.step_size * case.second_moment / case.strong_convexity
         (line,) = axes.plot(updates[1:], case.errors[1:], label=f"B = {case.batch_size:,}, δ = {case.delta:.3g}")
         axes.plot(updates[[1, -1]], [floor, floor], linestyle=":", color=line.get_color())

@@ -7,17 +7,21 @@ B_D(w) = 1 + V/‖w‖² and M²(w) = β²(V + ‖w‖²). Each f_i has curvatur
 The stationary error is e∞ = (1+δ)γM²/(2β) at δ = (B−1)/(1 + V/e∞): the penalty (1+δ) of the theorem, with its constant
 λ/(2β) = 1/(2κ). The theorem's cap B ≤ 1/(2λγ) means u ≤ κ/2, so δ < κ/(4−κ): with κ = 1 no δ above 1/3 is reached; κ =
 4 reaches every δ. The penalty belongs to a fixed γ: with γ/(1+δ) the error is back, at (1+δ) times the gradients.
+
+Batches may vary, B_k, as in the paper: the recurrence holds step by step, and e ↦ (1−u)²e + γ²β²BV keeps e above the
+least of the limits e∞(B_k) once it is there. The theorem then holds with the least of the δ_k.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from variegrad.shapes import Float64
-from variegrad.theory.arguments import non_negative, positive
+from variegrad.theory.arguments import non_negative, positive, whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,8 @@ class WorstCase:
 
     Attributes:
         delta: δ = (B−1)/(1 + V/e∞), the batch in units of the ratio M²/‖∇F‖² of expectations at stationarity.
-        batch_size: B.
+        batch_size: B; the least of them if they vary, of which `delta` and `stationary_error` then are.
+        batch_sizes: B_k of each iteration.
         step_size: γ, sum-normalised.
         smoothness: β.
         strong_convexity: λ = β/κ.
@@ -43,6 +48,7 @@ class WorstCase:
 
     delta: float
     batch_size: int
+    batch_sizes: tuple[int, ...]
     step_size: float
     smoothness: float
     strong_convexity: float
@@ -64,10 +70,10 @@ class WorstCase:
 
     def __str__(self) -> str:
         return (
-            f"Theorem 6: B = {self.batch_size:,} (δ = {self.delta:.4g}), γ = {self.step_size:.3g}: after "
-            f"{len(self.errors) - 1:,} iterations E‖w − w*‖² = {self.errors[-1]:.6g}, limit "
-            f"{self.stationary_error:.6g}, "
-            f"= {self.penalty:.4g}·(1+δ)γM²/λ; cap B ≤ 1/(2λγ) {'holds' if self.within_cap else 'is violated'}"
+            f"Theorem 6: B {'=' if len({*self.batch_sizes}) == 1 else '≥'} {self.batch_size:,} (δ = {self.delta:.4g}), "
+            f"γ = {self.step_size:.3g}: after {len(self.errors) - 1:,} iterations E‖w − w*‖² = {self.errors[-1]:.6g}, "
+            f"limit {self.stationary_error:.6g}, = {self.penalty:.4g}·(1+δ)γM²/λ; cap B ≤ 1/(2λγ) "
+            f"{'holds' if self.within_cap else 'is violated'}"
         )
 
 
@@ -94,7 +100,7 @@ def worst_case(
     *,
     step_size: float,
     delta: float | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Sequence[int] | None = None,
     strong_convexity: float = 1.0,
     curvature_ratio: float = 4.0,
     variance: float = 1.0,
@@ -109,20 +115,21 @@ def worst_case(
     Args:
         step_size: γ, sum-normalised.
         delta: δ, how far beyond the bound; or
-        batch_size: B itself.
+        batch_size: B itself, or B_k of each iteration.
         strong_convexity: λ.
         curvature_ratio: κ = β/λ.
         variance: V = a² of the data.
         dimension: d.
-        iterations: how many steps; by default 1/(λγB) of them and at least 50.
+        iterations: how many steps; by default 1/(λγB) of them and at least 50, or as many as batch sizes.
         initial_error: ‖w_0‖²; by default e∞, from where the error never falls below e∞.
 
     Returns:
         The exact run.
 
     Raises:
-        ValueError: if a number is out of range, not exactly one of δ and B is given, or γB ≥ 2/β, where no
-            stationary error exists.
+        TypeError: if a batch size is no whole number.
+        ValueError: if a number is out of range, not exactly one of δ and B is given, there are not as many batch sizes
+            as iterations, or γB ≥ 2/β, for which there is no stationary error.
 
     Example:
         >>> case = worst_case(step_size=5e-4, delta=8.5)
@@ -140,29 +147,27 @@ def worst_case(
     if delta is not None:
         non_negative(delta=delta)
         batch_size = max(1, round(1 + 2 * delta / (rate * (1 + delta))))
-    assert batch_size is not None
-    positive(batch_size=batch_size)
-    u = rate * batch_size
-    if u >= 2:
+    sizes = _sizes(batch_size, iterations, strong_convexity * step_size)
+    least, most = min(sizes), max(sizes)
+    if rate * most >= 2:
         raise ValueError(
-            f"γB = {step_size * batch_size:.4g} reaches 2/β = {2 / beta:.4g}: the errors grow without bound. "
+            f"γB = {step_size * most:.4g} reaches 2/β = {2 / beta:.4g}: the errors grow without bound. "
             "Use a smaller step size, or a smaller batch."
         )
-    limit = rate * variance / (2 - u)
+    limit = rate * variance / (2 - rate * least)
     start = limit if initial_error is None else initial_error
     non_negative(initial_error=start)
-    steps = (
-        iterations if iterations is not None else max(50, math.ceil(1 / (strong_convexity * step_size * batch_size)))
-    )
-    contraction = (1 - u) ** 2
-    # The solution of the recurrence, which does not add up rounding.
-    errors = limit + contraction ** np.arange(steps + 1) * (start - limit)
-    reached = (batch_size - 1) / (1 + variance / limit)
-    sq_radius = 4 * max(limit, start)
+    if least == most:  # the solution of the recurrence, which does not add up rounding
+        errors = limit + (1 - rate * least) ** (2 * np.arange(len(sizes) + 1)) * (start - limit)
+    else:
+        errors = np.array([start, *_recurrence(start, rate * np.array(sizes), rate * variance)])
+    reached = (least - 1) / (1 + variance / limit)
+    sq_radius = 4 * float(errors.max(initial=limit))
     second_moment = beta**2 * (variance + sq_radius)
     return WorstCase(
         delta=reached,
-        batch_size=batch_size,
+        batch_size=least,
+        batch_sizes=sizes,
         step_size=step_size,
         smoothness=beta,
         strong_convexity=strong_convexity,
@@ -173,9 +178,36 @@ def worst_case(
         stationary_error=limit,
         second_moment=second_moment,
         penalty=float(errors[-1]) / ((1 + reached) * step_size * second_moment / strong_convexity),
-        within_cap=batch_size <= (1 + 1e-12) / (2 * strong_convexity * step_size),
+        within_cap=most <= (1 + 1e-12) / (2 * strong_convexity * step_size),
         stable=True,
     )
+
+
+def _sizes(batch_size: int | Sequence[int] | None, iterations: int | None, rate: float) -> tuple[int, ...]:
+    """B_k of each iteration; λγ decides how many there are, if nothing else does."""
+    if isinstance(batch_size, Sequence):
+        if iterations not in (None, len(batch_size)) or not len(batch_size):
+            raise ValueError(
+                "batch_size must hold one number for each iteration, at least one; got "
+                f"{len(batch_size)} for {iterations} iterations."
+            )
+        sizes = tuple(batch_size)
+    else:
+        assert batch_size is not None
+        whole_number(batch_size=batch_size)
+        sizes = (batch_size,) * (max(50, math.ceil(1 / (rate * batch_size))) if iterations is None else iterations)
+    if not sizes:
+        raise ValueError(f"iterations must be at least 1; got {iterations}.")
+    for size in sizes:
+        whole_number(batch_size=size)
+    return sizes
+
+
+def _recurrence(error: float, steps: Float64[np.ndarray, " k"], noise: float) -> Iterator[float]:
+    """e⁺ = (1−u)²e + u·γβV, u = γβB of each step."""
+    for u in steps.tolist():
+        error = (1 - u) ** 2 * error + u * noise
+        yield error
 
 
 def simulate(case: WorstCase, *, runs: int, seed: int) -> tuple[Float64[np.ndarray, " runs"], int]:
@@ -198,10 +230,10 @@ def simulate(case: WorstCase, *, runs: int, seed: int) -> tuple[Float64[np.ndarr
     direction = generator.standard_normal((runs, d))
     weights = direction / np.linalg.norm(direction, axis=1, keepdims=True) * math.sqrt(float(case.errors[0]))
     projected = 0
-    for _ in range(len(case.errors) - 1):
-        counts = generator.multinomial(case.batch_size, np.full(2 * d, 1 / (2 * d)), size=runs)
+    for batch_size in case.batch_sizes:
+        counts = generator.multinomial(batch_size, np.full(2 * d, 1 / (2 * d)), size=runs)
         drawn = math.sqrt(case.variance) * (counts[:, :d] - counts[:, d:])
-        weights = weights - gamma * beta * (case.batch_size * weights - drawn)
+        weights = weights - gamma * beta * (batch_size * weights - drawn)
         norms = np.linalg.norm(weights, axis=1, keepdims=True)
         projected += int((norms > case.radius).sum())
         weights = weights * np.minimum(1.0, case.radius / np.maximum(norms, 1e-300))
