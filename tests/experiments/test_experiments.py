@@ -25,7 +25,7 @@ def ran(tmp_path_factory):
         if name not in made:
             folder = made[name] = tmp_path_factory.mktemp(name)
             chosen = experiment(name)
-            settings, about = data.settled({**chosen.profiles["smoke"], "seed_offset": 0})
+            settings, about = chosen.settled({**chosen.profiles["smoke"], "seed_offset": 0})
             begin(folder, chosen, "smoke", settings, data=about, command=f"variegrad experiment {name}")
             sweep(chosen, settings, folder)
             finish(folder)

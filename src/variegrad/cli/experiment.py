@@ -51,7 +51,6 @@ def experiment(
     Every cell (a combination of batch size, step size, seed, …) is stored as one record in the folder. Finished cells
     are never computed again: after Ctrl-C or a crash, the same command resumes.
     """
-    from variegrad.experiments import data  # noqa: PLC0415 - after the options
     from variegrad.experiments import experiment as experiment_named  # noqa: PLC0415
     from variegrad.experiments.run_folder import begin, finish  # noqa: PLC0415
     from variegrad.experiments.sweep import check_places, sweep  # noqa: PLC0415
@@ -67,7 +66,7 @@ def experiment(
     if data_root is not None:
         os.environ[VARIABLE] = str(Path(data_root).expanduser().resolve())  # the processes that compute inherit it
     console = errors()
-    settings, about = data.settled(
+    settings, about = chosen.settled(
         {**chosen.profiles[profile], "seed_offset": seed_offset}, required=data_root is not None
     )
     if data_root is not None and settings.get("problem", "digits") == "digits":

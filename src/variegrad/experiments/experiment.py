@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from variegrad.experiments import data
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.verdict import Check, Finding
 
@@ -37,6 +38,7 @@ class Experiment:
         summary: (settings, records) → findings.
         group: which cells are computed together: those for which it is equal. By default each cell is alone.
         alone: whether a cell measures wall-clock time and must have the machine for itself.
+        settled: (settings, required) → settings whose data are there, and a sentence about the data.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Experiment:
     summary: Callable[[Settings, Records], Sequence[Finding | Check]]
     group: Callable[[Cell], object] = lambda cell: cell.key
     alone: Callable[[Cell], bool] = lambda _: False
+    settled: Callable[..., tuple[Settings, str]] = data.settled
 
 
 def seeds(settings: Settings) -> list[int]:

@@ -9,7 +9,7 @@ from variegrad.experiments.experiment import Experiment
 
 NAMES = (
     "figure-1a", "figure-1b", "figure-2a", "figure-2b", "figure-2c", "figure-3a", "figure-3b", "figure-3c", "table-1",
-    "theorem-6", "mechanisms", "structure",
+    "theorem-6", "mechanisms", "structure", "critical-batch",
 )  # fmt: skip
 
 

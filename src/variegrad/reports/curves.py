@@ -157,7 +157,7 @@ def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
 
     heights = [height if drawn(height) else math.nan for height in one.mean]
     ax.plot(
-        one.x, heights, color=color, marker="" if many else marker, label=drawable(one.label, 40),
+        one.x, heights, color=color, marker="" if many and one.joined else marker, label=drawable(one.label, 40),
         linestyle="-" if one.joined else "",
     )  # fmt: skip
     for run in one.runs:

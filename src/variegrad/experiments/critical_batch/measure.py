@@ -1,4 +1,4 @@
-"""What one cell of the adjudication computes: loss curves from the start, or windows from a checkpoint with predictions."""
+"""What a cell computes: loss curves from the start, or windows from a checkpoint and what was predicted there."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def curves(cell: Cell) -> Mapping[str, Any]:
     runs = stack.start(len(rates)).spread(len(seeds))
     seen, losses = 0, []
     for updates in points:
-        runs = stack.train(
-            runs, rates, seeds=seeds, batch_size=batch_size, examples=updates * batch_size, skipped=seen
-        )
+        runs = stack.train(runs, rates, seeds=seeds, batch_size=batch_size, examples=updates * batch_size, skipped=seen)
         seen = updates * batch_size
         losses.append(stack.losses(runs).mean(0))
     start = float(stack.losses(stack.start(1))[0, 0])
@@ -156,7 +154,12 @@ def _swept(stack: Stack, states: Sequence[Runs], rates: Sequence[float], cell: C
     for batch_size in cell["batch_sizes"]:
         factors = [rule.factor(batch_size / BASE) for rule in RULES.values()]
         ends = _ends(
-            stack, [*states] * len(factors), [eta * f for f in factors for eta in rates], seeds, batch_size, cell["window"]
+            stack,
+            [*states] * len(factors),
+            [eta * f for f in factors for eta in rates],
+            seeds,
+            batch_size,
+            cell["window"],
         )
         for i, rule in enumerate(RULES):
             for j in range(len(states)):
@@ -239,7 +242,9 @@ def _predicted(stack: Stack, runs: Runs, rate: float, cell: Cell) -> dict[str, f
         found |= {"kappa": limits.kappa.value, "kappa low": limits.kappa.low, "kappa high": limits.kappa.high,
                   "stability": limits.stability.value}  # fmt: skip
         found |= {f"kappa limit, {rule}": _alone(limits, rule) for rule in RULES}
-        found |= {f"step limit, {rule}": limits.limit(RULES[rule], tolerance=1 - KEPT[rule]).batch_size for rule in RULES}
+        found |= {
+            f"step limit, {rule}": limits.limit(RULES[rule], tolerance=1 - KEPT[rule]).batch_size for rule in RULES
+        }
     found["kappa of update"] = _kappa_of_update(stack, runs, rate, cell)
     return found
 

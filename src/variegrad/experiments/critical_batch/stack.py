@@ -1,7 +1,7 @@
 """Many runs of one network at once: R data orders × C settings (learning rate, start), each with weights of its own.
 
-Runs of one data order share their batches. The gradient of each run is that of its own batch mean (`torch.func.vmap` over
-both dimensions); the optimizers act per run. A run that diverges becomes NaN and disturbs no other.
+Runs of one data order share their batches. The gradient of each run is that of its own batch mean (`torch.func.vmap`
+over both dimensions); the optimizers act per run. A run that diverges becomes NaN and disturbs no other.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ class Stack:
 
     def _update(self, runs: Runs, gradients: Tensors, rates: Float[Tensor, " C"]) -> Runs:
         updates = runs.updates + 1
-        weights, moments = {}, {}
+        weights: Tensors = {}
+        moments: Tensors = {}
         for name, w in runs.weights.items():
             g = gradients[name]
             eta = rates.reshape(1, -1, *[1] * (w.ndim - 2))
@@ -197,7 +198,8 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     for _ in range(5):
         A = X @ X.transpose(-1, -2)
         X = a * X + (b * A + c * A @ A) @ X
-    return X.transpose(-1, -2) if tall else X
+    found: Tensor = X.mT if tall else X
+    return found
 
 
 def second_moments(runs: Runs) -> dict[str, Tensor]:

@@ -129,7 +129,10 @@ def _groupnorm_cnn(inputs: tuple[int, ...], classes: int, channels: int) -> nn.M
 
     left = (inputs[1] // 4) * (inputs[2] // 4)
     return nn.Sequential(
-        *block(inputs[0], channels), *block(channels, 2 * channels), nn.Flatten(), nn.Linear(2 * channels * left, classes)
+        *block(inputs[0], channels),
+        *block(channels, 2 * channels),
+        nn.Flatten(),
+        nn.Linear(2 * channels * left, classes),
     )
 
 
