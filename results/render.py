@@ -12,6 +12,10 @@ from variegrad.experiments.verdict import counted
 from variegrad.reports.style import render
 
 ROOT = Path(__file__).parents[1]
+EARLIER = (
+    "*These records are of an earlier version of the experiment, which tuned and measured in another way (see\n"
+    "[what changed](../../docs/results/reproduction.md#how-step-sizes-are-tuned)).*\n\n"
+)
 HEAD = "| claim | found | verdict |\n|---|---|---|\n"
 
 
@@ -22,9 +26,14 @@ def main() -> None:
     for folder in runs_below(ROOT / "results"):
         run = finish(folder)
         page = folder / "README.md"
-        page.write_text(_with_table(page.read_text(encoding="utf-8"), run), encoding="utf-8")
-        for kind in ("png", "svg"):
-            (folder / f"{folder.name}.{kind}").write_bytes(render(run.figure, kind))
+        said = page.read_text(encoding="utf-8").replace(EARLIER, "")
+        if run.outdated:
+            page.write_text(said.replace("\n\n", f"\n\n{EARLIER}", 1), encoding="utf-8")
+        else:
+            page.write_text(_with_table(said, run), encoding="utf-8")
+        if run.figure is not None:
+            for kind in ("png", "svg"):
+                (folder / f"{folder.name}.{kind}").write_bytes(render(run.figure, kind))
         findings = json.loads((folder / FILE).read_text(encoding="utf-8"))["findings"]
         text = re.sub(rf"\[[^\]]*\](\(../../results/{folder.name}/)", rf"[{counted(findings)}]\1", text)
     paper.write_text(text, encoding="utf-8")

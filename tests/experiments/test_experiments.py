@@ -3,15 +3,22 @@
 import json
 import math
 import re
+import shutil
+from itertools import pairwise
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import TensorDataset
 
+from variegrad.cli.report import write_page
 from variegrad.experiments import data, experiment, names
+from variegrad.experiments.experiment import tuning_seeds
 from variegrad.experiments.networks import network
+from variegrad.experiments.records import Cell, Record, pack, write_record
 from variegrad.experiments.run_folder import begin, finish, open_run, runs_below
 from variegrad.experiments.sweep import sweep
+from variegrad.problems import Problem
 
 VERDICT = r"holds|reversed|no effect above \d+ %|undecided( \(.+\))?|not tested at this size"
 
@@ -56,7 +63,7 @@ def test_every_profile_is_there_and_asks_for_cells_of_its_own(name):
     for settings in chosen.profiles.values():
         assert settings["seeds"] >= 2
         json.dumps(settings, allow_nan=False)
-    assert chosen.profiles["small"]["seeds"] >= 3
+    assert chosen.profiles["small"]["seeds"] >= (3 if name in ("figure-1a", "table-1", "critical-batch") else 8)
 
 
 @pytest.mark.parametrize("name", names())
@@ -69,24 +76,23 @@ def test_the_same_settings_ask_for_the_same_cells_and_other_seeds_for_others(ran
     assert not again & others
 
 
-TUNED = ("figure-1b", "figure-2", "figure-3", "structure")
+def cells_of(run, *, tuning):
+    return [r for r in run.records.values() if (r.cell["seed"] in tuning_seeds(run.settings)) is tuning]
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name.startswith(TUNED)])
-def test_every_arm_has_a_tuned_step_size(ran, name):
-    """Cells that differ in the step size alone form an arm; each arm tried its whole grid."""
+@pytest.mark.parametrize("name", [name for name in names() if "grid" in experiment(name).profiles["smoke"]])
+def test_every_configuration_is_tuned_to_quarter_octaves_and_says_so(ran, name):
+    """Runs for tuning that differ in step size and seed alone are one configuration."""
     run = open_run(ran(name))
-    grid = run.settings["grid"]
-    arms = {}
-    for record in run.records.values():
-        if not record.cell.values.get("twins"):
-            rest = {k: v for k, v in record.cell.values.items() if k not in ("step_size", "seed", "at")}
-            arms.setdefault(json.dumps(rest, sort_keys=True), set()).add(
-                round(2 * math.log2(record.cell["step_size"] * record.cell["batch_size"]))
-            )
-    for tried in arms.values():
-        assert set(grid) <= tried
-        assert len(tried) > len(grid)
+    tried = {}
+    for record in cells_of(run, tuning=True):
+        rest = {k: v for k, v in record.cell.values.items() if k not in ("step_size", "seed")}
+        octaves = math.log2(record.cell["step_size"] * record.cell["batch_size"])
+        tried.setdefault(json.dumps(rest, sort_keys=True), set()).add(round(4 * octaves))
+    for steps in tried.values():
+        assert len(steps) > len(run.settings["grid"])
+        assert min(b - a for a, b in pairwise(sorted(steps))) <= run.settings.get("finest", 1)
+    assert any("tuned step size" in finding.claim for finding in run.findings)
 
 
 def test_an_unfinished_run_says_how_to_go_on(ran, tmp_path):
@@ -96,6 +102,31 @@ def test_an_unfinished_run_says_how_to_go_on(ran, tmp_path):
     (tmp_path / "records.jsonl").write_text("\n".join(lines[1:]))
     with pytest.raises(ValueError, match=r"1 of 12 records are missing\. Resume with: variegrad experiment theorem-6"):
         open_run(tmp_path)
+
+
+def test_a_run_of_an_earlier_version_is_shown_as_it_was_written_down(ran, tmp_path):
+    """Its records are no cells of today's experiment; a run of today that lacks records is still refused."""
+    folder = shutil.copytree(ran("theorem-6"), tmp_path / "theorem-6")
+    lines = (folder / "records.jsonl").read_text()
+    today = open_run(folder)
+    older = [Record(cell=Cell(experiment="theorem-6", version=0, values=r.cell.values), values=r.values, seconds=1.0)
+             for r in today.records.values()]  # fmt: skip
+    (folder / "records.jsonl").unlink()
+    for record in older:
+        write_record(folder, record)
+    pack(folder)
+    run = open_run(folder)
+    assert run.outdated
+    assert [f.plain() for f in run.findings] == [f.plain() for f in today.findings]
+    assert len(run.records) == len(older)
+    for kind in ("png", "svg"):
+        (folder / f"theorem-6.{kind}").write_bytes(b"<svg/>")
+    page = write_page([(folder, run)], tmp_path).read_text()
+    assert "an earlier version of the experiment" in page
+    assert (folder / "theorem-6.svg").read_bytes() == b"<svg/>"
+    (folder / "records.jsonl").write_text(lines.splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match="records are missing"):
+        open_run(folder)
 
 
 def test_a_folder_of_another_experiment_is_refused(ran):
@@ -132,6 +163,19 @@ def test_other_data_make_other_cells():
     assert data.digest("digits", 50) != data.digest("digits", 51)
 
 
+def test_images_of_fewer_pixels_are_means_of_squares(monkeypatch):
+    images = torch.arange(2 * 1 * 4 * 4.0).reshape(2, 1, 4, 4)
+    whole = TensorDataset(images, torch.tensor([0, 1]))
+    loaded = Problem(name="tiny", model=torch.nn.Flatten(), losses=lambda m, b: b[0], train=whole, test=whole)
+    monkeypatch.setattr(data, "load", lambda *_, **__: loaded)
+    data._whole.cache_clear()
+    found, _ = data.problem("tiny/2").train.tensors
+    data._whole.cache_clear()
+    data.problem.cache_clear()
+    assert found.shape == (2, 1, 2, 2)
+    assert found[1, 0].tolist() == [[16 + 2.5, 16 + 4.5], [16 + 10.5, 16 + 12.5]]
+
+
 def test_replication_is_that_of_problems():
     copies = data.replicated("digits", 60, 4, 1)
     assert len(copies) == 60
@@ -145,6 +189,7 @@ def test_replication_is_that_of_problems():
         ("convnet:64", (3, 32, 32), None),
         ("mnist-cnn:32", (1, 28, 28), None),
         ("convnet:4:tanh", (1, 8, 8), None),
+        ("resnet8", (3, 16, 16), None),
     ],
 )
 def test_networks_by_their_words(word, inputs, parameters):

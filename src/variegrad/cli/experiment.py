@@ -41,7 +41,7 @@ def experiment(
             help="First seed; another one repeats the experiment with new draws.",
             callback=options.number(least=0, most=2**31),
         ),
-    ] = 0,
+    ] = 100,
     cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to spread the cells over a Ray cluster.")] = None,
     data_root: options.DataRoot = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False,

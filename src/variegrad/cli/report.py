@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from variegrad.reports.results import Result
 
 
+EARLIER = (
+    "These records, findings and this picture are of an earlier version of the experiment, which ran in another way. "
+    "Run it again to replace them."
+)
+
+
 def report(
     folder: Annotated[
         Path,
@@ -51,10 +57,10 @@ def _result(place: Path, run: Run) -> Result:
     from variegrad.reports.results import Result  # noqa: PLC0415
 
     return Result(
-        name=run.experiment.name,
+        name=run.name,
         title=run.experiment.title,
         claim=run.experiment.claim,
-        choices=run.experiment.choices,
+        choices=EARLIER if run.outdated else run.experiment.choices,
         data=run.data,
         findings=[(finding.claim, finding.found, finding.verdict) for finding in run.findings],
         facts={

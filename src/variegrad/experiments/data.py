@@ -7,31 +7,53 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from torch.utils.data import TensorDataset
+import torch
+from torch.nn.functional import avg_pool2d
+from torch.utils.data import Dataset, TensorDataset
 
 from variegrad.problems import DataNotFound, Problem, load, replicate
-from variegrad.problems.subset import size
+from variegrad.problems.subset import size, some
 
 # CIFAR-10 files made from JPEG images, by a digest of the first training examples of each problem.
 JPEG_RECOMPRESSED: frozenset[str] = frozenset({"7f11878e3d675c43", "5cf399f9e2f0af89"})
 FIRST = 100
+CPU = torch.device("cpu")
 
 
 @lru_cache(maxsize=4)
 def problem(name: str, max_examples: int | None = None) -> Problem:
-    """The problem, read once in a process; its subset of examples is always the same.
+    """The problem, read once in a process; its subset of training examples is always the same, its test set is whole.
 
     Args:
-        name: of a built-in problem whose examples are tensors.
+        name: of a built-in problem whose examples are tensors; `cifar10/2` has images of half the height and width,
+            each pixel the mean of 2 × 2.
         max_examples: how many of its training examples are used.
 
     Returns:
         The problem.
     """
-    return load(name, seed=0, max_examples=max_examples)
+    whole = _whole(name)
+    return whole if max_examples is None else replace(whole, train=some(whole.train, max_examples, seed=0))
+
+
+@lru_cache(maxsize=2)
+def _whole(name: str) -> Problem:
+    base, _, pixels = name.partition("/")
+    found = load(base, seed=0)
+    if not pixels:
+        return found
+    train, test = (_averaged(part, int(pixels)) for part in (found.train, found.test))
+    return replace(found, train=train, test=test)
+
+
+def _averaged(dataset: Dataset[Any] | None, pixels: int) -> TensorDataset:
+    """Images of fewer pixels: the mean of each square."""
+    images, labels = _tensors(dataset).tensors
+    return TensorDataset(avg_pool2d(images, pixels), labels)
 
 
 def tensors(name: str, max_examples: int | None = None) -> TensorDataset:
@@ -47,14 +69,17 @@ def tensors(name: str, max_examples: int | None = None) -> TensorDataset:
     Raises:
         TypeError: if it is not made of tensors.
     """
-    train = problem(name, max_examples).train
-    if not isinstance(train, TensorDataset):
-        raise TypeError(f"{name}: experiments need a data set of tensors; got {type(train).__name__}.")
-    return train
+    return _tensors(problem(name, max_examples).train)
+
+
+def _tensors(dataset: Dataset[Any] | None) -> TensorDataset:
+    if not isinstance(dataset, TensorDataset):
+        raise TypeError(f"experiments need data sets of tensors; got {type(dataset).__name__}.")
+    return dataset
 
 
 @lru_cache(maxsize=4)
-def replicated(name: str, max_examples: int | None, times: int, seed: int) -> TensorDataset:
+def replicated(name: str, max_examples: int | None, times: int, seed: int, device: torch.device = CPU) -> TensorDataset:
     """The training set with a random n/r of its examples, each r times (`problems.replicate`).
 
     Args:
@@ -62,16 +87,47 @@ def replicated(name: str, max_examples: int | None, times: int, seed: int) -> Te
         max_examples: how many of its training examples are used.
         times: r; 1 leaves the data as they are.
         seed: of the choice.
+        device: where the examples are kept.
 
     Returns:
         As many examples.
     """
-    train = tensors(name, max_examples)
     if times == 1:
-        return train
-    copies = replicate(train, times, seed=seed)
-    assert isinstance(copies, TensorDataset)
-    return copies
+        return on_device(name, max_examples, device)
+    return _moved(_tensors(replicate(tensors(name, max_examples), times, seed=seed)), device)
+
+
+@lru_cache(maxsize=4)
+def on_device(name: str, max_examples: int | None, device: torch.device) -> TensorDataset:
+    """The training set, copied to a device once.
+
+    Args:
+        name: of the problem.
+        max_examples: how many of its training examples are used.
+        device: where to.
+
+    Returns:
+        The examples there.
+    """
+    return _moved(tensors(name, max_examples), device)
+
+
+@lru_cache(maxsize=4)
+def test_set(name: str, device: torch.device) -> TensorDataset:
+    """The whole test set, copied to a device once.
+
+    Args:
+        name: of the problem.
+        device: where to.
+
+    Returns:
+        The examples there.
+    """
+    return _moved(_tensors(problem(name).test), device)
+
+
+def _moved(dataset: TensorDataset, device: torch.device) -> TensorDataset:
+    return TensorDataset(*(column.to(device) for column in dataset.tensors))
 
 
 @lru_cache(maxsize=16)
@@ -143,7 +199,9 @@ def describe(name: str, max_examples: int | None = None) -> str:
         parts.append(f"{count:,}{f' of {most:,}' if count < most else ''} {what} examples")
     kind = ""
     if name.startswith("cifar10"):
-        known = digest(name, first=FIRST) in JPEG_RECOMPRESSED
+        known = digest(name.partition("/")[0], first=FIRST) in JPEG_RECOMPRESSED
         kind = f"CIFAR-10, {'JPEG-recompressed images' if known else 'images as found under the data root'}; "
+        if "/" in name:
+            kind += f"each pixel the mean of a square of {name.partition('/')[2]} × {name.partition('/')[2]}; "
     shape = " × ".join(map(str, first.shape[1:]))
     return f"{name}: {kind}{' and '.join(parts)} of {shape} features; digest {digest(name, max_examples)}."

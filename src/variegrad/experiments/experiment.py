@@ -27,6 +27,7 @@ class Experiment:
 
     Attributes:
         name: what is typed.
+        version: of its code; a change that changes numbers raises it.
         title: what it shows.
         claim: what the paper says, in short.
         choices: what the paper leaves open and how it is chosen here.
@@ -39,24 +40,30 @@ class Experiment:
         group: which cells are computed together: those for which it is equal. By default each cell is alone.
         alone: whether a cell measures wall-clock time and must have the machine for itself.
         settled: (settings, required) → settings whose data are there, and a sentence about the data.
+        on_device: whether cells can be computed on another device: `run` then takes it as its second argument.
     """
 
     name: str
+    version: int
     title: str
     claim: str
     choices: str
     profiles: Mapping[str, Settings]
     cells: Callable[[Settings, Records], Sequence[Cell]]
-    run: Callable[[Sequence[Cell]], Sequence[Values]]
+    run: Callable[..., Sequence[Values]]
     plot: Callable[[Settings, Records], Figure]
     summary: Callable[[Settings, Records], Sequence[Finding | Check]]
     group: Callable[[Cell], object] = lambda cell: cell.key
     alone: Callable[[Cell], bool] = lambda _: False
     settled: Callable[..., tuple[Settings, str]] = data.settled
+    on_device: bool = False
+
+
+TUNING = 10_000  # how far the seeds of tuning are from those of the runs that are evaluated
 
 
 def seeds(settings: Settings) -> list[int]:
-    """The seeds of the repeats.
+    """The seeds of the runs that are evaluated.
 
     Args:
         settings: of a profile, with the offset that was asked for.
@@ -66,3 +73,16 @@ def seeds(settings: Settings) -> list[int]:
     """
     first = settings.get("seed_offset", 0)
     return list(range(first, first + settings["seeds"]))
+
+
+def tuning_seeds(settings: Settings) -> list[int]:
+    """The seeds of the runs that step sizes are tuned on, none of which is evaluated.
+
+    Args:
+        settings: of a profile, with the offset that was asked for.
+
+    Returns:
+        `settings["tuning"]` consecutive numbers, far from `seeds(settings)`.
+    """
+    first = settings.get("seed_offset", 0) + TUNING
+    return list(range(first, first + settings["tuning"]))

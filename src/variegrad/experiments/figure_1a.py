@@ -128,6 +128,7 @@ def _cell(settings: Settings, workers: int, batch_size: int, seed: int) -> Cell:
 
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Figure 1a: speed-up of one pass against batch size",
     claim="Large batches give large speed-ups of a pass over the data, since there are fewer rounds of communication.",
     choices="Speed-up over one worker at the smallest batch. Workers are processes on one machine over loopback, one "

@@ -7,7 +7,7 @@ samples, averaged over all updates. All runs of one (seed, r, B) are one stack (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -16,34 +16,34 @@ from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
 from variegrad.experiments import data
-from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
+from variegrad.experiments.experiment import Experiment, Records, Settings, Values
 from variegrad.experiments.intervals import geometric, interval
-from variegrad.experiments.loss_ratio import MARGIN, online_ratios, replication
+from variegrad.experiments.loss_ratio import MARGIN, configurations, online_ratios, repeats, replication
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.stacked_logistic import run_stack
-from variegrad.experiments.step_sizes import Search, interior, search, step_size
 from variegrad.experiments.training_run import aligned
+from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.problems import logistic_regression, replicate
 from variegrad.reports.curves import Series, panels
 
-NAME, VERSION = "figure-2a", 1
+NAME, VERSION = "figure-2a", 2
 SMALL: dict[str, Any] = {
     "problem": "cifar10-pair", "without_data": "digits", "max_examples": None,
-    "replications": [1, 2, 4, 8, 32, 128], "batch_sizes": [16, 512], "drops": [0.0, 0.5],
-    "grid": list(range(-24, -6, 2)), "passes": 10, "points": 20, "seeds": 10,
+    "replications": [1, 2, 4, 8, 16, 32, 64, 128], "batch_sizes": [16, 512], "drops": [0.0, 0.5],
+    "grid": list(range(-40, -12, 4)), "passes": 10, "points": 20, "seeds": 20, "tuning": 3,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 240, "replications": [1, 8], "batch_sizes": [4, 32],
-              "grid": [-8, -6, -4], "passes": 4, "points": 4, "seeds": 3},
+              "grid": [-16, -12, -8], "passes": 4, "points": 4, "seeds": 3, "tuning": 2},
     "small": SMALL,
-    "paper": {**SMALL, "replications": [1, 2, 4, 8, 16, 32, 64, 128], "passes": 100, "points": 100},
+    "paper": {**SMALL, "passes": 100, "points": 100},
 }  # fmt: skip
 
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
-    """Every arm's step-size grid, its extensions and its refinement, for every seed."""
-    return [cell for arm in _arms(settings) for cell in _search(settings, records, *arm).cells]
+    """Every configuration's step-size search, and every seed at the step size found."""
+    return RUNS.cells(settings, records, configurations(settings))
 
 
 def run(group: Sequence[Cell]) -> list[Values]:
@@ -80,7 +80,7 @@ def ratios(settings: Settings, records: Records, drop: float, r: int) -> tuple[l
         The ratios, and (B−1)/B_D averaged over the large batch's run.
     """
     small, large = settings["batch_sizes"]
-    one, other = (_tuned(settings, records, drop, r, size) for size in (small, large))
+    one, other = (_repeats(settings, records, drop, r, size) for size in (small, large))
     crowding = [sum((large - 1) / bound for bound in many["bounds"]) / len(many["bounds"]) for many in other]
     return online_ratios(one, other), crowding
 
@@ -106,7 +106,7 @@ def plot(settings: Settings, records: Records) -> Figure:
 
 def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     """Whether the ratio grows with r, and whether DropConnect lowers it; the loss itself as the control."""
-    runs = {(drop, r, size): _tuned(settings, records, drop, r, size) for drop, r, size in _arms(settings)}
+    runs = repeats(RUNS, settings, records)
     plain, dropped = settings["drops"]
     every, large = settings["replications"], settings["batch_sizes"][1]
     losses = {(drop, r): [float(record["online_loss"]) for record in runs[drop, r, large]]
@@ -127,45 +127,29 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
             primary=paired("without over with DropConnect, mean over r", pooled(dropped), pooled(plain), margin=MARGIN),
             secondary=[gain(r) for r in every], learned=all(map(learned, runs.values())),
         ),
-        interior([_search(settings, records, *arm) for arm in _arms(settings)]),
+        RUNS.interior(settings, records, configurations(settings)),
     ]  # fmt: skip
 
 
-def _arms(settings: Settings) -> list[tuple[float, int, int]]:
-    return [(p, r, b) for p in settings["drops"] for r in settings["replications"] for b in settings["batch_sizes"]]
+def _repeats(settings: Settings, records: Records, drop: float, r: int, batch_size: int) -> list[Record]:
+    return RUNS.repeats(settings, records, {"drop": drop, "r": r, "batch_size": batch_size})
 
 
-def _search(settings: Settings, records: Records, drop: float, r: int, batch_size: int) -> Search:
-    return search(
-        _cell_at(settings, drop, r, batch_size), lambda record: float(record["online_loss"]), records,
-        grid=settings["grid"], seeds=seeds(settings),
-    )  # fmt: skip
-
-
-def _cell_at(settings: Settings, drop: float, r: int, batch_size: int) -> Callable[[int, int], Cell]:
-    fixed = {name: settings[name] for name in ("problem", "max_examples", "data")}
+def _values(settings: Settings, configuration: Configuration, tuning: bool) -> Mapping[str, Any]:  # noqa: ARG001
     at = aligned(settings["passes"], settings["points"], settings["examples"], max(settings["batch_sizes"]))
-    return lambda half_octaves, seed: Cell(experiment=NAME, version=VERSION, values={
-        **fixed, "r": r, "batch_size": batch_size, "drop": drop, "seed": seed, "at": at,
-        "step_size": step_size(half_octaves, batch_size),
-    })  # fmt: skip
+    return {**{key: settings[key] for key in ("problem", "max_examples", "data")}, "at": at[-1:] if tuning else at}
 
 
-def _tuned(settings: Settings, records: Records, drop: float, r: int, batch_size: int) -> list[Record]:
-    best = _search(settings, records, drop, r, batch_size).best
-    assert best is not None
-    at = _cell_at(settings, drop, r, batch_size)
-    return [records[at(best, seed).key] for seed in seeds(settings)]
-
-
+RUNS = TunedRuns(experiment=NAME, version=VERSION, values=_values)
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Figure 2a: replication and DropConnect, logistic regression",
     claim="The more the data are replicated, the more a large batch falls behind a small one; it does best with "
     "DropConnect.",
     choices="Airplane against automobile, n = 10,000. Draws with replacement (equation 2), no weight decay. "
     "DropConnect with p = 0.5 on each example's gradient, rescaled. Losses over the replicated training set "
-    "at equal numbers of samples. One step size for each arm, of least mean training loss over all "
+    "at equal numbers of samples. One step size for each configuration, of least mean training loss over all "
     "iterations: with r ≥ 2 there are fewer distinct examples than twice the parameters, the data become "
     "separable, and a criterion that looks at late losses alone would prefer ever larger steps.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,

@@ -1,6 +1,6 @@
 """Figures 2b and 2c: the loss of a large batch over that of a small one along the passes, under r-replication.
 
-One experiment for each network; each arm (r, batch size, with or without DropConnect) has its own tuned step size.
+One experiment per network; each configuration (r, batch size, with or without DropConnect) has its own step size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import interior
-from variegrad.experiments.tuned_runs import Arm, TunedRuns
+from variegrad.experiments.training_run import aligned
+from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.reports.curves import Series, panels
 
-VERSION = 1
+VERSION = 2
 MARGIN = math.log(1.05)  # of both primary contrasts: growth from the least to the largest r; DropConnect, mean over r
 
 
@@ -37,13 +37,19 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
     Returns:
         The experiment.
     """
-    runs_of = TunedRuns(experiment=name, version=VERSION)
+
+    def values(settings: Settings, configuration: Configuration, tuning: bool) -> Mapping[str, Any]:  # noqa: ARG001
+        at = aligned(settings["passes"], settings["points"], settings["examples"], max(settings["batch_sizes"]))
+        fixed = {key: settings[key] for key in ("problem", "max_examples", "data", "network")}
+        return {**fixed, "at": at[-1:] if tuning else at}
+
+    runs_of = TunedRuns(experiment=name, version=VERSION, values=values)
 
     def tuned(settings: Settings, records: Records, drop: float, r: int, batch_size: int) -> list[Record]:
-        return runs_of.repeats(settings, records, Arm(drop=drop, r=r, batch_size=batch_size))
+        return runs_of.repeats(settings, records, {"drop": drop, "r": r, "batch_size": batch_size})
 
     def cells(settings: Settings, records: Records) -> list[Cell]:
-        return [cell for arm in _arms(settings) for cell in runs_of.search(settings, records, arm).cells]
+        return runs_of.cells(settings, records, configurations(settings))
 
     def ratios(settings: Settings, records: Records, drop: float, r: int) -> list[list[float]]:
         small, large = (tuned(settings, records, drop, r, size) for size in settings["batch_sizes"])
@@ -66,13 +72,14 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
         return panels(f"Loss at B = {large} over loss at B = {small}", parts, log_y=True, same_y=True)
 
     def summary(settings: Settings, records: Records) -> list[Finding | Check]:
-        runs = {(arm.drop, arm.r, arm.batch_size): runs_of.repeats(settings, records, arm) for arm in _arms(settings)}
-        return [*replication(settings, runs), interior([runs_of.search(settings, records, a) for a in _arms(settings)])]
+        found = replication(settings, repeats(runs_of, settings, records))
+        return [*found, runs_of.interior(settings, records, configurations(settings))]
 
     return Experiment(
-        name=name, title=title, choices=choices, profiles=profiles, cells=cells, run=training_run.run, plot=plot,
-        summary=summary, claim="The more the data are replicated, the more a large batch falls behind a small one; the "
-        "large batch performs best with DropConnect.",
+        name=name, version=VERSION, title=title, choices=choices, profiles=profiles, cells=cells, run=training_run.run,
+        plot=plot, summary=summary, on_device=True,
+        claim="The more the data are replicated, the more a large batch falls behind a small one; the large batch "
+        "performs best with DropConnect.",
     )  # fmt: skip
 
 
@@ -136,6 +143,29 @@ def online_ratios(small: Sequence[Record], large: Sequence[Record]) -> list[floa
     return [float(b["online_loss"]) / float(a["online_loss"]) for a, b in zip(small, large, strict=True)]
 
 
-def _arms(settings: Settings) -> list[Arm]:
-    sizes = product(settings["drops"], settings["replications"], settings["batch_sizes"])
-    return [Arm(drop=drop, r=r, batch_size=size) for drop, r, size in sizes]
+def configurations(settings: Settings) -> list[Configuration]:
+    """Every drop probability, replication and batch size.
+
+    Args:
+        settings: of the profile.
+
+    Returns:
+        All of them.
+    """
+    every = product(settings["drops"], settings["replications"], settings["batch_sizes"])
+    return [{"drop": drop, "r": r, "batch_size": size} for drop, r, size in every]
+
+
+def repeats(runs: TunedRuns, settings: Settings, records: Records) -> dict[tuple[float, int, int], list[Record]]:
+    """All configurations at their tuned step sizes.
+
+    Args:
+        runs: of the experiment.
+        settings: of the profile.
+        records: finished.
+
+    Returns:
+        One record per seed, by (drop, r, batch size).
+    """
+    return {(one["drop"], one["r"], one["batch_size"]): runs.repeats(settings, records, one)
+            for one in configurations(settings)}  # fmt: skip

@@ -31,11 +31,11 @@ from variegrad.reports.curves import Series, panels
 from variegrad.shapes import Float
 from variegrad.training import TrainConfig, train
 
-NAME, VERSION = "mechanisms", 2
+NAME, VERSION = "mechanisms", 3
 MARGIN = math.log(1.02)  # primary contrast: drawn over closed form, geometric mean over points and mechanisms
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 500, "network": "mnist-cnn:2", "batch_size": 32,
-    "step_size": 2**-3 / 32, "passes": 8, "points": 5, "p": 0.5, "sigma": 0.02, "draws": 20, "batches": 60, "seeds": 5,
+    "step_size": 2**-3 / 32, "passes": 8, "points": 5, "p": 0.5, "noise": 1.0, "draws": 20, "batches": 60, "seeds": 12,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:4:relu", "passes": 2, "points": 1,
@@ -57,11 +57,12 @@ def run(group: Sequence[Cell]) -> list[Values]:
     (cell,) = group
     problem = data.problem(cell["problem"], cell["max_examples"])
     examples = data.tensors(cell["problem"], cell["max_examples"])
-    mechanism = _mechanism(cell)
     found: dict[str, list[float]] = {
         name: [] for name in ("passes", "B_D", "B_DIM", "B_eff", "B_DIM drawn", "B_eff drawn")
     }
+    mechanism: Mechanism | None = None
     for passes, gradients in _along(cell, problem.losses, examples):
+        mechanism = mechanism or _mechanism(cell, gradients)
         exact = GradientMoments.from_gradients(gradients)
         l1 = float((gradients.double().abs().sum(1) * gradients.double().norm(dim=1)).sum())
         diversity = GradientMoments(
@@ -173,16 +174,18 @@ def _along(cell: Cell, losses: Any, examples: TensorDataset) -> Iterator[tuple[f
             yield step.passes, gradients()
 
 
-def _mechanism(cell: Cell) -> Mechanism:
+def _mechanism(cell: Cell, gradients: Float[Tensor, "n d"]) -> Mechanism:
+    """The mechanism of a cell; Langevin's σ is relative to the gradients at the start: dσ² = noise·M²."""
+    sigma = math.sqrt(cell["noise"] * float(gradients.double().square().mean()))
     chosen: dict[str, Mechanism] = {
-        "DropConnect": DropConnect(cell["p"]), "Langevin": Langevin(cell["sigma"]), "quantisation": Quantize(),
+        "DropConnect": DropConnect(cell["p"]), "Langevin": Langevin(sigma), "quantisation": Quantize(),
     }  # fmt: skip
     return chosen[cell["mechanism"]]
 
 
 def _cell(settings: Settings, name: str, seed: int) -> Cell:
     fixed = {key: settings[key] for key in (
-        "problem", "max_examples", "data", "network", "batch_size", "step_size", "p", "sigma", "draws", "batches"
+        "problem", "max_examples", "data", "network", "batch_size", "step_size", "p", "noise", "draws", "batches"
     )}  # fmt: skip
     at = aligned(settings["passes"], settings["points"], settings["examples"], settings["batch_size"])
     return Cell(experiment=NAME, version=VERSION, values={**fixed, "mechanism": name, "seed": seed, "at": at})
@@ -190,11 +193,13 @@ def _cell(settings: Settings, name: str, seed: int) -> Cell:
 
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Theorem 7 on real gradients: three mechanisms along a run",
     claim="DropConnect, stochastic gradient Langevin dynamics and quantised gradients raise the batch-size bound "
     "wherever it is at most n.",
-    choices="Drawn on the per-example gradients of a convolutional network at points of one plain run a seed: p = "
-    "0.5, σ = 0.02 a coordinate. Both forms of the bound: one draw per example (B_DIM, the paper's) and "
-    "fresh noise for each draw with replacement (B_eff, what Lemma 1 needs).",
+    choices="Drawn on the per-example gradients of a convolutional network at points of one plain run per seed: p = "
+    "0.5, and Langevin noise whose squared norm dσ² equals the mean squared gradient norm M² at the start. Both forms "
+    "of the bound: one draw per example (B_DIM, the paper's) and fresh noise for each draw with replacement (B_eff, "
+    "what Lemma 1 needs).",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
 )  # fmt: skip

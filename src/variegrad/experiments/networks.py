@@ -1,7 +1,8 @@
 """The networks of the experiments by a word: those of the paper, and smaller ones of the same make.
 
 `mlp:64x64:relu` is a perceptron with two hidden layers, `convnet:16` the cuda-convnet with that many channels where the
-paper's has 64 (and fully connected layers narrowed alike), `resnet20` and `mnist-cnn:8` likewise.
+paper's has 64 (and fully connected layers narrowed alike), `mnist-cnn:8` likewise; `resnet8` has one block per stage
+where `resnet20` has three.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from variegrad.problems import mlp, resnet20
+from variegrad.problems.models import BasicBlock
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "identity": nn.Identity,
@@ -23,7 +25,8 @@ def network(word: str, inputs: tuple[int, ...], classes: int, *, seed: int) -> n
     """The network of a word.
 
     Args:
-        word: `mlp:WIDTHxWIDTH…:ACTIVATION`, `convnet:CHANNELS[:ACTIVATION]`, `mnist-cnn:CHANNELS` or `resnet20`.
+        word: `mlp:WIDTHxWIDTH…:ACTIVATION`, `convnet:CHANNELS[:ACTIVATION]`, `mnist-cnn:CHANNELS`, `resnet20` or
+            `resnet8`.
         inputs: shape of one example.
         classes: how many logits.
         seed: of the starting weights.
@@ -47,7 +50,18 @@ def network(word: str, inputs: tuple[int, ...], classes: int, *, seed: int) -> n
             return build(inputs, classes, int(options[0]), activation)
     if word == "resnet20":
         return resnet20(seed=seed)
-    raise ValueError(f"network: unknown word {word!r}; write mlp:64x64:relu, convnet:16, mnist-cnn:8 or resnet20.")
+    if word == "resnet8":
+        return _resnet8(seed)
+    raise ValueError(
+        f"network: unknown word {word!r}; write mlp:64x64:relu, convnet:16, mnist-cnn:8, resnet20 or resnet8."
+    )
+
+
+def _resnet8(seed: int) -> nn.Module:
+    """`problems.resnet20` with every second and third block of a stage left out."""
+    layers = list(resnet20(seed=seed))
+    blocks = [layer for layer in layers if isinstance(layer, BasicBlock)]
+    return nn.Sequential(*(layer for layer in layers if layer not in blocks or blocks.index(layer) % 3 == 0))
 
 
 def _convnet(inputs: tuple[int, ...], classes: int, channels: int, activation: Callable[[], nn.Module]) -> nn.Module:

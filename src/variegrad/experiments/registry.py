@@ -8,9 +8,10 @@ from importlib import import_module
 from variegrad.experiments.experiment import Experiment
 
 NAMES = (
-    "figure-1a", "figure-1b", "figure-2a", "figure-2b", "figure-2c", "figure-3a", "figure-3b", "figure-3c", "table-1",
-    "theorem-6", "mechanisms", "structure", "critical-batch",
+    "figure-1a", "figure-1b", "figure-2a", "figure-2b", "figure-2c", "figure-3a", "figure-3bc", "table-1", "theorem-6",
+    "mechanisms", "structure", "critical-batch",
 )  # fmt: skip
+ALSO = {"figure-3b": "figure-3bc", "figure-3c": "figure-3bc"}  # one experiment serves both
 
 
 def names() -> tuple[str, ...]:
@@ -26,7 +27,7 @@ def experiment(name: str) -> Experiment:
     """The experiment of this name.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or figure-3b or figure-3c, which are one experiment.
 
     Returns:
         The experiment.
@@ -34,6 +35,7 @@ def experiment(name: str) -> Experiment:
     Raises:
         ValueError: if there is none.
     """
+    name = ALSO.get(name, name)
     if name not in NAMES:
         near = get_close_matches(name, NAMES, n=1)
         raise ValueError(

@@ -23,28 +23,56 @@ FILE = "experiment.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Written:
+    """A finding that an earlier version of an experiment drew from its records.
+
+    Attributes:
+        claim: what was tested.
+        found: the numbers.
+        verdict: what followed.
+        log_ratio: the primary contrast, None for a check.
+    """
+
+    claim: str
+    found: str
+    verdict: str
+    log_ratio: Mapping[str, Any] | None
+
+    def plain(self) -> dict[str, Any]:
+        """The finding as JSON."""
+        return {"claim": self.claim, "found": self.found, "verdict": self.verdict, "log_ratio": self.log_ratio}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run, read from its records.
 
     Attributes:
+        name: of the experiment when it was begun, and of its pictures.
         experiment: which.
         profile: the name of its size.
         settings: that size, with the data and the seeds that were used.
         data: what the data are, in a sentence.
         command: as typed.
-        records: all that the settings need, by key.
-        findings: drawn from them.
-        figure: drawn from them.
+        records: all that the settings need, by key; all that are there, if an earlier version computed them.
+        findings: drawn from them, or as an earlier version wrote them down.
+        figure: drawn from them; None if an earlier version computed them: its picture is in the folder.
     """
 
+    name: str
     experiment: Experiment
     profile: str
     settings: Settings
     data: str
     command: str
     records: Mapping[str, Record]
-    findings: tuple[Finding | Check, ...]
-    figure: Figure
+    findings: tuple[Finding | Check | Written, ...]
+    figure: Figure | None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether an earlier version of the experiment computed it, with other cells than it has now."""
+        return self.figure is None
 
     @property
     def seconds(self) -> float:
@@ -115,6 +143,8 @@ def finish(folder: Path) -> Run:
 def open_run(folder: Path) -> Run:
     """Read a finished run; nothing is computed but its findings and its picture.
 
+    The findings of a run that an earlier version of the experiment finished are those that it wrote down.
+
     Args:
         folder: of the run.
 
@@ -127,6 +157,8 @@ def open_run(folder: Path) -> Run:
     body = _read(folder)
     chosen, settings = experiment(body["experiment"]), body["settings"]
     found = read_records(folder)
+    if body["findings"] and (outdated := _outdated(chosen, body, found.records)):
+        return outdated
     needed = {cell.key for cell in chosen.cells(settings, found.records)}
     if missing := needed - found.records.keys():
         damaged = f" ({len(found.damaged)} damaged: {found.damaged[0]})" if found.damaged else ""
@@ -134,9 +166,26 @@ def open_run(folder: Path) -> Run:
             f"{folder}: {len(missing)} of {len(needed)} records are missing{damaged}. Resume with: {body['command']}"
         )
     records = {key: found.records[key] for key in needed}
+    return _run(body, chosen, records, tuple(chosen.summary(settings, records)), figure=chosen.plot(settings, records))
+
+
+def _outdated(chosen: Experiment, body: Mapping[str, Any], records: Mapping[str, Record]) -> Run | None:
+    """The run as it was written down, if no record is of the version that the experiment has now."""
+    if not records or any(record.cell.version == chosen.version for record in records.values()):
+        return None
+    return _run(body, chosen, records, tuple(Written(**found) for found in body["findings"]), figure=None)
+
+
+def _run(
+    body: Mapping[str, Any],
+    chosen: Experiment,
+    records: Mapping[str, Record],
+    findings: tuple[Finding | Check | Written, ...],
+    figure: Figure | None,
+) -> Run:
     return Run(
-        experiment=chosen, profile=body["profile"], settings=settings, data=body["data"], command=body["command"],
-        records=records, findings=tuple(chosen.summary(settings, records)), figure=chosen.plot(settings, records),
+        name=body["experiment"], experiment=chosen, profile=body["profile"], settings=body["settings"],
+        data=body["data"], command=body["command"], records=records, findings=findings, figure=figure,
     )  # fmt: skip
 
 

@@ -1,29 +1,32 @@
-"""Step sizes tuned for every arm alike: a grid of octaves, extended until the best is interior, then refined by √2.
+"""Step sizes tuned alike everywhere: octaves, extended until the best is interior, then refined to quarter octaves.
 
-A step size is written as k half octaves: the learning rate of the mean gradient is η = 2^(k/2), and γ = η/B.
+A step size is written as k quarter octaves: the learning rate of the mean gradient is η = 2^(k/4), and γ = η/B. Its
+score is the mean over the tuning seeds plus one standard error, so that a step size that fails with some seed loses.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.verdict import Check
 
+OCTAVE = 4  # quarters
 EXTENSIONS = 8  # octaves that a grid may grow by on either side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How far the search for one arm's step size has come.
+    """How far the search for one configuration's step size has come.
 
     Attributes:
-        cells: every cell that the arm needs as far as is known, finished or not.
-        best: half octaves of the tuned step size; None while cells are missing.
-        interior: whether worse step sizes were tried on both sides of it.
-        tried: mean score over the tuning repeats by half octaves.
+        cells: every tuning cell that is needed as far as is known, finished or not.
+        best: quarter octaves of the tuned step size; None while cells are missing.
+        interior: whether neighbours on both sides were tried, as near as asked for, and found no better.
+        tried: scores by quarter octaves, the smaller the better; +inf if a run diverged.
     """
 
     cells: list[Cell]
@@ -32,32 +35,32 @@ class Search:
     tried: Mapping[int, float]
 
 
-def step_size(half_octaves: int, batch_size: int) -> float:
-    """γ = 2^(k/2)/B of the summed gradient.
+def step_size(quarter_octaves: int, batch_size: int) -> float:
+    """γ = 2^(k/4)/B of the summed gradient.
 
     Args:
-        half_octaves: k.
+        quarter_octaves: k.
         batch_size: B.
 
     Returns:
         γ.
     """
-    return float(2.0 ** (half_octaves / 2) / batch_size)
+    return float(2.0 ** (quarter_octaves / OCTAVE) / batch_size)
 
 
 def interior(searches: Sequence[Search]) -> Check:
-    """Whether every arm's best step size has worse ones on both sides.
+    """Whether every configuration's best step size has no better neighbour on either side.
 
     Args:
-        searches: of all arms, finished.
+        searches: of all configurations, finished.
 
     Returns:
         The check.
     """
     inside, tried = sum(found.interior for found in searches), [len(found.tried) for found in searches]
     return Check(
-        claim="every arm's tuned step size is interior to its grid", met=inside == len(searches),
-        found=f"{inside} of {len(searches)} arms, {min(tried)} to {max(tried)} step sizes each",
+        claim="every configuration's tuned step size is interior to its grid", met=inside == len(searches),
+        found=f"{inside} of {len(searches)} configurations, {min(tried)} to {max(tried)} step sizes each",
     )  # fmt: skip
 
 
@@ -68,19 +71,17 @@ def search(
     *,
     grid: Sequence[int],
     seeds: Sequence[int],
-    tuning_seeds: Sequence[int] | None = None,
+    finest: int = 1,
 ) -> Search:
-    """The cells of one arm: its grid, its extensions, its refinement, and all repeats at the best.
-
-    The best step size has the least mean score over the tuning repeats; a run that diverged scores +inf.
+    """The tuning cells of one configuration: its grid, its extensions and its refinement.
 
     Args:
-        cell_at: (half octaves, seed) → the arm's cell.
-        score: of a finished record, smaller is better.
+        cell_at: (quarter octaves, seed) → the cell.
+        score: of a finished record, smaller is better; not finite if the run diverged.
         records: what is finished.
-        grid: even numbers of half octaves, two apart: whole octaves.
-        seeds: of all repeats.
-        tuning_seeds: of the repeats that the choice rests on; all of them by default.
+        grid: quarter octaves to begin with.
+        seeds: of the tuning runs.
+        finest: how near the neighbours of the best must be, in quarter octaves.
 
     Returns:
         The state of the search.
@@ -88,34 +89,47 @@ def search(
     Raises:
         ValueError: if no step size gives a finite score.
     """
-    tuning = seeds if tuning_seeds is None else tuning_seeds
     scores: dict[int, float] = {}
     asked = sorted(grid)
     while True:
-        cells = [cell_at(k, seed) for k in asked for seed in tuning]
+        cells = [cell_at(k, seed) for k in asked for seed in seeds]
         if any(cell.key not in records for cell in cells):
             return Search(cells=cells, best=None, interior=False, tried=scores)
         for k in asked:
-            found = [score(records[cell_at(k, seed).key]) for seed in tuning]
-            mean = sum(found) / len(found)
-            scores[k] = math.inf if math.isnan(mean) else mean
+            scores[k] = pessimistic([score(records[cell_at(k, seed).key]) for seed in seeds])
         best = min(scores, key=lambda k: (scores[k], k))
         if not math.isfinite(scores[best]):
             raise ValueError(
-                f"every step size from 2^{min(scores) / 2:g} to 2^{max(scores) / 2:g} diverged ({cells[0]}). "
+                f"every step size from 2^{min(scores) / OCTAVE:g} to 2^{max(scores) / OCTAVE:g} diverged ({cells[0]}). "
                 "Begin the grid at smaller step sizes."
             )
-        more = [k for k in _next(best, scores, grid) if k not in scores]
+        more = _next(best, sorted(scores), grid, finest)
         if not more:
-            every = cells + [cell_at(best, seed) for seed in seeds if seed not in tuning]
-            return Search(cells=every, best=best, interior=min(scores) < best < max(scores), tried=scores)
+            return Search(cells=cells, best=best, interior=min(scores) < best < max(scores), tried=scores)
         asked = sorted({*asked, *more})
 
 
-def _next(best: int, scores: Mapping[int, float], grid: Sequence[int]) -> list[int]:
-    low, high = min(scores), max(scores)
-    if best == low and low > min(grid) - 2 * EXTENSIONS:
-        return [low - 2]
-    if best == high and high < max(grid) + 2 * EXTENSIONS:
-        return [high + 2]
-    return [best - 1, best + 1] if best % 2 == min(grid) % 2 else []  # one refinement: half octaves beside an octave
+def pessimistic(values: Sequence[float]) -> float:
+    """The mean plus one standard error.
+
+    Args:
+        values: a score per tuning seed.
+
+    Returns:
+        The sum; +inf if one of them is not finite.
+    """
+    if not all(map(math.isfinite, values)):
+        return math.inf
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.fmean(values) + error
+
+
+def _next(best: int, tried: Sequence[int], grid: Sequence[int], finest: int) -> list[int]:
+    """An octave beyond the border, or the middles between the best and its neighbours."""
+    low = max((k for k in tried if k < best), default=None)
+    high = min((k for k in tried if k > best), default=None)
+    if low is None:
+        return [best - OCTAVE] if best > min(grid) - EXTENSIONS * OCTAVE else []
+    if high is None:
+        return [best + OCTAVE] if best < max(grid) + EXTENSIONS * OCTAVE else []
+    return [(k + best) // 2 for k in (low, high) if abs(k - best) > finest]

@@ -7,24 +7,24 @@ examples for all of them. Step sizes are tuned for each network alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
-from variegrad.experiments.experiment import Experiment, Records, Settings, seeds
+from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import Search, interior, search, step_size
+from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
 from variegrad.reports.curves import Series, panels
 
-NAME, VERSION = "structure", 1
+NAME, VERSION = "structure", 2
 MARGIN = math.log(1.1)  # primary contrast: B_D along the run, between the ends of a factor, or tanh over ReLU
 SMALL: dict[str, Any] = {
-    "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 8, "points": 4,
-    "grid": [-12, -10, -8, -6, -4, -2], "seeds": 5, "tuning": 1,
+    "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 16, "points": 4,
+    "grid": [-20, -16, -12, -8], "seeds": 12, "tuning": 2,
     "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
     "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
     "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
@@ -34,8 +34,8 @@ SMALL: dict[str, Any] = {
     "cnn activation": {"mnist-cnn:4": "relu", "mnist-cnn:4:gelu": "gelu", "mnist-cnn:4:tanh": "tanh"},
 }  # fmt: skip
 PROFILES = {
-    "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "passes": 1, "points": 2, "grid": [-10, -8, -6],
-              "seeds": 2, "tuning": 1, "width": {"mlp:4:relu": 4, "mlp:16:relu": 16}, "channels": {},
+    "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "passes": 1, "points": 2, "grid": [-20, -16, -12],
+              "seeds": 2, "width": {"mlp:4:relu": 4, "mlp:16:relu": 16}, "channels": {},
               "depth": {"mlp:4:relu": 1, "mlp:4x4:relu": 2}, "activation": {"mlp:4:relu": "relu", "mlp:4:tanh": "tanh"},
               "cnn activation": {}},
     "small": SMALL,
@@ -43,7 +43,7 @@ PROFILES = {
               "channels": {f"convnet:{c}": c for c in (8, 16, 32, 64)},
               "cnn activation": {f"convnet:16:{a}": a for a in ("relu", "gelu", "tanh")}},
 }  # fmt: skip
-FACTORS = ("width", "channels", "depth", "activation", "cnn activation")
+FACTORS = ("depth", "width", "channels", "activation", "cnn activation")
 MOMENTS: dict[str, Callable[[Record], float]] = {
     "at the start": lambda record: float(record["bounds"][0]),
     "least on the way": lambda record: min(map(float, record["bounds"])),
@@ -55,7 +55,7 @@ MAIN = "along the run"
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
     """Every network's step-size search, and its repeats at the step size found."""
-    return [cell for word in _words(settings) for cell in _search(settings, records, word).cells]
+    return RUNS.cells(settings, records, _configurations(settings))
 
 
 def bounds(settings: Settings, records: Records, word: str, moment: str) -> list[float]:
@@ -70,7 +70,7 @@ def bounds(settings: Settings, records: Records, word: str, moment: str) -> list
     Returns:
         One number per seed.
     """
-    return [MOMENTS[moment](record) for record in _tuned(settings, records, word)]
+    return [MOMENTS[moment](record) for record in _repeats(settings, records, word)]
 
 
 def plot(settings: Settings, records: Records) -> Figure:
@@ -103,7 +103,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     findings: list[Finding | Check] = []
     for factor in (f for f in FACTORS if settings[f]):
         levels = {level: word for word, level in settings[factor].items()}
-        able = [level for level, word in levels.items() if learned(_tuned(settings, records, word))]
+        able = [level for level, word in levels.items() if learned(_repeats(settings, records, word))]
         ordered = all(isinstance(level, int) for level in levels)
         first, last = ((able or list(levels))[0], (able or list(levels))[-1]) if ordered else ("relu", "tanh")
 
@@ -123,42 +123,32 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
                        *(contrast(MAIN, first, level) for level in others)],
             learned=len(able) > 1 and {first, last} <= set(able),
         ))  # fmt: skip
-    return [*findings, interior([_search(settings, records, word) for word in _words(settings)])]
+    return [*findings, RUNS.interior(settings, records, _configurations(settings))]
 
 
-def _tuned(settings: Settings, records: Records, word: str) -> list[Record]:
-    best = _search(settings, records, word).best
-    assert best is not None
-    return [records[_cell(settings, word, best, seed).key] for seed in seeds(settings)]
+def _repeats(settings: Settings, records: Records, word: str) -> list[Record]:
+    return RUNS.repeats(settings, records, {"network": word, "batch_size": settings["batch_size"]})
 
 
-def _words(settings: Settings) -> list[str]:
-    return list(dict.fromkeys(word for factor in FACTORS for word in settings[factor]))
+def _configurations(settings: Settings) -> list[Configuration]:
+    words = dict.fromkeys(word for factor in FACTORS for word in settings[factor])
+    return [{"network": word, "batch_size": settings["batch_size"]} for word in words]
 
 
-def _search(settings: Settings, records: Records, word: str) -> Search:
-    return search(
-        lambda half_octaves, seed: _cell(settings, word, half_octaves, seed),
-        lambda record: float(record["online_loss"]), records,
-        grid=settings["grid"], seeds=seeds(settings), tuning_seeds=seeds(settings)[: settings["tuning"]],
-    )  # fmt: skip
+def _values(settings: Settings, configuration: Configuration, tuning: bool) -> Mapping[str, Any]:
+    at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], configuration["batch_size"])
+    fixed = {name: settings[name] for name in ("problem", "max_examples", "data")}
+    return {**fixed, "at": at[-1:] if tuning else at, "bounds_every": 0 if tuning else 1}
 
 
-def _cell(settings: Settings, word: str, half_octaves: int, seed: int) -> Cell:
-    fixed = {name: settings[name] for name in ("problem", "max_examples", "data", "batch_size")}
-    at = training_run.aligned(settings["passes"], settings["points"], settings["examples"], settings["batch_size"])
-    return Cell(experiment=NAME, version=VERSION, values={
-        **fixed, "network": word, "r": 1, "drop": 0.0, "seed": seed, "at": at, "bounds": True,
-        "step_size": step_size(half_octaves, settings["batch_size"]),
-    })  # fmt: skip
-
-
+RUNS = TunedRuns(experiment=NAME, version=VERSION, values=_values)
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Open question: structure and gradient diversity",
     claim="Left open by the paper: how width, depth and activation functions impact gradient diversity.",
     choices="One factor at a time, from a perceptron with two hidden layers of 64 and a convolutional network with 4 "
     "and 8 channels, in PyTorch's default initialisation. The same training examples for every network (500 in the "
-    "small profile, 8 passes at B = 32), one step size for each network, of least mean training loss; B_D is exact.",
-    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary,
+    "small profile, 16 passes at B = 32), one step size for each network, of least mean training loss; B_D is exact.",
+    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary, on_device=True,
 )  # fmt: skip

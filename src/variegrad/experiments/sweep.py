@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from variegrad.experiments.data import CPU
 from variegrad.experiments.experiment import Experiment, Settings
 from variegrad.experiments.records import Cell, Record, pack, read_records, write_record
+
+Run = Callable[[Sequence[Cell]], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ def sweep(
     *,
     jobs: int = 1,
     cluster: str | None = None,
+    device: torch.device = CPU,
     console: Console | None = None,
 ) -> Swept:
     """Compute every cell that the settings need and that is not finished.
@@ -57,16 +61,19 @@ def sweep(
         jobs: groups of cells computed at once, one thread each.
         cluster: "ray" for the Ray cluster that RAY_ADDRESS names or that runs here, begun if there is none; None for
             processes on this machine.
+        device: where cells are computed, if the experiment can be moved.
         console: where progress is shown.
 
     Returns:
         The records needed.
 
     Raises:
-        ValueError: if `jobs` is below one, or the cluster is unknown or not installed.
+        ValueError: if `jobs` is below one, the cluster is unknown or not installed, or the experiment cannot be moved
+            to the device.
         RuntimeError: if a cell fails; the records finished before are kept.
     """
     check_places(jobs, cluster)
+    run = runner(experiment, device)
     told = console or Console(stderr=True, quiet=True)
     found = read_records(folder)
     for sentence in found.damaged:
@@ -84,7 +91,7 @@ def sweep(
             bar.update(task, total=computed + len(wanted))
             if not told.is_terminal:
                 told.print(f"{experiment.name}: {len(wanted)} cells in {len(groups)} groups", highlight=False)
-            for records in _computed(experiment, groups, jobs, cluster):
+            for records in _computed(experiment, run, groups, jobs, cluster):
                 for record in records:
                     write_record(folder, record)
                     done[record.cell.key] = record
@@ -103,34 +110,58 @@ def _grouped(experiment: Experiment, cells: Sequence[Cell]) -> list[list[Cell]]:
     return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
 
 
+def runner(experiment: Experiment, device: torch.device) -> Run:
+    """The experiment's `run` on a device.
+
+    Args:
+        experiment: which.
+        device: where to.
+
+    Returns:
+        cells of one group → their values.
+
+    Raises:
+        ValueError: if the experiment cannot be moved there, or there is no such device.
+    """
+    if device.type == "cpu":
+        return experiment.run
+    if not experiment.on_device:
+        raise ValueError(f"--device {device}: {experiment.name} is computed by processes on the CPU; leave it out.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device}: it cannot be used here ({str(error).splitlines()[0]}).") from error
+    return partial(experiment.run, device=device)
+
+
 def _computed(
-    experiment: Experiment, groups: Sequence[list[Cell]], jobs: int, cluster: str | None
+    experiment: Experiment, run: Run, groups: Sequence[list[Cell]], jobs: int, cluster: str | None
 ) -> Iterator[list[Record]]:
     """The records of each group as it is done, in any order."""
     together = [group for group in groups if not experiment.alone(group[0])]
     if cluster is not None:
-        yield from _on_ray(experiment, together)
+        yield from _on_ray(run, together)
     elif jobs > 1 and len(together) > 1:
         import joblib  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
 
         with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1):
-            calls = (joblib.delayed(_compute)(experiment.run, group, sweeper=os.getpid()) for group in together)
+            calls = (joblib.delayed(_compute)(run, group, sweeper=os.getpid()) for group in together)
             yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch="2*n_jobs")(calls)
     else:
-        yield from (_compute(experiment.run, group) for group in together)
+        yield from (_compute(run, group) for group in together)
     for group in groups:
         if experiment.alone(group[0]):
-            yield _compute(experiment.run, group, alone=True)
+            yield _compute(run, group, alone=True)
 
 
-def _on_ray(experiment: Experiment, groups: Sequence[list[Cell]]) -> Iterator[list[Record]]:
+def _on_ray(run: Run, groups: Sequence[list[Cell]]) -> Iterator[list[Record]]:
     """As many at once as the cluster has processors. joblib's Ray backend returns nothing before all is done."""
     import ray  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - an extra, slow to load
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     remote = ray.remote(num_cpus=1)(_compute)
-    pending = [remote.remote(experiment.run, group) for group in groups]
+    pending = [remote.remote(run, group) for group in groups]
     try:
         while pending:
             finished, pending = ray.wait(pending)
@@ -143,7 +174,7 @@ def _on_ray(experiment: Experiment, groups: Sequence[list[Cell]]) -> Iterator[li
 
 
 def _compute(
-    run: Callable[[Sequence[Cell]], Sequence[Mapping[str, Any]]],
+    run: Run,
     cells: list[Cell],
     *,
     alone: bool = False,

@@ -118,6 +118,7 @@ def _errors(settings: Settings, records: Records, delta: float, retuned: bool) -
 
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Theorem 6: the bound is tight for strongly convex functions",
     claim="There are strongly convex functions for which a batch (1 + δ)-fold beyond the bound costs the accuracy a "
     "factor (1 + δ), at the same step size and number of gradients.",

@@ -1,87 +1,213 @@
 """One training run as one cell: `train` at fixed settings, with losses, accuracies and the exact B_D along the way.
 
 Runs of different batch sizes draw the same samples in the same order and are measured at equal numbers of samples. A
-run that diverges is a result, not an error: its losses are infinite from there on.
+run that diverges is a result, not an error: its losses are infinite from there on. Measuring is kept small beside
+training: one forward pass per point, test examples at the end only, B_D at fewer points, and none of it before a run
+with a target comes near it; records say how many examples each took.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from variegrad.batches import passes_over
 from variegrad.experiments import data
 from variegrad.experiments.networks import network
-from variegrad.experiments.records import Cell
-from variegrad.measurement import measure
-from variegrad.mechanisms import DropConnect
-from variegrad.per_example.evaluate import NotFinite
-from variegrad.training import TrainConfig, train
-from variegrad.training.evaluation import mean_of
+from variegrad.experiments.records import Cell, Record
+from variegrad.experiments.verdict import AtLeast
+from variegrad.measurement import BATCH_SIZE, measure
+from variegrad.mechanisms import DropConnect, MomentMatched
+from variegrad.per_example.evaluate import NotFinite, left_as_found
+from variegrad.problems.problem import Problem
+from variegrad.training import TrainConfig, Update, train
 
 BOUND_EXAMPLES = 1000  # B_D is exact over this many examples of the training set, its first ones
+NEAR = 1.0  # mean loss over a pass above which a run with a target is not near it yet
+CURVES = ("passes", "losses", "accuracies")
 
 
-def run_once(cell: Cell) -> dict[str, Any]:
+def run(group: Sequence[Cell], device: torch.device = data.CPU) -> list[dict[str, Any]]:
+    """Each cell of a group, one after the other.
+
+    Args:
+        group: the cells.
+        device: where they are trained.
+
+    Returns:
+        Their values.
+    """
+    return [run_once(cell, device) for cell in group]
+
+
+def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     """Train and measure.
 
     Args:
-        cell: with problem, max_examples, network, r, drop, batch_size, step_size, seed, `at` (samples after which it is
-            measured), `bounds` (whether B_D is measured there, too) and perhaps `target` (a training accuracy that
-            ends the run).
+        cell: with problem, max_examples, network, batch_size, step_size, seed, `at` (samples after which it is
+            measured), and perhaps r, drop (of moment-matched DropConnect), `exact_masks`, `bounds_every` (B_D at each
+            so many points, the start first), `target` (a training accuracy that ends the run) and `test` (whether the
+            test set is read at the end).
+        device: where it is trained.
 
     Returns:
-        `passes`, `losses`, `accuracies`, `test_losses`, `test_accuracies`, `bounds` at the points, `online_loss`, the
-        mean of the batches' losses over all updates, and `diverged`.
+        `passes`, `losses`, `accuracies` at the points; `bounds` and `bound_passes`; `test_accuracy`; `online_loss`, the
+        mean of the batches' losses over all updates; `end_loss`, that over the last pass; `needed`, passes to the
+        target, interpolated, +inf if it was not reached; `diverged`; and the examples that were `trained`, `evaluated`
+        (forward) and `differentiated` (for B_D), of `examples`.
     """
-    problem = data.problem(cell["problem"], cell["max_examples"])
-    trained_on = data.replicated(cell["problem"], cell["max_examples"], cell["r"], cell["seed"])
-    model = fresh(cell, data.tensors(cell["problem"], cell["max_examples"]))  # copies of a few may lack some class
-    config = TrainConfig(
-        batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"],
-        passes=cell["at"][-1] / len(trained_on),
-        mechanism=DropConnect(cell["drop"]) if cell["drop"] else None,
-    )  # fmt: skip
-    scored = problem.accuracy
-    assert scored is not None
-    found: dict[str, list[float]] = {name: [] for name in _CURVES}
-
-    def note(passes: float) -> bool:
-        found["passes"].append(passes)
-        for name, score, data_set in (
-            ("losses", problem.losses, trained_on), ("accuracies", scored, trained_on),
-            ("test_losses", problem.losses, problem.test), ("test_accuracies", scored, problem.test),
-        ):  # fmt: skip
-            found[name].append(mean_of(score, model, data_set))
-        whole = all(torch.isfinite(p).all() for p in model.parameters()) and math.isfinite(found["losses"][-1])
-        if cell["bounds"]:
-            first = TensorDataset(*(column[:BOUND_EXAMPLES] for column in trained_on.tensors))
-            found["bounds"].append(measure(model, problem.losses, first).batch_size_bound if whole else math.nan)
-        return whole
-
-    target = cell.values.get("target", math.inf)
-    note(0.0)
-    online, updates, diverged = 0.0, 0, False
+    of = _Run(cell, device)
+    of.note(0.0)
+    diverged = False
     try:
-        for step in train(model, problem.losses, trained_on, config):
-            online, updates = online + step.mean_loss, updates + 1
-            if step.examples >= cell["at"][len(found["passes"]) - 1]:
-                diverged = not note(step.passes)
-                if diverged or found["accuracies"][-1] >= target:
-                    break
+        for step in of.updates():
+            if step.examples >= cell["at"][of.points] and not of.note(step.passes):
+                diverged = True
+            if diverged or of.arrived or of.points == len(cell["at"]):
+                break
     except NotFinite:
         diverged = True
-    if diverged:
-        for name in ("losses", "test_losses"):
-            found[name] += [math.inf] * (len(cell["at"]) + 1 - len(found[name]))
-    return {**found, "online_loss": math.inf if diverged else online / updates, "diverged": diverged}
+    return of.values(diverged=diverged)
 
 
-_CURVES = ("passes", "losses", "accuracies", "test_losses", "test_accuracies", "bounds")
+class _Run:
+    """What a run gathers."""
+
+    def __init__(self, cell: Cell, device: torch.device) -> None:
+        self.cell, self.device = cell, device
+        name, count = cell["problem"], cell["max_examples"]
+        self.problem: Problem = data.problem(name, count)
+        self.examples = data.replicated(name, count, cell.values.get("r", 1), cell["seed"], device)
+        self.model = fresh(cell, data.tensors(name, count)).to(device)  # copies of a few may lack some class
+        self.target = cell.values.get("target", math.inf)
+        self.found: dict[str, list[float]] = {name: [] for name in (*CURVES, "bounds", "bound_passes")}
+        self.recent: list[tuple[float, int]] = []  # (mean loss, examples) of the updates of the last pass
+        self.loss_sum, self.trained, self.evaluated, self.differentiated, self.points = 0.0, 0, 0, 0, 0
+
+    @property
+    def arrived(self) -> bool:
+        return bool(self.found["accuracies"]) and self.found["accuracies"][-1] >= self.target
+
+    def updates(self) -> Iterator[Update]:
+        cell, n = self.cell, len(self.examples)
+        masks = DropConnect(cell["drop"]) if cell.values.get("drop") else None
+        config = TrainConfig(
+            batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"], passes=cell["at"][-1] / n,
+            mechanism=masks if masks is None or cell.values.get("exact_masks") else MomentMatched(masks),
+        )  # fmt: skip
+        for step in train(self.model, self.problem.losses, self.examples, config):
+            self.loss_sum += step.mean_loss * step.batch_size
+            self.trained += step.batch_size
+            self.recent.append((step.mean_loss, step.batch_size))
+            while sum(size for _, size in self.recent[1:]) >= n:
+                self.recent.pop(0)
+            yield step
+
+    @property
+    def end_loss(self) -> float:
+        """The mean over the updates of the last pass."""
+        return sum(loss * size for loss, size in self.recent) / sum(size for _, size in self.recent)
+
+    def note(self, passes: float) -> bool:
+        """Measure at the next point; whether all is finite."""
+        cell, first = self.cell, not self.trained
+        self.points += not first
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            return False
+        if (every := cell.values.get("bounds_every", 0)) and self.points % every == 0:
+            some = TensorDataset(*(column[:BOUND_EXAMPLES] for column in self.examples.tensors))
+            self.found["bounds"].append(measure(self.model, self.problem.losses, some).batch_size_bound)
+            self.found["bound_passes"].append(passes)
+            self.differentiated += len(some)
+        far = math.isfinite(self.target) and not first and self.end_loss > NEAR and self.points < len(cell["at"])
+        if far:
+            return math.isfinite(self.end_loss)
+        loss, accuracy = self.measured(self.examples)
+        for name, value in zip(CURVES, (passes, loss, accuracy), strict=True):
+            self.found[name].append(value)
+        return math.isfinite(loss)
+
+    def measured(self, examples: TensorDataset) -> tuple[float, float]:
+        """Mean loss and accuracy from one forward pass."""
+        self.evaluated += len(examples)
+        assert self.problem.accuracy is not None
+        once, total, right = _Once(self.model), 0.0, 0.0
+        with left_as_found(self.model), torch.no_grad():
+            self.model.eval()
+            for batch in passes_over(examples, BATCH_SIZE):
+                total += float(self.problem.losses(once, batch).double().sum())
+                right += float(self.problem.accuracy(once, batch).sum())
+        return total / len(examples), right / len(examples)
+
+    def values(self, *, diverged: bool) -> dict[str, Any]:
+        found = dict(self.found)
+        if diverged:
+            rest = [samples / len(self.examples) for samples in self.cell["at"][len(found["passes"]) - 1 :]]
+            for name, value in zip(CURVES, (rest, [math.inf] * len(rest), [math.nan] * len(rest)), strict=True):
+                found[name] = [*found[name], *value]
+        test = math.nan
+        if self.cell.values.get("test") and not diverged:
+            _, test = self.measured(data.test_set(self.cell["problem"], self.device))
+        return {
+            **found, "online_loss": math.inf if diverged else self.loss_sum / self.trained,
+            "end_loss": math.inf if diverged else self.end_loss, "needed": self.needed(), "test_accuracy": test,
+            "diverged": diverged, "trained": self.trained, "evaluated": self.evaluated,
+            "differentiated": self.differentiated, "examples": len(self.examples),
+        }  # fmt: skip
+
+    def needed(self) -> float:
+        """Passes until the target, by a straight line between the two points around it."""
+        if not self.arrived:
+            return math.inf
+        (low, below), (high, above) = list(zip(self.found["passes"], self.found["accuracies"], strict=True))[-2:]
+        return float(low + (high - low) * (self.target - below) / (above - below))
+
+
+class _Once(nn.Module):
+    """A model that does not compute again what it was asked last: loss and accuracy of a batch are one forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.last is None or self.last[0] is not features:
+            self.last = features, self.model(features)
+        return self.last[1]
+
+
+def passes_needed(record: Record) -> float:
+    """Passes until the training accuracy reaches the target; at least those that were run, if it does not.
+
+    Args:
+        record: of a run with a target.
+
+    Returns:
+        A number of passes.
+    """
+    needed = float(record["needed"])
+    return needed if math.isfinite(needed) else AtLeast(record.cell["at"][-1] / record["examples"])
+
+
+def passes_score(record: Record) -> float:
+    """What is tuned for where runs have a target: passes needed; beyond their end, more the further they stayed away.
+
+    Args:
+        record: of a run with a target.
+
+    Returns:
+        The score; +inf if the run diverged.
+    """
+    if record["diverged"]:
+        return math.inf
+    needed = passes_needed(record)
+    return needed * (2 + record.cell["target"] - max(record["accuracies"])) if isinstance(needed, AtLeast) else needed
 
 
 def aligned(passes: float, points: int, n: int, largest: int) -> list[int]:
@@ -112,15 +238,3 @@ def fresh(cell: Mapping[str, Any] | Any, dataset: TensorDataset) -> nn.Module:
     """
     x, y = dataset.tensors
     return network(cell["network"], tuple(x.shape[1:]), int(y.max()) + 1, seed=cell["seed"])
-
-
-def run(group: Sequence[Any]) -> list[dict[str, Any]]:
-    """Each cell of a group, one after the other.
-
-    Args:
-        group: the cells.
-
-    Returns:
-        Their values.
-    """
-    return [run_once(cell) for cell in group]

@@ -42,6 +42,7 @@ class Series:
         belongs_to: place of the series whose reference it is: dashed in that colour.
         notes: a word beside each point.
         runs: single curves behind the mean, drawn thin; instead of bars.
+        beyond: at a point whose value is only known to be larger than a number, that number; else None.
     """
 
     label: str
@@ -54,10 +55,19 @@ class Series:
     belongs_to: int | None = None
     notes: Sequence[str] = ()
     runs: Sequence[Sequence[float]] = ()
+    beyond: Sequence[float | None] = ()
 
     @classmethod
     def of(
-        cls, label: str, x: Sequence[float], ranges: Sequence[Range], *, joined: bool = True, notes: Sequence[str] = ()
+        cls,
+        label: str,
+        x: Sequence[float],
+        ranges: Sequence[Range],
+        *,
+        joined: bool = True,
+        notes: Sequence[str] = (),
+        runs: Sequence[Sequence[float]] = (),
+        beyond: Sequence[float | None] = (),
     ) -> Series:
         """A series of means with intervals.
 
@@ -67,12 +77,17 @@ class Series:
             ranges: a mean with its interval for each x.
             joined: whether a line joins the points.
             notes: a word beside each point.
+            runs: single curves, one height per x.
+            beyond: numbers that values exceed, where no more is known; else None.
 
         Returns:
             The series.
         """
         means, lows, highs = ([getattr(one, end) for one in ranges] for end in ("mean", "low", "high"))
-        return cls(label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined, notes=notes)
+        return cls(
+            label=label, x=list(x), mean=means, low=lows, high=highs, joined=joined, notes=notes, runs=runs,
+            beyond=beyond,
+        )  # fmt: skip
 
     @classmethod
     def reference(cls, label: str, x: Sequence[float], y: Sequence[float], of: int | None = None) -> Series:
@@ -155,18 +170,27 @@ def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
     def drawn(value: float) -> bool:  # a logarithmic axis has no place for zero
         return math.isfinite(value) and not (log_y and value <= 0)
 
-    heights = [height if drawn(height) else math.nan for height in one.mean]
+    beyond = dict(enumerate(one.beyond))
+    heights = [math.nan if beyond.get(k) or not drawn(height) else height for k, height in enumerate(one.mean)]
     ax.plot(
         one.x, heights, color=color, marker="" if many and one.joined else marker, label=drawable(one.label, 40),
         linestyle="-" if one.joined else "",
     )  # fmt: skip
     for run in one.runs:
         ax.plot(one.x, run, color=color, linewidth=0.8, alpha=0.5)
+    for k, least in enumerate(one.beyond):
+        if least is not None:
+            ax.annotate(
+                f"> {least:,.4g}", (one.x[k], least), (0, 24), textcoords="offset points", ha="center", fontsize=8,
+                color=color, arrowprops={"arrowstyle": "<-", "color": color},
+            )  # fmt: skip
+            ax.plot([one.x[k]], [least], color=color, marker="_", linestyle="", markersize=10)
     for k, note in enumerate(one.notes):  # above and below in turn, so that neighbours can be read
         ax.annotate(
             note, (one.x[k], heights[k]), (5, -11 if k % 2 else 4), textcoords="offset points", fontsize=8, color=color
         )
-    bounded = [all(map(drawn, ends)) for ends in zip(one.mean, one.low, one.high, strict=True)]
+    bounded = [all(map(drawn, ends)) and not beyond.get(k)
+               for k, ends in enumerate(zip(one.mean, one.low, one.high, strict=True))]  # fmt: skip
     if many:
         ax.fill_between(one.x, one.low, one.high, where=bounded, color=color, alpha=0.18, linewidth=0)
         return

@@ -29,7 +29,7 @@ class Result:
         data: what data it ran on.
         findings: (claim, what was found, verdict).
         facts: settings, command, computing time: names and values.
-        figure: the picture.
+        figure: the picture; None if it is in the folder already.
         folder: where its pictures are written.
     """
 
@@ -40,7 +40,7 @@ class Result:
     data: str
     findings: Sequence[tuple[str, str, str]]
     facts: Mapping[str, Any]
-    figure: Figure
+    figure: Figure | None
     folder: Path
 
 
@@ -57,8 +57,10 @@ def write_results(results: Sequence[Result], folder: Path) -> Path:
     images = {}
     for result in results:
         for kind in ("png", "svg"):
-            picture = render(result.figure, kind)
-            write_whole(result.folder / f"{result.name}.{kind}", picture)
+            path = result.folder / f"{result.name}.{kind}"
+            picture = path.read_bytes() if result.figure is None else render(result.figure, kind)
+            if result.figure is not None:
+                write_whole(path, picture)
             if kind == "svg":
                 images[result.name] = embedded(picture)
     page = folder / "report.html"

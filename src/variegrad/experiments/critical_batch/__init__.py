@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from variegrad.experiments.critical_batch.cells import NAME, cells, group, run
+from variegrad.experiments.critical_batch.cells import NAME, VERSION, cells, group, run
 from variegrad.experiments.critical_batch.findings import plot, summary
 from variegrad.experiments.critical_batch.measure import SLOWER
 from variegrad.experiments.critical_batch.tasks import TEXT, settled
@@ -67,6 +67,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 EXPERIMENT = Experiment(
     name=NAME,
+    version=VERSION,
     title="Which number predicts the critical batch size",
     claim="At a learning rate tuned for each batch size B_D limits it; at other rates, stability and curvature.",
     choices="Declared in decision 0020 before any run; B₀ = 8, truth by sweeps over the batch size; half of the tasks "
