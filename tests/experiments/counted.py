@@ -41,7 +41,7 @@ def run(group):
 
 def experiment(group=lambda cell: cell.key, alone=lambda _: False):
     return Experiment(
-        name="counted", title="", claim="", choices="", profiles={}, cells=cells, run=run,
+        name="counted", version=1, title="", claim="", choices="", profiles={}, cells=cells, run=run,
         plot=lambda settings, records: Figure(), group=group, alone=alone,
         summary=lambda settings, records: [Check(claim="", found="", met=True)],
     )  # fmt: skip

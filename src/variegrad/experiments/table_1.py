@@ -136,7 +136,8 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
                 learned=_have_learned(settings, [*plain, *found]),
             ))  # fmt: skip
         findings.append(_control(settings, records, (drops[-1], True, "example"), _arms(settings)[-1], link))
-    return findings
+    tuned = [_of(arm, size) for arm, size in product(_arms(settings), settings["batch_sizes"])]
+    return [*findings, _tuning(settings).interior(settings, records, tuned)]
 
 
 def _control(settings: Settings, records: Records, one: Arm, other: Arm, link: int | None) -> Finding:
