@@ -16,12 +16,15 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import TensorDataset
 
-from variegrad import TrainConfig, train
+from variegrad import Quantize, TrainConfig, train
+from variegrad.distributed import payloads, wire
 from variegrad.distributed.workers import World
+from variegrad.mechanisms.one_draw import WorkerKey, drawn
 from variegrad.training import Evaluation, Every
 from variegrad.training.checkpoint import Run
 
 SIZES = (1, 2, 8, 64, 1024)
+PACKED = (10**4, 10**6, 10**7)
 MODELLED = (8, 64, 1024, 10**4, 10**5)
 ALPHA, BETA = 5e-6, 10e9 / 8  # seconds per message, bytes per second: a data centre's 10 Gbit/s
 
@@ -36,13 +39,14 @@ def right(model, batch):
 
 @contextlib.contextmanager
 def counted():
-    """Every call of this worker: (what, bytes of its tensor)."""
+    """Every call of this worker: (what, bytes of the tensor that it sends)."""
     calls = []
-    originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "broadcast", "batch_isend_irecv")}
 
     def noting(name):
         def wrapped(first, *arguments, **named):
-            calls.append((name, first.nbytes))
+            sends = [move.tensor for move in first if move.op is dist.isend] if isinstance(first, list) else [first]
+            calls.extend((name, tensor.nbytes) for tensor in sends)
             return originals[name](first, *arguments, **named)
 
         return wrapped
@@ -92,6 +96,19 @@ def counts(size):
     return found, sum(p.numel() for p in model.parameters())
 
 
+def packed(size, parameters):
+    """Messages and bytes of worker 0's packed sum of Q(v); None where the sum is dense."""
+    gradient = torch.randn(parameters, generator=torch.Generator().manual_seed(0))
+    payload = wire.encode(drawn({"v": gradient}, Quantize(), WorkerKey(0, 0, 0)), step=0, sender=0)
+    world = World(rank=0, size=size)
+    with counted() as calls:
+        said = payloads.announce(len(payload), world)
+        if not payloads.pays(size, said.longest, 4 * parameters):
+            return None
+        payloads.exchange(payload, said.longest, limit=4 * parameters, world=world)
+        return len(calls) - 1, sum(each for _, each in calls)
+
+
 def fake(size):
     """A group of so many workers, of which there is one."""
     if size > 1:
@@ -106,11 +123,12 @@ def seconds(size, parameters):
 
 
 def main():
-    rows, parameters = {}, 0
+    rows, sums, parameters = {}, {}, 0
     for size in SIZES:
         fake(size)
         try:
             rows[size], parameters = counts(size)
+            sums[size] = [packed(size, d) for d in PACKED] if size > 1 else []
         finally:
             if size > 1:
                 dist.destroy_process_group()
@@ -120,7 +138,16 @@ def main():
     )
     print("| P |", " | ".join(names), "|\n|---:|" + "---:|" * len(names))
     for size, row in rows.items():
-        print(f"| {size:,} |", " | ".join(f"{row[name][0]} calls, {row[name][1]:,} B" for name in names), "|")
+        print(f"| {size:,} |", " | ".join(f"{row[name][0]} call{'s' * (row[name][0] != 1)}, {row[name][1]:,} B" for name in names), "|")
+    print("\nThe packed sum of Quantize per worker: messages of worker 0, bytes that it sends, share of the dense sum's:\n")
+    print("| P |", " | ".join(f"d = {d:,}" for d in PACKED), "|\n|---:|" + "---:|" * len(PACKED))
+    for size, row in sums.items():
+        cells = [
+            "dense" if found is None else f"{found[0]}, {found[1]:,} B, {found[1] / (8 * d * (size - 1) / size):.1%}"
+            for d, found in zip(PACKED, row, strict=False)
+        ]
+        if cells:
+            print(f"| {size:,} |", " | ".join(cells), "|")
     print(f"\nModel: α = {ALPHA * 1e6:g} µs, β = {BETA / 1e9:g} GB/s; communication of a plain update, ms:\n")
     sizes = (10**6, 10**8, 10**9)
     print("| P |", " | ".join(f"d = {d:,}" for d in sizes), "|\n|---:|" + "---:|" * len(sizes))

@@ -1,4 +1,4 @@
-"""A run without end, to which something happens: `python endless.py TIMEOUT [leave | pause | counted]`."""
+"""A run without end, to which something happens: `python endless.py TIMEOUT [leave | pause] [packed]`."""
 
 import sys
 import time
@@ -16,8 +16,9 @@ def losses(model, batch):
 
 with vg.workers(timeout=float(sys.argv[1])) as world:
     torch.manual_seed(0)
-    config = vg.TrainConfig(batch_size=4, step_size=1e-6, passes=float("inf"))
-    for step in vg.train(nn.Linear(3, 2), losses, TensorDataset(torch.ones(9, 3)), config, world):
+    packed = {"mechanism": vg.Quantize(), "granularity": "worker"} if "packed" in sys.argv else {}
+    config = vg.TrainConfig(batch_size=4, step_size=1e-6, passes=float("inf"), **packed)
+    for step in vg.train(nn.Linear(3, 20_000), losses, TensorDataset(torch.ones(9, 3)), config, world):
         if step.updates == 5:
             print("under way", flush=True)
         if "leave" in sys.argv and step.updates == 9 and world.rank == 1:

@@ -117,8 +117,9 @@ def test_a_killed_worker_is_named_at_once(running):
 
 
 @pytest.mark.slow
-def test_a_silent_worker_is_named_after_the_time_limit(running):
-    first, second, third = workers(running, 3, HERE / "endless.py", 20)
+@pytest.mark.parametrize("sums", [(), ("packed",)], ids=["dense", "packed"])
+def test_a_silent_worker_is_named_after_the_time_limit(running, sums):
+    first, second, third = workers(running, 3, HERE / "endless.py", 20, *sums)
     until_under_way(first)
     second.send_signal(signal.SIGSTOP)
     for process in (first, third):
@@ -127,8 +128,9 @@ def test_a_silent_worker_is_named_after_the_time_limit(running):
         assert "worker 1 did not answer: stopped, ended or cut off" in errors
 
 
-def test_a_worker_that_pauses_is_named_and_waited_for(running):
-    both = workers(running, 2, HERE / "endless.py", 4, "pause")
+@pytest.mark.parametrize("sums", [(), pytest.param(("packed",), marks=pytest.mark.slow)], ids=["dense", "packed"])
+def test_a_worker_that_pauses_is_named_and_waited_for(running, sums):
+    both = workers(running, 2, HERE / "endless.py", 4, "pause", *sums)
     said = [process.communicate(timeout=LIMIT)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0].count("worker 1 kept the others waiting for 4 s and is alive: waiting goes on") == 1

@@ -85,7 +85,7 @@ class MechanismHook:
     not_finite: tuple[int, ...] = field(default=(), init=False)
     _inner: tuple[Hook, Any] | None = field(default=None, init=False, repr=False)
     _names: dict[Tensor, str] = field(default_factory=dict, init=False, repr=False)
-    _group: dist.ProcessGroup | None = field(default=None, init=False, repr=False)
+    _world: World = field(default_factory=World, init=False, repr=False)
     _held: list[tuple[Bucket, Reduced]] = field(default_factory=list, init=False, repr=False)
     _agreed: bool = field(default=False, init=False, repr=False)
     _nodes: list[Node] = field(default_factory=list, init=False, repr=False)
@@ -123,7 +123,8 @@ class MechanismHook:
             This hook.
         """
         self._names = {parameter: name for name, parameter in ddp.module.named_parameters()}
-        self._group = ddp.process_group
+        group, device = ddp.process_group, next(iter(self._names)).device
+        self._world = World(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device, group=group)
         self._nodes = [self._watch_for_leftovers(p) for p in self._names if p.requires_grad]
         ddp.register_comm_hook(self, mechanism_hook if wrapper is None else wrapper(mechanism_hook))
         return self
@@ -226,10 +227,10 @@ class MechanismHook:
         views = self._views(buckets)
         if not self._agreed:
             self._agree(views)
-        ranks, step = dist.get_world_size(self._group), self.step
+        ranks, step = self._world.size, self.step
         self.step += 1
         narrow = _common_type(views)
-        surrogate = drawn(views, self.mechanism, WorkerKey(self.seed, step, dist.get_rank(self._group)))
+        surrogate = drawn(views, self.mechanism, WorkerKey(self.seed, step, self._world.rank))
         done = packed_sum(
             surrogate,
             self.mechanism,
@@ -239,8 +240,7 @@ class MechanismHook:
             # Kept coordinates travel in the gradients' own type, as they would in a dense sum; a norm costs nothing.
             dtype=narrow if isinstance(self.mechanism, DropConnect) else torch.promote_types(narrow, torch.float32),
             dense_bytes=sum(view.nbytes for view in views.values()),
-            device=buckets[0].buffer().device,
-            group=self._group,
+            world=self._world,
         )
         self.bytes_sent += done.bytes_sent
         self.not_finite = done.absent
@@ -286,7 +286,7 @@ class MechanismHook:
             views[self._names[bucket.parameters()[0]]] if bucket.buffer().is_sparse else bucket.buffer()
             for bucket in buckets
         ]
-        for work in [dist.all_reduce(each, group=self._group, async_op=True) for each in sums]:
+        for work in [dist.all_reduce(each, group=self._world.group, async_op=True) for each in sums]:
             assert work is not None
             work.wait()
         self.bytes_sent += sum(2 * each.nbytes * (ranks - 1) // ranks for each in sums)
@@ -313,10 +313,7 @@ class MechanismHook:
         facts |= {f"gradient of {name}": f"{tuple(g.shape)} {g.dtype}" for name, g in views.items()}
         for counter in ("bytes_sent", "skipped"):  # may differ after a resume with other ranks
             del facts[counter]
-        device = next(iter(views.values())).device
-        group = self._group
-        world = World(rank=dist.get_rank(group), size=dist.get_world_size(group), device=device, group=group)
-        agree(world, {name: str(value) for name, value in facts.items()})
+        agree(self._world, {name: str(value) for name, value in facts.items()})
         self._agreed = True
 
 

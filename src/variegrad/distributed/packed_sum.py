@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from variegrad.distributed import payloads, wire
 from variegrad.distributed.refused import Refused
+from variegrad.distributed.workers import World
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.finite import finite
 from variegrad.mechanisms.law import Composed
@@ -51,8 +51,7 @@ def packed_sum(
     step: int,
     dtype: torch.dtype,
     dense_bytes: int,
-    device: torch.device | None = None,
-    group: dist.ProcessGroup | None = None,
+    world: World,
 ) -> PackedSum:
     """Add up all ranks' surrogates, where packing pays. Every rank calls it in the same step.
 
@@ -65,8 +64,7 @@ def packed_sum(
         step: samples seen before the update, or its number where samples are not counted.
         dtype: of the surrogates on every rank.
         dense_bytes: what a dense sum would move.
-        device: where the group's tensors live.
-        group: of the ranks; all by default.
+        world: the ranks.
 
     Returns:
         The sum, or that there is none.
@@ -74,7 +72,7 @@ def packed_sum(
     Raises:
         Refused: if a payload is not what that rank must have sent.
     """
-    rank = dist.get_rank(group)
+    rank, ranks = world.rank, world.size
 
     def mask(worker: int) -> Bool[Tensor, " d"] | None:
         return kept(shapes, mechanism, WorkerKey(seed, step, worker)) if isinstance(mechanism, DropConnect) else None
@@ -85,21 +83,21 @@ def packed_sum(
     payload = b""
     if surrogate is not None and packs(mechanism):
         payload = wire.encode(surrogate, step=step, sender=rank, mask=mask(rank))
-    said = payloads.announce(None if surrogate is None else len(payload), group=group, device=device)
-    ranks, elements = dist.get_world_size(group), sum(shape.numel() for shape in shapes.values())
+    said = payloads.announce(None if surrogate is None else len(payload), world)
+    elements = sum(shape.numel() for shape in shapes.values())
     sent = 2 * payloads.ANNOUNCED_BYTES * (ranks - 1) // ranks
     sparse = not isinstance(mechanism, DropConnect) and said.longest < wire.size(wire.Kind.BASE3, elements, dtype)
     pays = payloads.pays(ranks, said.longest, dense_bytes, coordinates=0 if sparse else elements)
     if said.absent or not said.all_pack or not pays:
         return PackedSum(total=None, absent=said.absent, bytes_sent=sent)
     limit = wire.size(wire.Kind.DENSE, elements, dtype)
-    came = payloads.exchange(payload, said.longest, limit=limit, group=group, device=device)
+    came = payloads.exchange(payload, said.longest, limit=limit, world=world)
     total = torch.zeros(elements, dtype=torch.promote_types(dtype, torch.float32))
     for sender, each in enumerate(came):  # always in this order: floating-point sums depend on it
         awaited = {"elements": elements, "dtype": dtype, "step": step, "sender": sender}
         if not wire.add_to(total, wire.without_padding(each), mask=mask(sender), **awaited):
             raise Refused(f"rank {sender} announced a gradient and then sent that it is not finite")
-    return PackedSum(total=total.to(device), absent=(), bytes_sent=sent + said.longest * (ranks - 1))
+    return PackedSum(total=total.to(world.device), absent=(), bytes_sent=sent + said.longest * (ranks - 1))
 
 
 def packs(mechanism: Mechanism) -> bool:

@@ -125,8 +125,7 @@ class World:
         Raises:
             RuntimeError: if a worker does not take part; it is named if that is known.
         """
-        at = source if self.group is None or self.size == 1 else dist.get_global_rank(self.group, source)
-        flat = tensor.detach().reshape(-1).view(torch.uint8)
+        at, flat = self.in_default_group(source), tensor.detach().reshape(-1).view(torch.uint8)
         self.wait(self._start(lambda: dist.broadcast(flat, at, group=self.group, async_op=True)) if len(flat) else None)
 
     def tell(self, text: str, source: int = 0) -> str:
@@ -174,6 +173,34 @@ class World:
         """
         self.add_up([0.0])
 
+    def in_default_group(self, rank: int) -> int:
+        """A worker's number in the group of all, which torch's messages ask for.
+
+        Args:
+            rank: its number here.
+
+        Returns:
+            Its number there.
+        """
+        return rank if self.group is None or self.size == 1 else dist.get_global_rank(self.group, rank)
+
+    def carry_out(self, exchange: Callable[[], None]) -> None:
+        """Make an exchange of several messages, and wait for it as a whole as `wait` does.
+
+        Args:
+            exchange: begins messages and waits for them.
+
+        Raises:
+            RuntimeError: if a worker does not take part; it is named if that is known.
+        """
+        if self.size == 1:
+            return
+        with self.watched():
+            if self._roll is None or self.device.type != "cpu":
+                exchange()
+            else:  # gloo ends a connection at which a message was waited for too long: no such wait is cut
+                self._wait(InThread(exchange))
+
     def wait(self, *works: dist.Work | None) -> None:
         """Wait until exchanges that were begun are there; a worker that is slow but alive is waited for.
 
@@ -194,7 +221,7 @@ class World:
         with self.watched():
             return begin()
 
-    def _wait(self, work: dist.Work) -> None:
+    def _wait(self, work: dist.Work | InThread) -> None:
         roll = self._roll
         if roll is None or self.device.type != "cpu":  # NCCL's works are waited for by the device
             work.wait()
@@ -226,6 +253,45 @@ class World:
                 silent = self._roll.call_silent() or silent
             said = str(error) if known else f"{silent} ({_first_line(error)})"
             raise RuntimeError(f"worker {self.rank} of {self.size}: {said}") from error
+
+
+class InThread:
+    """An exchange in a thread, which is waited for as torch's works are.
+
+    Args:
+        exchange: the whole of it.
+    """
+
+    def __init__(self, exchange: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._exchange()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._error = error
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, also by an error."""
+        return not self._thread.is_alive()
+
+    def wait(self, limit: timedelta | None = None) -> None:
+        """Wait until it has ended.
+
+        Args:
+            limit: at most so long.
+
+        Raises:
+            RuntimeError: if it goes on after that.
+        """
+        self._thread.join(None if limit is None else limit.total_seconds())
+        if self._thread.is_alive():
+            raise RuntimeError("the exchange goes on")
+        if self._error is not None:
+            raise self._error
 
 
 class RollCall:
@@ -375,7 +441,7 @@ class RollCall:
                     self.store.add(f"alive/{self.rank}", 1)
 
 
-def _arrived(work: dist.Work, seconds: float) -> bool:
+def _arrived(work: dist.Work | InThread, seconds: float) -> bool:
     try:
         work.wait(timedelta(seconds=seconds))
     except RuntimeError:

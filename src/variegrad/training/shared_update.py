@@ -230,12 +230,11 @@ class SharedUpdate:
         weights = self.weights.values()
         parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
         row = torch.cat([part.reshape(-1) for part in parts])
-        with self.world.watched():  # where a worker is silent, it is named
-            done = packed_sum(
-                None if failure is not None else row, mechanism, {name: w.shape for name, w in self.weights.items()},
-                seed=config.seed, step=position, dtype=row.dtype, dense_bytes=sum(part.nbytes for part in parts),
-                device=self.world.device,
-            )  # fmt: skip
+        done = packed_sum(
+            None if failure is not None else row, mechanism, {name: w.shape for name, w in self.weights.items()},
+            seed=config.seed, step=position, dtype=row.dtype, dense_bytes=sum(part.nbytes for part in parts),
+            world=self.world,
+        )  # fmt: skip
         if done.total is None:
             return None
         for weight in weights:
