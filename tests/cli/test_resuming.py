@@ -235,7 +235,11 @@ def _command(rank, ranks, arguments):
     return 0
 
 
-@pytest.mark.parametrize("options", [MECHANISMS["plain"], MECHANISMS["DropConnect"]], ids=["plain", "DropConnect"])
+@pytest.mark.parametrize(
+    "options",
+    [MECHANISMS["plain"], MECHANISMS["DropConnect"], ("--mechanism", "quantize")],
+    ids=["plain", "DropConnect", "Quantize"],
+)
 def test_a_run_goes_on_with_another_number_of_workers(variegrad, tmp_path, options):
     assert variegrad("train", *SMALL, *options, "--passes", 3, "--out", tmp_path / "whole").code == 0
     command = ("train", *SMALL, *options, "--out", tmp_path / "parts", "--resume", "--passes")
@@ -244,6 +248,11 @@ def test_a_run_goes_on_with_another_number_of_workers(variegrad, tmp_path, optio
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name in one:  # float32; the sums of the last updates are taken in another order
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+    whole, parts = record(tmp_path / "whole"), record(tmp_path / "parts")
+    for row, other in zip(whole.pop("history"), parts.pop("history"), strict=True):
+        assert other.pop("mean_loss") == pytest.approx(row.pop("mean_loss"), rel=1e-6)
+        assert row == other
+    assert whole == parts
 
 
 def test_with_a_mechanism_for_each_worker_their_number_may_not_change(variegrad, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 
 from cases import classify
 from mechanisms.slow import gradients_of
-from variegrad.mechanisms import Draws, Quantize, backward
+from variegrad.mechanisms import Draws, Quantize, backward, thinning
 from variegrad.moments import GradientMoments
 
 DRAWS = 10_000
@@ -135,3 +135,29 @@ def test_several_points_of_one_coordinate_are_one_success(formed):
     hits = found.double() / norms[0]
     assert float(hits.max()) < 400 / 12**0.5 + 5 * (400 * 0.29 * 0.71) ** 0.5
     assert abs(float(hits.mean()) - 400 / 12**0.5) < 5 * (400 * 0.29 * 0.71 / 12) ** 0.5
+
+
+def moved_by(relative, repeats=8):
+    """Share of the successes that differ if factors are rounded otherwise, and the least that any exact draws allow."""
+    random = np.random.default_rng(0)
+    left, right = np.abs(random.normal(size=(64, 256))), np.abs(random.normal(size=(64, 512)))
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    successes = found = least = 0.0
+    for repeat in range(repeats):
+        one, two = (each * (1 + relative * random.uniform(-1, 1, each.shape)) for each in (left, right))
+        drawn = [
+            set(zip(*(place.tolist() for place in thinning.of_products(*factors, norms, repeat, range(64))), strict=True))
+            for factors in ((left, right), (one, two))
+        ]
+        successes, found = successes + len(drawn[0]), found + len(drawn[0] ^ drawn[1])
+        changes = np.abs(left[:, :, None] * right[:, None] - one[:, :, None] * two[:, None]).sum((1, 2))
+        least += float((changes / norms).sum())
+    return found / successes, least / successes
+
+
+def test_gradients_that_are_rounded_otherwise_move_few_nonzeros_but_no_exact_draw_moves_none():
+    # P(η ≠ η′) ≥ |q − q′| however η and η′ are drawn, if each has its own probability.
+    found, least = moved_by(2.0**-12)
+    assert 0 < least < found < 200 * least
+    assert moved_by(2.0**-24)[0] < 1e-4  # float32
+    assert moved_by(2.0**-50)[0] == 0  # float64
