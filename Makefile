@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := src tests benchmarks examples labs
+SOURCES := src tests benchmarks examples labs tools
 
 .PHONY: help demo test test-slow lint docs format picture bench bench-all facts notebooks faults netlab audit dist reproducible wheel-test sbom matrix clean
 
@@ -33,14 +33,14 @@ lint: .venv/dev  ## Check style, types and the direction of imports
 	$(BIN)/ruff format --check $(wildcard $(SOURCES))
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python labs/audit.py
+	$(BIN)/python tools/audit.py
 
 docs: .venv/dev  ## Build the documentation site in build/docs; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . build/docs
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -b doctest . build/doctest
 
 audit: .venv/dev  ## Check the lock against the published list of known vulnerabilities
-	$(BIN)/python labs/audit.py
+	$(BIN)/python tools/audit.py
 
 format: .venv/dev  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))

@@ -18,9 +18,9 @@ from torch.utils.data import TensorDataset
 
 from variegrad import Quantize, TrainConfig, train
 from variegrad.distributed import payloads, wire
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.mechanisms.one_draw import WorkerKey, drawn
-from variegrad.training import Evaluation, Every
+from variegrad.training import Cadence, Evaluation
 from variegrad.training.checkpoint import Run
 
 SIZES = (1, 2, 8, 64, 1024)
@@ -84,7 +84,7 @@ def counts(size):
         kept.keep_now()
         take("checkpoint")
         run.close()
-        watch = Evaluation(accuracy=right, data=data, every=Every(updates=2))
+        watch = Evaluation(accuracy=right, data=data, every=Cadence(updates=2))
         run = train(model, losses, data, config, world, evaluation=watch)
         take("start")
         next(run)
@@ -138,8 +138,14 @@ def main():
     )
     print("| P |", " | ".join(names), "|\n|---:|" + "---:|" * len(names))
     for size, row in rows.items():
-        print(f"| {size:,} |", " | ".join(f"{row[name][0]} call{'s' * (row[name][0] != 1)}, {row[name][1]:,} B" for name in names), "|")
-    print("\nThe packed sum of Quantize per worker: messages of worker 0, bytes that it sends, share of the dense sum's:\n")
+        print(
+            f"| {size:,} |",
+            " | ".join(f"{row[name][0]} call{'s' * (row[name][0] != 1)}, {row[name][1]:,} B" for name in names),
+            "|",
+        )
+    print(
+        "\nThe packed sum of Quantize per worker: messages and bytes of worker 0, and their share of the dense sum's:\n"
+    )
     print("| P |", " | ".join(f"d = {d:,}" for d in PACKED), "|\n|---:|" + "---:|" * len(PACKED))
     for size, row in sums.items():
         cells = [

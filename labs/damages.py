@@ -32,7 +32,7 @@ def flip(place, folder):
     finally:
         content[place // 8] ^= 1 << place % 8
         file.write_bytes(content)
-    return found.step == BEFORE and found.skipped[0].name == LAST
+    return found.step == BEFORE and found.unusable[0].name == LAST
 
 
 def flips(count, undisturbed, folder):

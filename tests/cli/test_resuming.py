@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from distributed.ranks import play
 from variegrad.distributed import agreement
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.training import checkpoint
 
 SMALL = ("digits", "--max-examples", 100, "--batch-size", 20, "--checkpoint-every", 3)
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_those_before
     assert "the checkpoint of step 6 was not saved" in said.err
     assert "The newest that stands is step-000000003" in said.err
     found = checkpoint.load(tmp_path / "checkpoints")
-    assert (found.step, found.skipped) == (3, ())
+    assert (found.step, found.unusable) == (3, ())
     assert json.loads((tmp_path / "train.json").read_text())["ended"].startswith("failed: [Errno")
     monkeypatch.setattr(saving, "durable", write)  # room was made
     assert variegrad("train", *SMALL, "--passes", 2, "--out", tmp_path, "--resume").code == 0

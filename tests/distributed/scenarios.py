@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import variegrad as vg
-from variegrad.distributed.workers import World
-from variegrad.training import Ball, Epochs, Evaluation, Every, Phases, Position, Skip, TrainConfig, train
+from variegrad.distributed.world import World
+from variegrad.training import Ball, Cadence, Epochs, Evaluation, Phases, Position, Skip, TrainConfig, train
 
 
 def losses(model, batch):
@@ -113,9 +113,9 @@ INVARIANT = {
     "B changes on the way": lambda w: run(w, Phases({0: config(mechanism=DROP), 20: config(batch_size=9)})),
     "B and the noise change, epochs": lambda w: run(w, changing(sampling=Epochs()), data=examples(11)),
     "resumed across a change of B": lambda w: run(w, changing(), start=Position(examples=15, updates=3)),
-    "evaluated": lambda w: run(w, config(), evaluation=watch(data=examples(7), every=Every(updates=3))),
+    "evaluated": lambda w: run(w, config(), evaluation=watch(data=examples(7), every=Cadence(updates=3))),
     "stopped at a target": lambda w: run(w, config(passes=50), evaluation=watch(data=examples(), target=0.5)),
-    "estimated": lambda w: run(w, config(batch_size=12), bound_every=Every(updates=2)),
+    "estimated": lambda w: run(w, config(batch_size=12), bound_every=Cadence(updates=2)),
     "skipped": lambda w: run(w, config(when_not_finite=Skip()), data=with_a_hole()),
     "DropConnect": lambda w: run(w, config(mechanism=vg.DropConnect(0.4))),
     "DropConnect, epochs": lambda w: run(w, config(mechanism=DROP, sampling=Epochs()), data=examples(11)),

@@ -16,7 +16,7 @@ from cases import classify
 from variegrad import DropConnect, Langevin, Quantize, TrainConfig, shared_gradient, train
 from variegrad.distributed import payloads, wire
 from variegrad.distributed.exchange import VOTES
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.training import Skip
 
 
@@ -82,7 +82,7 @@ def test_buckets_of_25_megabytes_are_filled(size, sent):
 def test_a_run_that_has_ended_leaves_no_hook(size):
     run, _ = run_of(size, train)
     next(run)
-    model = run.gi_frame.f_locals["model"]
+    model = run.gi_frame.f_locals["self"].model
     run.close()
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from distributed.ranks import play
 from variegrad.distributed import packed_sum as room
 from variegrad.distributed import payloads
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.mechanisms import DropConnect, Langevin, Quantize
 from variegrad.training import Epochs, Skip, TrainConfig, train
 from variegrad.training.shared_update import SharedUpdate

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from variegrad.distributed.agreement import agree, failing_together
-from variegrad.distributed.workers import BITS, RollCall, World
+from variegrad.distributed.roll_call import BITS, RollCall
+from variegrad.distributed.world import World
 
 
 class Store:
@@ -67,7 +68,7 @@ LOST = {
 
 @pytest.mark.parametrize("case", LOST)
 def test_who_did_not_notice_a_failure_is_named_with_few_requests(roll, case, monkeypatch):
-    monkeypatch.setattr("variegrad.distributed.workers.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("variegrad.distributed.roll_call.GRACE_SECONDS", 0.2)
     size, lost, message = LOST[case]
     found = roll(size, present=[r for r in range(1, size) if r not in lost], key="noticed")
     assert found.call_silent().startswith(message)

@@ -12,7 +12,8 @@ import torch
 
 import variegrad as vg
 from distributed.scenarios import INVARIANT, SIZES, TOGETHER, alone
-from variegrad.distributed.workers import World, placement, present
+from variegrad.distributed.workers import placement, present
+from variegrad.distributed.world import World
 
 HERE = Path(__file__).parent
 LIMIT = 240  # seconds; other processes may share the machine

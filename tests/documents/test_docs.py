@@ -14,7 +14,7 @@ import pytest
 import variegrad
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("docs", "benchmarks", "labs", "results")
+FOLDERS = ("docs", "benchmarks", "labs", "tools", "results")
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.md"))]
 
 

@@ -130,7 +130,7 @@ def test_a_run_that_diverges_is_a_result(step_size):
 def test_twins_share_the_unchanged_run_and_equal_twin_runs():
     """Distances of each replaced example are those of `training.twin_runs` on that pair."""
     from variegrad.problems import neighbours
-    from variegrad.training import Every, twin_runs
+    from variegrad.training import Cadence, twin_runs
 
     at = aligned(4, 4, 64, 8)
     twins = [cell(at=at, replaced=k) for k in range(2)]
@@ -141,7 +141,7 @@ def test_twins_share_the_unchanged_run_and_equal_twin_runs():
         pair = neighbours(examples, problem.test, seed=3000 + k)
         expected = twin_runs(
             training_run.fresh(VALUES, examples), problem.losses, pair.first, pair.second, config,
-            every=Every(updates=8),
+            every=Cadence(updates=8),
         )  # fmt: skip
         assert one["distances"] == pytest.approx(list(expected.normalised_distances), rel=1e-5)
         if k == 0:

@@ -146,7 +146,11 @@ def moved_by(relative, repeats=8):
     for repeat in range(repeats):
         one, two = (each * (1 + relative * random.uniform(-1, 1, each.shape)) for each in (left, right))
         drawn = [
-            set(zip(*(place.tolist() for place in thinning.of_products(*factors, norms, repeat, range(64))), strict=True))
+            set(
+                zip(
+                    *(place.tolist() for place in thinning.of_products(*factors, norms, repeat, range(64))), strict=True
+                )
+            )
             for factors in ((left, right), (one, two))
         ]
         successes, found = successes + len(drawn[0]), found + len(drawn[0] ^ drawn[1])

@@ -45,7 +45,7 @@ def files(folder):
 def test_what_is_loaded_is_what_was_saved(tmp_path):
     path = save(tmp_path / "new" / "run", 50, weights(50), FAR)
     found = load(tmp_path / "new" / "run")
-    assert (found.step, found.folder, found.progress, found.skipped) == (50, path, FAR, ())
+    assert (found.step, found.folder, found.progress, found.unusable) == (50, path, FAR, ())
     assert found.tensors.keys() == weights().keys()
     for name, tensor in weights(50).items():
         assert torch.equal(found.tensors[name], tensor)
@@ -164,11 +164,11 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_loaded(tmp_path):
             path.write_bytes(damaged)
             found = load(tmp_path)
             assert found.step == (2 if path.name == "LATEST" else 1), (path, place)
-            assert [one.name for one in found.skipped] == ["LATEST" if path.name == "LATEST" else "step-000000002"]
+            assert [one.name for one in found.unusable] == ["LATEST" if path.name == "LATEST" else "step-000000002"]
             tried += 1
         path.write_bytes(whole)
     assert tried > 600
-    assert load(tmp_path).skipped == ()
+    assert load(tmp_path).unusable == ()
 
 
 def test_a_damaged_only_checkpoint_is_refused_with_the_reason(tmp_path):
@@ -231,7 +231,7 @@ def test_what_cannot_be_used_is_named_and_the_one_before_is_loaded(tmp_path, nam
     damage(tmp_path / "step-000000002")
     found = load(tmp_path)
     assert found.step == 1
-    assert found.skipped[0].name == "step-000000002"
+    assert found.unusable[0].name == "step-000000002"
     with pytest.raises(NoneUsable, match=reason):
         load(tmp_path, step=2)
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_that_went_missing_is_told_by_latest(tmp_path):
     shutil.rmtree(tmp_path / "step-000000002")
     found = load(tmp_path)
     assert found.step == 1
-    assert "it names step-000000002" in str(found.skipped[0])
+    assert "it names step-000000002" in str(found.unusable[0])
 
 
 def test_an_empty_and_a_missing_folder_are_told_apart(tmp_path):
@@ -257,7 +257,7 @@ def test_what_a_crash_left_behind_is_ignored_and_swept_away(tmp_path):
     (tmp_path / ".begun-step-000000002").mkdir()
     (tmp_path / ".begun-step-000000002" / "tensors.safetensors").write_bytes(b"half")
     (tmp_path / ".begun-LATEST").write_text("half")
-    assert load(tmp_path).skipped == ()
+    assert load(tmp_path).unusable == ()
     saved(tmp_path, 3)
     assert not list(tmp_path.glob(".begun-*"))
 
@@ -283,7 +283,7 @@ def test_a_damaged_later_checkpoint_is_set_aside_when_the_run_goes_on(tmp_path):
     _damage_truncate(tmp_path / "step-000000100")
     assert load(tmp_path).step == 50
     saved(tmp_path, 60)
-    assert (load(tmp_path).step, load(tmp_path).skipped) == (60, ())
+    assert (load(tmp_path).step, load(tmp_path).unusable) == (60, ())
     assert (tmp_path / "damaged-step-000000100" / "manifest.json").exists()  # for whoever wants to look
 
 
@@ -325,7 +325,7 @@ def test_symbolic_links_are_followed_when_read_and_removed_themselves(tmp_path, 
     before = {path: path.read_bytes() for path in files(disk)} if disk.exists() else {}
     assert load(run).step == 3
     saved(run, 3, 4, 5, 6, keep=2)
-    assert (load(run).step, load(run).skipped, steps(run)) == (6, (), [6, 5])
+    assert (load(run).step, load(run).unusable, steps(run)) == (6, (), [6, 5])
     assert not list(run.glob(".begun-*"))
     if what != "the folder of checkpoints":  # then it is the run itself
         assert {path: path.read_bytes() for path in files(disk)} == before if disk.exists() else not before
@@ -362,7 +362,7 @@ def test_a_forged_manifest_is_damaged_whatever_field_is_of_another_kind(tmp_path
     saved(tmp_path, 1, 2)
     _forge(tmp_path / "step-000000002", place, value)
     found = load(tmp_path)
-    assert (found.step, [one.name for one in found.skipped]) == (1, ["step-000000002"])
+    assert (found.step, [one.name for one in found.unusable]) == (1, ["step-000000002"])
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tensors.safetensors"])
@@ -381,7 +381,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, name, make):
 def test_a_pipe_as_latest_is_not_waited_for(tmp_path):
     (saved(tmp_path, 1) / "LATEST").unlink()
     os.mkfifo(tmp_path / "LATEST")
-    assert "cannot be read" in str(load(tmp_path).skipped[0])
+    assert "cannot be read" in str(load(tmp_path).unusable[0])
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -464,7 +464,7 @@ def test_a_crash_at_any_point_leaves_a_whole_checkpoint(tmp_path, again):
         found = load(folder)
         assert found.step in (1, next_step)
         assert torch.equal(found.tensors["w"], weights(found.step)["w"])
-        assert found.skipped == ()
+        assert found.unusable == ()
         saved(folder, 3, keep=1)  # and the run goes on
         assert (load(folder).step, sorted(p.name for p in folder.iterdir())) == (3, ["LATEST", "step-000000003"])
         if code == 0:
@@ -568,7 +568,7 @@ except NotSaved as error:
     assert error.errno == errno.ENOSPC, error
     assert "step 2 was not saved" in str(error) and "No space left" in str(error), error
     assert "The newest that stands is step-000000001" in str(error), error
-assert load(folder).step == 1 and load(folder).skipped == () and steps(folder) == [1]
+assert load(folder).step == 1 and load(folder).unusable == () and steps(folder) == [1]
 save(folder, 2, {"w": torch.ones(1000)}, far)
 subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
 try:

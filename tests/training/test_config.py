@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from variegrad import DropConnect, Langevin
-from variegrad.training import Ball, Box, Epochs, Evaluation, Every, Skip, TrainConfig
+from variegrad.training import Ball, Box, Cadence, Epochs, Evaluation, Skip, TrainConfig
 
 
 def config(**changes):
@@ -78,18 +78,18 @@ def test_every_setting_shows_in_the_json():
         ({"passes": math.nan}, "passes must be positive; got nan"),
     ],
 )
-def test_a_rhythm_out_of_range_is_refused(arguments, message):
+def test_a_cadence_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Every(**arguments)
+        Cadence(**arguments)
 
 
-def test_a_rhythm_in_passes_is_kept_whatever_the_batch():
+def test_a_cadence_in_passes_is_kept_whatever_the_batch():
     for batch in (1, 3, 7, 19):
         positions = [min(k * batch, 100) / 10 for k in range(100 // batch + 2)]
-        due = [b for a, b in pairwise(positions) if Every(passes=2.0).due(1, a, b)]
+        due = [b for a, b in pairwise(positions) if Cadence(passes=2.0).due(1, a, b)]
         assert len(due) == 10 // 2
         assert all(b // 2 * 2 >= b - batch / 10 for b in due)
-    assert [k for k in range(1, 10) if Every(updates=4).due(k, 0, 0)] == [4, 8]
+    assert [k for k in range(1, 10) if Cadence(updates=4).due(k, 0, 0)] == [4, 8]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import variegrad as vg
-from variegrad.training import Epochs, Evaluation, Every, Phases, Position, Stream
+from variegrad.training import Cadence, Epochs, Evaluation, Phases, Position, Stream
 from variegrad.training.reading import outlive_requests_to_end, reader, readers
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
@@ -89,8 +89,8 @@ SETTINGS = {
 @pytest.mark.parametrize("kind", ["none", "now and then"])
 def test_a_run_with_readers_is_the_run_without(name, kind):
     options = {
-        "bound_every": Every(updates=3),
-        "evaluation": Evaluation(accuracy=losses, data=Augmented("none"), every=Every(updates=4)),
+        "bound_every": Cadence(updates=3),
+        "evaluation": Evaluation(accuracy=losses, data=Augmented("none"), every=Cadence(updates=4)),
     }
     alone = trained(Augmented(kind), SETTINGS[name], **options)
     before = torch.get_rng_state()
@@ -208,7 +208,7 @@ def test_a_stream_reads_each_number_once_in_order():
 def test_a_stream_is_resumed_by_its_position(count):
     settings = config(sampling=Stream(per_pass=28), passes=2)
     whole = model()
-    rows = list(vg.train(whole, losses, Endless(), settings, bound_every=Every(passes=1)))
+    rows = list(vg.train(whole, losses, Endless(), settings, bound_every=Cadence(passes=1)))
     assert [bool(u.bound) for u in rows] == [False, False, False, True] * 2
     parts = model()
     for update in islice(vg.train(parts, losses, Endless(), settings, readers=count), 3):

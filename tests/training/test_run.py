@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 import variegrad as vg
 from distributed.ranks import play
-from variegrad.distributed.workers import World
-from variegrad.training import Ball, Box, Every, Phases, Position
+from variegrad.distributed.world import World
+from variegrad.training import Ball, Box, Cadence, Phases, Position
 from variegrad.training.checkpoint import FolderInUse, NotSaved, Run, load, steps
 
 
@@ -41,7 +41,7 @@ def flat(model):
 def made(folder, settings=None, stop=None, world=None, **options):
     """A part of a run; it is left after update `stop`, by an error if that is negative."""
     model, settings = net(), settings or config()
-    with Run(folder, model, settings, world, every=Every(updates=4), **options) as run:
+    with Run(folder, model, settings, world, every=Cadence(updates=4), **options) as run:
         for update in run.of(vg.train(model, losses, data(), settings, world, start=run.start)):
             run.state.setdefault("seen", []).append(update.updates)
             if stop is not None and update.updates == abs(stop):
@@ -167,7 +167,7 @@ def slow_disk(monkeypatch):
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_what_is_kept_is_of_its_moment(tmp_path, slow_disk):
     model = net()
-    with Run(tmp_path, model, config(), every=Every(updates=4)) as run:
+    with Run(tmp_path, model, config(), every=Cadence(updates=4)) as run:
         for update in run.of(vg.train(model, losses, data(), config())):
             if update.updates == 4:
                 at_four = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -236,7 +236,7 @@ def test_workers_get_the_weights_from_worker_0_and_need_not_see_its_folder(tmp_p
 def _flipped(rank, folder):
     world, model = World(rank=rank, size=2), net()
     try:
-        with Run(folder, model, config(), world, every=Every(updates=4)) as run:
+        with Run(folder, model, config(), world, every=Cadence(updates=4)) as run:
             for update in run.of(vg.train(model, losses, data(), config(), world)):
                 if update.updates == 5 and rank == 1:
                     with torch.no_grad():

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 import variegrad as vg
 from variegrad.training import (
     Ball,
+    Cadence,
     Epochs,
     Evaluation,
-    Every,
     Phases,
     Position,
     Skip,
@@ -367,6 +367,12 @@ def test_former_names_work_for_one_version():
 
     with pytest.warns(DeprecationWarning, match="Step is now Update"):
         assert room.Step is Update
+    with pytest.warns(DeprecationWarning, match="Every is now Cadence"):
+        assert room.Every is Cadence
+    with pytest.warns(DeprecationWarning, match="Skipped is now Unusable"):
+        assert room.checkpoint.Skipped is room.checkpoint.Unusable
+    with pytest.raises(AttributeError, match="no attribute 'Never'"):
+        _ = room.Never
     update = go(model(), phases({}), 1)[0]
     with pytest.warns(DeprecationWarning, match="left_out"):
         assert update.skipped == 0
@@ -420,7 +426,7 @@ def test_the_last_update_completes_the_passes(passes, n, sampling, examples):
 
 
 def test_accuracy_is_followed_and_the_last_update_always_evaluated():
-    found = run(model(), 99, passes=2, evaluation=Evaluation(accuracy=right, data=dataset(), every=Every(updates=4)))
+    found = run(model(), 99, passes=2, evaluation=Evaluation(accuracy=right, data=dataset(), every=Cadence(updates=4)))
     assert [r.accuracy is not None for r in found] == [False, False, False, True, False, True]
     net = model()
     run(net, 6)
@@ -429,7 +435,7 @@ def test_accuracy_is_followed_and_the_last_update_always_evaluated():
 
 
 def test_a_run_ends_at_its_target():
-    watch = Evaluation(accuracy=right, data=dataset(), every=Every(passes=0.5), target=0.6)
+    watch = Evaluation(accuracy=right, data=dataset(), every=Cadence(passes=0.5), target=0.6)
     found = run(model(), 9999, step_size=0.2, evaluation=watch)
     evaluated = [r.accuracy for r in found if r.accuracy is not None]
     assert evaluated[-1] >= 0.6
@@ -439,7 +445,7 @@ def test_a_run_ends_at_its_target():
 
 def test_the_bound_is_estimated_on_the_way_and_changes_nothing():
     watched, plain = model(), model()
-    found = run(watched, 6, batch_size=16, data=dataset(64), bound_every=Every(updates=3))
+    found = run(watched, 6, batch_size=16, data=dataset(64), bound_every=Cadence(updates=3))
     run(plain, 6, batch_size=16, data=dataset(64))
     assert torch.equal(weights(watched), weights(plain))
     assert [r.bound is not None for r in found] == [False, False, True] * 2

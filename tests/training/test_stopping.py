@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import variegrad as vg
-from variegrad.distributed.workers import World
-from variegrad.training import Every, Skip, twin_runs
+from variegrad.distributed.world import World
+from variegrad.training import Cadence, Skip, twin_runs
 from variegrad.training.tuning import Stopped
 
 
@@ -35,7 +35,7 @@ def config(**changes):
 def test_skip_also_skips_where_the_bound_is_estimated_from_the_example_that_is_not_finite():
     settings = config(when_not_finite=Skip(99))
     plain = list(vg.train(net(), losses, data(spoiled=5), settings))
-    found = list(vg.train(net(), losses, data(spoiled=5), settings, bound_every=Every(updates=1)))
+    found = list(vg.train(net(), losses, data(spoiled=5), settings, bound_every=Cadence(updates=1)))
     assert [u.left_out for u in found] == [u.left_out for u in plain]
     assert found[-1].left_out > 0
     skipped = [after.left_out > before for before, after in zip([0, *[u.left_out for u in found]], found, strict=False)]
@@ -44,7 +44,7 @@ def test_skip_also_skips_where_the_bound_is_estimated_from_the_example_that_is_n
 
 def test_stop_ends_the_run_with_the_example_also_where_a_bound_is_estimated():
     with pytest.raises(ValueError, match="the loss of example"):
-        list(vg.train(net(), losses, data(spoiled=5), config(), bound_every=Every(updates=1)))
+        list(vg.train(net(), losses, data(spoiled=5), config(), bound_every=Cadence(updates=1)))
 
 
 def test_a_stop_that_was_obeyed_does_not_stop_the_next_run():
@@ -91,8 +91,8 @@ def test_twins_that_are_stopped_give_what_was_measured_until_then():
         return losses(model, batch)
 
     found = twin_runs(
-        net(), interrupted, data(), neighbour, config(), world, every=Every(updates=2), bounds=False
+        net(), interrupted, data(), neighbour, config(), world, every=Cadence(updates=2), bounds=False
     )  # fmt: skip
-    whole = twin_runs(net(), losses, data(), neighbour, config(), every=Every(updates=1), bounds=False)
+    whole = twin_runs(net(), losses, data(), neighbour, config(), every=Cadence(updates=1), bounds=False)
     assert found.updates == (2, 4, 5)
     assert found.distances == tuple(whole.distances[update - 1] for update in found.updates)

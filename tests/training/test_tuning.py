@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import variegrad as vg
 from variegrad.training import Epochs, TrainConfig, Tuned, WithReplacement, tune, tuning
 from variegrad.training.evaluation import mean_of
-from variegrad.training.stacked import can_be_stacked, stacked_losses
+from variegrad.training.tuning_stacked import can_be_stacked, stacked_losses
 
 
 def squared(model, batch):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import variegrad as vg
-from variegrad.training import Every, TrainConfig, twin_runs
+from variegrad.training import Cadence, TrainConfig, twin_runs
 
 SEED = 4
 
@@ -33,7 +33,7 @@ def data(change=0.0):
 def run(change=1.0, model=None, every=None, **settings):
     # A seed whose first updates draw example 7, so that the runs are apart when they are first compared.
     config = TrainConfig(**{"batch_size": 4, "step_size": 0.01, "passes": 8, "seed": SEED, **settings})
-    return twin_runs(model or linear(), squared, data(), data(change), config, every=every or Every(updates=5))
+    return twin_runs(model or linear(), squared, data(), data(change), config, every=every or Cadence(updates=5))
 
 
 def test_equal_data_give_equal_runs():
@@ -54,7 +54,7 @@ def test_runs_drift_apart_only_by_the_changed_example():
 
 def test_the_bound_is_that_of_least_squares_by_hand():
     # Δ_i = x_i⟨x_i, w − w′⟩ depends on the direction of w − w′ alone, which one update in which 7 is drawn first sets.
-    found = run(every=Every(updates=1), batch_size=30, passes=1.0)
+    found = run(every=Cadence(updates=1), batch_size=30, passes=1.0)
     model, x = linear(), data().tensors[0]
     twins = []
     for change in (0.0, 1.0):
@@ -99,7 +99,7 @@ def test_quantising_is_not_linear_and_claims_nothing():
 
 def test_distances_alone_need_no_measurement():
     config = TrainConfig(batch_size=4, step_size=0.01, passes=1)
-    found = twin_runs(linear(), squared, data(), data(1.0), config, every=Every(updates=3), bounds=False)
+    found = twin_runs(linear(), squared, data(), data(1.0), config, every=Cadence(updates=3), bounds=False)
     assert (len(found.distances), found.bounds, found.mechanism_bounds) == (3, [], [])
     assert math.isnan(found.smallest_bound)
 
@@ -108,6 +108,6 @@ def test_twin_runs_need_neighbours_and_an_end():
     config = TrainConfig(batch_size=1, step_size=0.1)
     x, y = data().tensors
     with pytest.raises(ValueError, match="must differ in one example only; got 30 and 29 examples"):
-        twin_runs(linear(), squared, data(), TensorDataset(x[1:], y[1:]), config, every=Every(updates=1))
+        twin_runs(linear(), squared, data(), TensorDataset(x[1:], y[1:]), config, every=Cadence(updates=1))
     with pytest.raises(ValueError, match=r"give config\.passes a finite number"):
         run(passes=math.inf)

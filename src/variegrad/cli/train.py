@@ -18,10 +18,11 @@ from variegrad.cli.mechanisms import parse_mechanism
 from variegrad.cli.training_log import TrainingLog
 from variegrad.cli.training_record import RECORD, WEIGHTS, is_behind, record, refuse_a_used_folder, write
 from variegrad.distributed.agreement import failing_together
-from variegrad.distributed.workers import World, workers
+from variegrad.distributed.workers import workers
+from variegrad.distributed.world import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
-from variegrad.training import Epochs, Evaluation, Every, Skip, Stop, TrainConfig, WithReplacement, train
+from variegrad.training import Cadence, Epochs, Evaluation, Skip, Stop, TrainConfig, WithReplacement, train
 from variegrad.training.checkpoint import Run
 from variegrad.training.update import Update
 
@@ -59,7 +60,7 @@ def train_command(
     if per_worker and chosen is None:
         raise ValueError("--per-worker says where a mechanism is applied: give --mechanism too.")
     _check_folder(out, resume, checkpoint_every)
-    rhythm = Every(passes=evaluate_every)
+    cadence = Cadence(passes=evaluate_every)
     with workers(timeout=timeout) as world, ends_together(world) as signals:
         with failing_together(world):
             if out is not None and world.is_first:
@@ -71,23 +72,23 @@ def train_command(
             granularity="worker" if per_worker else "example", sampling=_sampling(loaded, epochs, batch_size),
             when_not_finite=Skip(skip_not_finite) if skip_not_finite else Stop(),
         )  # fmt: skip
-        evaluation = _evaluation(loaded, rhythm, target_accuracy)
+        evaluation = _evaluation(loaded, cadence, target_accuracy)
         loaded.model.to(world.device)
         run = None
         if out is not None:
             run = Run(
                 out, loaded.model, config, world, resume=resume,
-                every=None if checkpoint_every is None else Every(updates=checkpoint_every),
+                every=None if checkpoint_every is None else Cadence(updates=checkpoint_every),
                 settings={"problem": loaded.name, "examples": size(loaded.train)},
             )  # fmt: skip
         with nullcontext() if run is None else run:
             for note in run.notes if run is not None and world.is_first else ():
                 errors.print(note)
             log = TrainingLog(
-                loaded, config, world, errors, rhythm, tensorboard if world.is_first else None,
+                loaded, config, world, errors, cadence, tensorboard if world.is_first else None,
                 None if run is None else run.state,
             )  # fmt: skip
-            estimates = None if bound_every is None else Every(updates=bound_every)
+            estimates = None if bound_every is None else Cadence(updates=bound_every)
             failure = _trained(loaded, config, world, log, run, evaluation, estimates)
             if log.last is None and failure is not None:
                 raise failure
@@ -110,7 +111,7 @@ def _trained(
     log: TrainingLog,
     run: Run | None,
     evaluation: Evaluation | None,
-    estimates: Every | None,
+    estimates: Cadence | None,
 ) -> Exception | None:
     """Make the run's updates; what ended it before its time is returned, so that the weights can be kept."""
     if evaluation is not None and _reached(log, evaluation.target):
@@ -182,7 +183,7 @@ def default_step_size(problem: Problem, batch_size: int) -> float:
     return problem.step_size * (2 * NOMINAL_BATCH - 1) / (NOMINAL_BATCH + max(batch_size, NOMINAL_BATCH) - 1)
 
 
-def _evaluation(problem: Problem, every: Every, target: float | None) -> Evaluation | None:
+def _evaluation(problem: Problem, every: Cadence, target: float | None) -> Evaluation | None:
     if problem.accuracy is None:
         if target is not None:
             raise ValueError(f"--target-accuracy: {problem.name} has no accuracy, only a loss.")

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
-from variegrad.training import Every, TrainConfig
+from variegrad.training import Cadence, TrainConfig
 from variegrad.training.update import Update
 
 EMPTY: dict[str, Any] = {
@@ -43,7 +43,7 @@ class TrainingLog:
         config: how.
         world: the workers.
         console: standard error.
-        rhythm: how often a line of history is kept.
+        cadence: how often a line of history is kept.
         tensorboard: folder for TensorBoard events.
         kept: what an earlier part of the run left here, changed in place: plain values, kept with each checkpoint.
 
@@ -60,7 +60,7 @@ class TrainingLog:
         config: TrainConfig,
         world: World,
         console: Console,
-        rhythm: Every,
+        cadence: Cadence,
         tensorboard: Path | None = None,
         kept: dict[str, Any] | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class TrainingLog:
         for name, value in EMPTY.items():
             self.kept.setdefault(name, copy.deepcopy(value))
         self.last: Update | None = None
-        self._rhythm = rhythm
+        self._cadence = cadence
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=WINDOW)
         self._bound: str | None = None
         self._clock, self._waited = time.perf_counter(), 0.0
@@ -127,7 +127,7 @@ class TrainingLog:
         self._recent.append((now, update.examples, update.mean_loss))
         if update.bound is not None:
             self._bound = f"B_D {update.bound.batch_size_bound:.3g} [{update.bound.low:.3g}, {update.bound.high:.3g}]"
-        due = self._rhythm.due(update.updates, (update.examples - update.batch_size) / self.count, update.passes)
+        due = self._cadence.due(update.updates, (update.examples - update.batch_size) / self.count, update.passes)
         if update.accuracy is not None or update.bound is not None or due:
             self.kept["history"].append(self._row(update))
             losses.update(EMPTY["losses"])

@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from variegrad.cli.training_log import TrainingLog
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.files import whole, write_whole
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
 from variegrad.training import Position, TrainConfig
 from variegrad.training.checkpoint import empty, tensors
-from variegrad.training.checkpoint.run import CHECKPOINTS, holds_a_run, versions
+from variegrad.training.checkpoint.run import CHECKPOINTS, holds_a_run
+from variegrad.versions import versions
 
 SCHEMA = "variegrad.train/2"
 RECORD, WEIGHTS = "train.json", "weights.safetensors"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.exact import number
 
 NAMED = 3  # how many differing fields a message names

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from variegrad.distributed.agreement import agree
 from variegrad.distributed.packed_sum import packed_sum
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.exact import text
 from variegrad.mechanisms import DropConnect, Mechanism
 from variegrad.mechanisms.one_draw import WorkerKey, drawn

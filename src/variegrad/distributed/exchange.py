@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.mechanisms.finite import total
 from variegrad.shapes import Float
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from variegrad.distributed import payloads, wire
 from variegrad.distributed.refused import Refused
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.mechanisms import DropConnect, Mechanism, Quantize
 from variegrad.mechanisms.finite import finite
 from variegrad.mechanisms.law import Composed

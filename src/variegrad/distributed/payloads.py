@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from variegrad.distributed.refused import Refused
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 
 ANNOUNCED_BYTES = 32
 BITS = 52  # workers per number of a list of workers: sums of numbers are exact to 53 bits

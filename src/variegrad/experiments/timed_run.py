@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.experiments.timed_worker import timed
 
 WORKER = "variegrad.experiments.timed_worker"

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from variegrad.distributed.workers import World, workers
+from variegrad.distributed.workers import workers
+from variegrad.distributed.world import World
 from variegrad.experiments import data
 from variegrad.experiments.training_run import fresh
 from variegrad.files import write_whole
 from variegrad.mechanisms import DropConnect
 from variegrad.per_example.evaluate import NotFinite
-from variegrad.training import Evaluation, Every, TrainConfig, train
+from variegrad.training import Cadence, Evaluation, TrainConfig, train
 
 
 def timed(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def timed(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
     evaluation = None
     if timed_updates is None:
         evaluation = Evaluation(
-            accuracy=scored, data=examples, every=Every(passes=float(spec["every"])), target=spec["target"]
+            accuracy=scored, data=examples, every=Cadence(passes=float(spec["every"])), target=spec["target"]
         )
     found: dict[str, list[float]] = {"seconds": [], "passes": [], "accuracies": []}
     total, diverged = 0.0, False

@@ -2,9 +2,9 @@
 
 import warnings
 
+from variegrad.training.cadence import Cadence
 from variegrad.training.config import Phases, TrainConfig
 from variegrad.training.evaluation import Evaluation
-from variegrad.training.every import Every
 from variegrad.training.not_finite import Skip, Stop
 from variegrad.training.projection import Ball, Box
 from variegrad.training.sampling import Epochs, Stream, WithReplacement
@@ -17,9 +17,9 @@ __all__ = [
     "Arm",
     "Ball",
     "Box",
+    "Cadence",
     "Epochs",
     "Evaluation",
-    "Every",
     "Phases",
     "Position",
     "Seconds",
@@ -38,8 +38,12 @@ __all__ = [
 ]
 
 
+FORMER = {"Every": Cadence, "Step": Update}
+
+
 def __getattr__(name: str) -> object:
-    if name == "Step":
-        warnings.warn("variegrad.training.Step is now Update.", DeprecationWarning, stacklevel=2)
-        return Update
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in FORMER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = FORMER[name]
+    warnings.warn(f"variegrad.training.{name} is now {new.__name__}.", DeprecationWarning, stacklevel=2)
+    return new

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from variegrad.batches import passes_over, to_device
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.measurement import BATCH_SIZE
 from variegrad.per_example.evaluate import Losses, left_as_found
 from variegrad.problems.subset import size
-from variegrad.training.every import Every
+from variegrad.training.cadence import Cadence
 from variegrad.training.reading import Collate, outlive_requests_to_end
 
 
@@ -35,7 +35,7 @@ class Evaluation:
 
     accuracy: Losses
     data: Dataset[Any]
-    every: Every = field(default_factory=lambda: Every(passes=1.0))
+    every: Cadence = field(default_factory=lambda: Cadence(passes=1.0))
     target: float | None = None
 
     def __post_init__(self) -> None:

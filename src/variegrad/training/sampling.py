@@ -109,7 +109,7 @@ class Stream(Sampling):
     position like any other.
 
     Attributes:
-        per_pass: how many samples count as a pass, for `passes` and rhythms; None if there are none.
+        per_pass: how many samples count as a pass, for `passes` and cadences; None if there are none.
 
     Raises:
         ValueError: if `per_pass` is below one.

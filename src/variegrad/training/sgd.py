@@ -12,38 +12,23 @@ one draw serves a whole share; it is the same in law.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from variegrad.batches import Batch, to_device
-from variegrad.distributed.agreement import agree, failing_together
-from variegrad.distributed.workers import World, present
-from variegrad.estimators import BatchSizeEstimate, estimate
-from variegrad.keys import torch_draws
-from variegrad.per_example.evaluate import Losses, NotFinite, unwrap
-from variegrad.problems.subset import size
+from variegrad.distributed.world import World
+from variegrad.per_example.evaluate import Losses
+from variegrad.training.cadence import Cadence
 from variegrad.training.config import Phases, TrainConfig
-from variegrad.training.evaluation import Evaluation, mean_of
-from variegrad.training.every import Every
-from variegrad.training.reading import Collate, Part
-from variegrad.training.reading import readers as reader_processes
-from variegrad.training.sampling import Epochs, Stream
-from variegrad.training.shared_update import Apply, SharedUpdate, Weights
+from variegrad.training.evaluation import Evaluation
+from variegrad.training.reading import Collate
+from variegrad.training.shared_update import Weights
 from variegrad.training.update import Position, Update
-from variegrad.training.what_must_agree import refuse_drift, what_must_agree
-
-ENDLESS = 2**63
-BOUND_EXAMPLES = 256  # of a batch, at most, for an estimate of B_D
+from variegrad.training.updates import Updates
 
 
 def train(
@@ -54,7 +39,7 @@ def train(
     world: World | None = None,
     *,
     evaluation: Evaluation | None = None,
-    bound_every: Every | None = None,
+    bound_every: Cadence | None = None,
     start: int | Position = 0,
     readers: int = 0,
     collate_fn: Collate | None = None,
@@ -96,7 +81,12 @@ def train(
     if skipped is not None:
         warnings.warn("train(skipped=) is now train(start=Position(left_out=)).", DeprecationWarning, stacklevel=2)
         start = start if isinstance(start, Position) else Position(examples=start, left_out=skipped)
-    return _begun(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn, _descend)
+    updates = Updates(
+        model=model, losses=losses, dataset=dataset, config=config, apply=_descend, world=world, start=start,
+        readers=readers, collate_fn=collate_fn, evaluation=evaluation, bound_every=bound_every,
+    )  # fmt: skip
+    _warn_of_few_bits(updates.model)
+    return updates.make()
 
 
 def shared_gradient(
@@ -140,7 +130,10 @@ def shared_gradient(
 
     Source: equation (2); with momentum or Adam the statements about B_D are no longer about that step.
     """
-    return _begun(model, losses, dataset, config, world, None, None, start, readers, collate_fn, _leave)
+    return Updates(
+        model=model, losses=losses, dataset=dataset, config=config, apply=_leave, world=world, start=start,
+        readers=readers, collate_fn=collate_fn,
+    ).make()  # fmt: skip
 
 
 def _descend(config: TrainConfig, weights: Weights, sums: Sequence[Tensor | None]) -> None:
@@ -162,146 +155,6 @@ def _leave(_config: TrainConfig, weights: Weights, sums: Sequence[Tensor | None]
         weight.grad = None if gradient is None else gradient.to(weight.dtype)
 
 
-def _begun(
-    model: nn.Module,
-    losses: Losses,
-    dataset: Dataset[Any],
-    config: TrainConfig | Phases,
-    world: World | None,
-    evaluation: Evaluation | None,
-    bound_every: Every | None,
-    start: int | Position,
-    readers: int,
-    collate_fn: Collate | None,
-    apply: Apply,
-) -> Iterator[Update]:
-    if isinstance(model, DistributedDataParallel):
-        raise TypeError("model must not be wrapped in DistributedDataParallel: the gradients are added up here.")
-    if not isinstance(start, Position):
-        start = Position(examples=start)
-    world = present() if world is None else world
-    model, count = unwrap(model), _count(dataset, config)
-    if readers < 0:
-        raise ValueError(f"readers must be a number of processes, not negative; got {readers}.")
-    if apply is _descend:
-        _warn_of_few_bits(model)
-    if world.size > 1:
-        agree(world, dict(what_must_agree(model, losses, dataset, config, start)))
-        _refuse_statistics_of_a_share(model)
-    if count == 0:
-        raise ValueError("the training set holds no examples.")
-    for each in config.configs.values() if isinstance(config, Phases) else [config]:
-        if each.batch_size < world.size:
-            raise ValueError(
-                f"batch_size must be at least the number of workers, which share each batch; got {each.batch_size} "
-                f"for {world.size} workers."
-            )
-        if isinstance(each.sampling, Epochs) and each.batch_size > count:
-            raise ValueError(
-                "batch_size must be at most the number of examples, each of which Epochs() draws once per pass; "
-                f"got {each.batch_size} for {count:,} examples. Take at most {count:,}, or sampling=WithReplacement()."
-            )
-    return _updates(model, losses, dataset, config, world, evaluation, bound_every, start, readers, collate_fn, apply)
-
-
-def _count(dataset: Dataset[Any], config: TrainConfig | Phases) -> int:
-    """The examples of a pass: n; of a stream what it says, or more than there can ever be."""
-    if not isinstance(config.sampling, Stream):
-        return size(dataset)
-    if config.sampling.per_pass is None and math.isfinite(config.passes):
-        raise ValueError(f"a stream has no passes: take passes=inf, or Stream(per_pass=n); got {config.passes} passes.")
-    return config.sampling.per_pass or ENDLESS
-
-
-def _updates(
-    model: nn.Module,
-    losses: Losses,
-    dataset: Dataset[Any],
-    config: TrainConfig | Phases,
-    world: World,
-    evaluation: Evaluation | None,
-    bound_every: Every | None,
-    start: Position,
-    readers: int,
-    collate_fn: Collate | None,
-    apply: Apply,
-) -> Iterator[Update]:
-    count, seed = _count(dataset, config), config.seed
-    end = config.passes * count * (1 - 1e-12)  # 0.1 passes of 60 examples are 6, not 6.000000000000001
-    plan = partial(_planned, config, count, end, bound_every, start)
-    parts = _parts(plan(), config, count, world)
-    device = next(model.parameters()).device
-    with (
-        reader_processes(dataset, seed, parts, readers, collate_fn, pin_memory=device.type == "cuda") as read,
-        closing(SharedUpdate(model, losses, world, read, config.sampling, count, apply)) as shared,
-    ):
-        left_out = start.left_out
-        for number, position, total, bound_is_due in plan():
-            bound = None
-            if bound_is_due:
-                with failing_together(world), torch_draws(seed, "bound", position):
-                    few = config.sampling.samples(seed, range(position, position + min(total, BOUND_EXAMPLES)), count)
-                    bound = _bound(model, losses, to_device(read(few, position), device), config, count)
-            made = shared.make(config.at(position), position, total, number - 1, left_out)
-            seen = position + total
-            before, after = position / count, seen / count
-            left_out += made.left_out
-            accuracy = None
-            if number == start.updates + 1:
-                refuse_drift(world, model, "after the first update")
-            if evaluation is not None and (seen >= end or evaluation.every.due(number, before, after)):
-                refuse_drift(world, model, f"after update {number:,}")
-                with torch_draws(seed, "evaluation", seen):
-                    accuracy = mean_of(
-                        evaluation.accuracy, model, evaluation.data, world, readers=readers, collate_fn=collate_fn
-                    )
-            if made.stop:
-                world.stop_requested = False  # it is obeyed: a later run is another matter
-            yield Update(
-                updates=number, examples=seen, batch_size=total, passes=after, accuracy=accuracy, bound=bound,
-                left_out=left_out, mean_loss=float("nan") if made.left_out else made.loss_sum / total,
-                seconds=made.seconds,
-            )  # fmt: skip
-            target = None if evaluation is None else evaluation.target
-            if made.stop or (accuracy is not None and target is not None and accuracy >= target):
-                return
-
-
-def _planned(
-    config: TrainConfig | Phases, count: int, end: float, bound_every: Every | None, start: Position
-) -> Iterator[tuple[int, int, int, bool]]:
-    """The updates of a run: number, position, examples, and whether B_D is estimated before it."""
-    position, number = start.examples, start.updates
-    while position < end:
-        total = config.sampling.length(position, config.at(position).batch_size, count)
-        number += 1
-        due = bound_every is not None and bound_every.due(number, position / count, (position + total) / count)
-        yield number, position, total, due
-        position += total
-
-
-def _parts(
-    plan: Iterator[tuple[int, int, int, bool]], config: TrainConfig | Phases, count: int, world: World
-) -> Iterator[Part]:
-    """What this worker will ask its readers for, in that order."""
-    for _, position, total, bound_is_due in plan:
-        share = world.share(total)
-        wanted = [range(position, position + min(total, BOUND_EXAMPLES))] if bound_is_due else []
-        wanted += [range(position + share.start, position + share.stop)] if share else []
-        for places in wanted:
-            yield config.sampling.samples(config.seed, places, count), places.start
-
-
-def _bound(
-    model: nn.Module, losses: Losses, batch: Batch, config: TrainConfig | Phases, count: int
-) -> BatchSizeEstimate | None:
-    """B_D from examples of the batch; None if one is not finite, which the update itself deals with."""
-    try:
-        return estimate(model, losses, batch, population=count if isinstance(config.sampling, Epochs) else None)
-    except NotFinite:
-        return None
-
-
 def _warn_of_few_bits(model: nn.Module) -> None:
     few = [n for n, p in model.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
     if few:
@@ -309,15 +162,5 @@ def _warn_of_few_bits(model: nn.Module) -> None:
             f"weights such as {few[0]!r} have 16 bits: an update below 1/256 (bfloat16) or 1/2048 (float16) of a "
             "weight is rounded away. Keep weights in float32 and use torch.autocast in losses, or take "
             "vg.shared_gradient with an optimizer that keeps float32 copies.",
-            stacklevel=4,
+            stacklevel=3,
         )
-
-
-def _refuse_statistics_of_a_share(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            raise ValueError(
-                f"{type(module).__name__} {name!r} is in training mode: its statistics would be those of each worker's "
-                "share, and the result would depend on the number of workers. Use a norm per example such as "
-                "GroupNorm, or module.eval()."
-            )

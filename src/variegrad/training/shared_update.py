@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from variegrad.batches import Batch, to_device
 from variegrad.distributed.exchange import Exchange
 from variegrad.distributed.packed_sum import packed_sum, packs
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.keys import torch_draws
-from variegrad.mechanisms.backward_step import StepKey, add_to_grad, surrogates, takes_examples_apart
 from variegrad.mechanisms.example_gradients import first_not_finite
 from variegrad.mechanisms.finite import FiniteChecks, finite
+from variegrad.mechanisms.surrogates import StepKey, add_to_grad, surrogates, takes_examples_apart
 from variegrad.per_example.evaluate import Losses, NotFinite, check_losses, evaluate, trained_parameters
 from variegrad.training.config import TrainConfig
 from variegrad.training.reading import Read

@@ -19,13 +19,14 @@ from scipy.stats import t as student
 from torch import nn
 from torch.utils.data import Dataset
 
-from variegrad.distributed.workers import World, present
+from variegrad.distributed.workers import present
+from variegrad.distributed.world import World
 from variegrad.per_example.evaluate import Losses, NotFinite, unwrap
 from variegrad.problems.subset import size
 from variegrad.training.config import TrainConfig
 from variegrad.training.evaluation import mean_of
 from variegrad.training.sgd import train
-from variegrad.training.stacked import can_be_stacked, stacked_losses
+from variegrad.training.tuning_stacked import can_be_stacked, stacked_losses
 
 
 class Stopped(RuntimeError):  # noqa: N818 - it reads as what happened
@@ -108,7 +109,7 @@ def tune(
     """Find the step size with the least training loss after `config.passes` passes.
 
     The grid is γ·2^k around `config.step_size`; every step size is run with the seeds seed, seed+1, …, from the same
-    weights. Small models without a mechanism are run at all step sizes at once (`training.stacked`).
+    weights. Small models without a mechanism are run at all step sizes at once (`training.tuning_stacked`).
 
     Args:
         model: at its starting weights; it is not changed.

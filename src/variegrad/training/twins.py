@@ -17,15 +17,15 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.keys import torch_draws
 from variegrad.measurement import measure_differential
 from variegrad.mechanisms import DropConnect, Langevin
 from variegrad.moments import Diversity
 from variegrad.per_example.evaluate import Losses, trained_parameters, unwrap
 from variegrad.problems.subset import size
+from variegrad.training.cadence import Cadence
 from variegrad.training.config import TrainConfig
-from variegrad.training.every import Every
 from variegrad.training.sgd import train
 from variegrad.training.update import Update
 
@@ -71,7 +71,7 @@ def twin_runs(
     config: TrainConfig,
     world: World | None = None,
     *,
-    every: Every,
+    every: Cadence,
     bounds: bool = True,
 ) -> TwinRuns:
     """Run equation (2) twice, on data sets that differ in one example, with the same draws.

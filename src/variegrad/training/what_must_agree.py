@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from variegrad.batches import tensors
 from variegrad.distributed.agreement import difference
-from variegrad.distributed.workers import World
+from variegrad.distributed.world import World
 from variegrad.exact import digest
 from variegrad.keys import generator, torch_draws
 from variegrad.per_example.evaluate import Losses

@@ -4,7 +4,9 @@ A folder holds one folder per kept step, with tensors in safetensors and everyth
 states size and SHA-256 of what it speaks for. Nothing is pickled.
 """
 
-from variegrad.training.checkpoint.load import Checkpoint, NoneUsable, Skipped, empty, load, steps
+import warnings
+
+from variegrad.training.checkpoint.load import Checkpoint, NoneUsable, Unusable, empty, load, steps
 from variegrad.training.checkpoint.lock import FolderInUse, lock
 from variegrad.training.checkpoint.manifest import Progress
 from variegrad.training.checkpoint.run import Run
@@ -18,7 +20,7 @@ __all__ = [
     "NotSaved",
     "Progress",
     "Run",
-    "Skipped",
+    "Unusable",
     "check_settings",
     "empty",
     "load",
@@ -26,3 +28,10 @@ __all__ = [
     "save",
     "steps",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Skipped":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("variegrad.training.checkpoint.Skipped is now Unusable.", DeprecationWarning, stacklevel=2)
+    return Unusable

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class NoneUsable(ValueError):  # noqa: N818 - it reads as what is wrong with the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped:
+class Unusable:
     """Something in the folder that was not used.
 
     Attributes:
@@ -55,7 +56,7 @@ class Checkpoint:
         progress: how far the run was, and its settings.
         folder: where it stands.
         sha256: of its manifest, and so of all of it: equal on workers that read the same.
-        skipped: what was newer but could not be used, and why.
+        unusable: what was newer but could not be used, and why.
     """
 
     step: int
@@ -63,7 +64,13 @@ class Checkpoint:
     progress: manifest.Progress
     folder: Path
     sha256: str
-    skipped: tuple[Skipped, ...] = ()
+    unusable: tuple[Unusable, ...] = ()
+
+    @property
+    def skipped(self) -> tuple[Unusable, ...]:
+        """The former name of `unusable`."""
+        warnings.warn("Checkpoint.skipped is now Checkpoint.unusable.", DeprecationWarning, stacklevel=2)
+        return self.unusable
 
 
 def load(folder: str | Path, step: int | None = None) -> Checkpoint:
@@ -74,7 +81,7 @@ def load(folder: str | Path, step: int | None = None) -> Checkpoint:
         step: load this one or none.
 
     Returns:
-        The checkpoint; `skipped` names what could not be used.
+        The checkpoint; `unusable` names what could not be used.
 
     Raises:
         NoneUsable: if none verifies: what is wrong with each.
@@ -82,19 +89,19 @@ def load(folder: str | Path, step: int | None = None) -> Checkpoint:
     folder = Path(folder)
     listed: list[Path] | None = None
     while listed != (listed := candidates(folder)):
-        found, skipped = _newest(folder, listed, step)
+        found, unusable = _newest(folder, listed, step)
         if found is not None:
             return found
         # A run that writes here may have removed what was listed; what it kept instead is listed now.
     wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
-    reasons = "; ".join(map(str, skipped)) or ("there is none" if folder.is_dir() else "there is no such folder")
+    reasons = "; ".join(map(str, unusable)) or ("there is none" if folder.is_dir() else "there is no such folder")
     raise NoneUsable(
         f"{folder}: {wanted} that verifies is needed to resume; {reasons}. Start a new run in another folder."
     )
 
 
-def _newest(folder: Path, listed: list[Path], step: int | None) -> tuple[Checkpoint | None, list[Skipped]]:
-    skipped: list[Skipped] = []
+def _newest(folder: Path, listed: list[Path], step: int | None) -> tuple[Checkpoint | None, list[Unusable]]:
+    unusable: list[Unusable] = []
     for candidate in listed:
         if step is not None and step_of(candidate) != step:
             continue
@@ -102,21 +109,21 @@ def _newest(folder: Path, listed: list[Path], step: int | None) -> tuple[Checkpo
             described, arrays, sha256 = read(candidate)
         except manifest.Damaged as damaged:
             if os.path.lexists(candidate):
-                skipped.append(Skipped(name=candidate.name, reason=str(damaged)))
+                unusable.append(Unusable(name=candidate.name, reason=str(damaged)))
             continue
         if step is None:
-            skipped += _pointer(folder, {one.name for one in skipped})
+            unusable += _pointer(folder, {one.name for one in unusable})
         return Checkpoint(
             step=described.step,
             tensors=arrays,
             progress=described.progress,
             folder=candidate,
             sha256=sha256,
-            skipped=tuple(skipped),
-        ), skipped
+            unusable=tuple(unusable),
+        ), unusable
     if step is None:
-        skipped += _pointer(folder, {one.name for one in skipped})
-    return None, skipped
+        unusable += _pointer(folder, {one.name for one in unusable})
+    return None, unusable
 
 
 def empty(folder: str | Path) -> bool:
@@ -247,7 +254,7 @@ def _regular(path: Path) -> int:
     return found.st_size
 
 
-def _pointer(folder: Path, known: set[str]) -> list[Skipped]:
+def _pointer(folder: Path, known: set[str]) -> list[Unusable]:
     """What `LATEST` promises and the folder does not hold: a checkpoint that went missing leaves no other trace."""
     try:
         _regular(folder / LATEST)
@@ -255,7 +262,7 @@ def _pointer(folder: Path, known: set[str]) -> list[Skipped]:
     except FileNotFoundError:
         return []  # stopped before its first checkpoint was pointed to
     except (OSError, ValueError):  # a folder in its place included
-        return [Skipped(name=LATEST, reason="it cannot be read; remove it if the checkpoints here are complete")]
+        return [Unusable(name=LATEST, reason="it cannot be read; remove it if the checkpoints here are complete")]
     if named in known:
         return []
     for candidate in candidates(folder):
@@ -265,4 +272,4 @@ def _pointer(folder: Path, known: set[str]) -> list[Skipped]:
     reason = (
         f"it names {named[:40]} with a SHA-256 that none here has: that checkpoint is gone, or this file is damaged"
     )
-    return [Skipped(name=LATEST, reason=reason)]
+    return [Unusable(name=LATEST, reason=reason)]

@@ -8,14 +8,12 @@ the weights from it: they need not see the folder.
 from __future__ import annotations
 
 import json
-import platform
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,9 +22,11 @@ import torch
 from torch import nn
 
 from variegrad.distributed.agreement import failing_together
-from variegrad.distributed.workers import World, present
+from variegrad.distributed.workers import present
+from variegrad.distributed.world import World
 from variegrad.files import UNFINISHED, remove
 from variegrad.per_example.evaluate import unwrap
+from variegrad.training.cadence import Cadence
 from variegrad.training.checkpoint.load import Checkpoint, empty, load, steps
 from variegrad.training.checkpoint.lock import lock
 from variegrad.training.checkpoint.manifest import Progress
@@ -34,10 +34,9 @@ from variegrad.training.checkpoint.save import save
 from variegrad.training.checkpoint.settings import check_settings, differences
 from variegrad.training.checkpoint.tensors import snapshot
 from variegrad.training.config import Phases, TrainConfig
-from variegrad.training.every import Every
 from variegrad.training.update import Position, Update
 from variegrad.training.what_must_agree import refuse_drift
-from variegrad.versions import version
+from variegrad.versions import versions
 
 CHECKPOINTS = "checkpoints"
 MAY_CHANGE = ("passes", "when_not_finite")
@@ -47,7 +46,7 @@ WITH_BATCH_SIZE = ("batch_size", "step_size", "phases")  # a step size goes with
 class Run:
     """A resumable run: a context in which its updates are made.
 
-        with vg.workers() as world, Run("runs/a", model, config, world, every=Every(updates=100)) as run:
+        with vg.workers() as world, Run("runs/a", model, config, world, every=Cadence(updates=100)) as run:
             for update in run.of(vg.train(model, losses, data, config, world, start=run.start)):
                 ...
 
@@ -87,7 +86,7 @@ class Run:
         config: TrainConfig | Phases,
         world: World | None = None,
         *,
-        every: Every | None = None,
+        every: Cadence | None = None,
         keep: int = 3,
         settings: Mapping[str, Any] | None = None,
         resume: bool = True,
@@ -311,21 +310,10 @@ def holds_a_run(folder: Path, what: str) -> str:
     return f"{folder} holds a run ({what}): continue it with --resume (resume=True), or choose another folder."
 
 
-@cache  # reading the packages' files takes milliseconds
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings.
-
-    Returns:
-        Package → version.
-    """
-    found = {name: version(name) for name in ("variegrad", "torch", "numpy")}
-    return {**found, "python": platform.python_version()}
-
-
 def _told(found: Checkpoint) -> dict[str, Any]:
     """What the other workers must know of a checkpoint."""
     return {
-        **asdict(found.progress), "step": found.step, "skipped": [str(one) for one in found.skipped],
+        **asdict(found.progress), "step": found.step, "skipped": [str(one) for one in found.unusable],
         "tensors": [
             [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
             for name, tensor in found.tensors.items()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Every:
-    """A rhythm, counted in updates or in passes.
+class Cadence:
+    """How often: every so many updates, or every so many passes over the data.
 
     Attributes:
-        updates: the number of updates between two times; or
-        passes: the number of passes between two times.
+        updates: the number of updates from one time to the next; or
+        passes: the number of passes.
 
     Raises:
         ValueError: if not exactly one of them is given, or it is out of range.
@@ -22,11 +22,11 @@ class Every:
 
     def __post_init__(self) -> None:
         if (self.updates is None) == (self.passes is None):
-            raise ValueError(f"Every: give either updates or passes; got {self.updates} and {self.passes}.")
+            raise ValueError(f"Cadence: give either updates or passes; got {self.updates} and {self.passes}.")
         if self.updates is not None and self.updates < 1:
-            raise ValueError(f"Every: updates must be at least 1; got {self.updates}.")
+            raise ValueError(f"Cadence: updates must be at least 1; got {self.updates}.")
         if self.passes is not None and not self.passes > 0:
-            raise ValueError(f"Every: passes must be positive; got {self.passes}.")
+            raise ValueError(f"Cadence: passes must be positive; got {self.passes}.")
 
     def due(self, updates: int, before: float, after: float) -> bool:
         """Whether it is time.
