@@ -36,7 +36,13 @@ _HANDS_ON = getattr(distributed, "_DDPSink", None)
 
 def saved(node: Node, name: str) -> Any:
     """What a node keeps for its backward pass."""
-    return getattr(node, f"_saved_{name}")
+    value = getattr(node, f"_saved_{name}")
+    return _signed(value) if isinstance(value, int) else value
+
+
+def _signed(value: int) -> int:
+    # Some versions of torch show a negative number as an unsigned one.
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def leaf(node: Node) -> Any:
@@ -217,7 +223,7 @@ def dimensions(node: Node, name: str, rank: int) -> set[int]:
     if value is None:
         return set(range(rank))
     several = value if isinstance(value, Sequence) else (value,)
-    found = {(int(d) - (1 << 64) if int(d) >= 1 << 63 else int(d)) % max(rank, 1) for d in several}
+    found = {_signed(int(d)) % max(rank, 1) for d in several}
     return found or set(range(rank))
 
 

@@ -133,7 +133,7 @@ def embedding(visit: Visit, slot: int, shape: Size) -> Contribution:  # noqa: AR
     if visit.layout.dim == visit.gradient.dim() - 1:
         raise NotCovered("a table whose columns belong to examples")
     tokens = visit.rows(saved(node, "indices")).flatten(1)
-    tokens = tokens.masked_fill(tokens == _signed(saved(node, "padding_idx")), -1)
+    tokens = tokens.masked_fill(tokens == saved(node, "padding_idx"), -1)
     found = Lookup.of_rows(tokens, visit.rows(visit.gradient).reshape(*tokens.shape, -1), shape[0])
     return replace(found, sparse=bool(saved(node, "sparse")))
 
@@ -149,7 +149,7 @@ def embedding_bag(visit: Visit, slot: int, shape: Size) -> Contribution:
     offsets: Tensor = saved(node, "offsets")[:bags]
     places = torch.arange(len(tokens), device=tokens.device)
     bag = torch.bucketize(places, offsets, right=True) - 1
-    kept = torch.ne(tokens, _signed(saved(node, "padding_idx")))
+    kept = torch.ne(tokens, saved(node, "padding_idx"))
     weights: Tensor | None = saved(node, "per_sample_weights")
     factor = torch.ones_like(tokens, dtype=gradient.dtype) if weights is None else weights.to(gradient.dtype)
     if mode == MEAN:
@@ -165,11 +165,6 @@ def _counts(values: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
     """How often each of 0 … size−1 occurs; unlike `bincount`, without a read of the device."""
     ones = torch.ones_like(values) if weights is None else weights.to(values.dtype)
     return values.new_zeros(size).index_add_(0, values, ones)
-
-
-def _signed(index: int) -> int:
-    # A negative padding index is stored as an unsigned number in some versions: it never equals a token.
-    return index - (1 << 64) if index >= 1 << 63 else index
 
 
 def _refuse_frequencies(node: Node) -> None:
