@@ -38,6 +38,19 @@ def test_finished_cells_are_skipped(tmp_path):
     assert set(runs(tmp_path / "log").values()) == {1}
 
 
+def test_cells_that_need_a_quiet_machine_and_the_others_can_be_computed_apart(tmp_path):
+    settings = counted.settings_of(tmp_path / "log", cells=4)
+    chosen = counted.experiment(alone=lambda cell: cell["number"] % 2 == 0)
+    untimed = sweep(chosen, settings, tmp_path, timed=False)
+    assert (untimed.computed, untimed.skipped, untimed.left) == (2, 0, 2)
+    assert {record.cell["number"] for record in untimed.records.values()} == {1, 3}
+    timed = sweep(chosen, settings, tmp_path, timed=True)  # 0 and 2; then the second round is known: 14 and 16
+    assert (timed.computed, timed.skipped, timed.left) == (4, 2, 2)
+    rest = sweep(chosen, settings, tmp_path)
+    assert (rest.computed, rest.skipped, rest.left) == (2, 6, 0)
+    assert set(runs(tmp_path / "log").values()) == {1}
+
+
 def test_a_larger_profile_computes_only_what_is_new(tmp_path):
     sweep(counted.experiment(), counted.settings_of(tmp_path / "log", cells=3), tmp_path)
     found = sweep(counted.experiment(), counted.settings_of(tmp_path / "log", cells=4), tmp_path)

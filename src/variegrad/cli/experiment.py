@@ -18,6 +18,8 @@ from variegrad.cli import options
 from variegrad.cli.terminal import errors, output, print_line, text_table
 from variegrad.data_root import VARIABLE
 
+CELLS = {"all": None, "untimed": False, "timed": True}
+
 
 def experiment(
     name: Annotated[str, typer.Argument(help="The experiment's name; `variegrad list` shows them all.")],
@@ -42,6 +44,13 @@ def experiment(
             callback=options.number(least=0, most=2**31),
         ),
     ] = 100,
+    cells: Annotated[
+        str,
+        typer.Option(
+            help="all; untimed: only those that may run beside other work; timed: only those that measure time and "
+            "need the machine for themselves."
+        ),
+    ] = "all",
     cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to spread the cells over a Ray cluster.")] = None,
     data_root: options.DataRoot = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False,
@@ -58,6 +67,8 @@ def experiment(
     chosen = experiment_named(name)
     if profile not in chosen.profiles:
         raise ValueError(f"--profile must be one of {', '.join(chosen.profiles)}; got {profile!r}.")
+    if cells not in CELLS:
+        raise ValueError(f"--cells must be one of {', '.join(CELLS)}; got {cells!r}.")
     folder = Path("runs", name) if out is None else out
     if out is None:
         options.writable_folder(folder)
@@ -78,10 +89,14 @@ def experiment(
     console.print(about)
     try:
         with _ended_by_sigterm():
-            swept = sweep(chosen, settings, folder, jobs=workers, cluster=cluster, console=console)
+            swept = sweep(chosen, settings, folder, jobs=workers, cluster=cluster, timed=CELLS[cells], console=console)
     except KeyboardInterrupt as interrupt:
         console.print(f"variegrad: interrupted; finished cells are kept in {folder}, the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
+    if swept.left:
+        counts = f"{swept.computed} cells computed, {swept.skipped} finished before, {swept.left} or more left"
+        print_line(f"{counts}: the same command with --cells all computes them and writes the report")
+        return
     run = finish(folder)
     from variegrad.cli.report import write_page  # noqa: PLC0415 - matplotlib takes a second to import
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
 from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell
-from variegrad.experiments.timed_run import run_timed
+from variegrad.experiments.timed_run import run_in_turns
 from variegrad.experiments.verdict import Contrast, Finding, paired
 from variegrad.reports.curves import Series, panels
 
@@ -43,8 +43,9 @@ def cells(settings: Settings, records: Records) -> list[Cell]:  # noqa: ARG001 -
 
 def run(group: Sequence[Cell]) -> list[Values]:
     """The median time of an update, for every batch size on the same workers."""
-    found = run_timed([dict(cell.values) for cell in group], workers=group[0]["workers"])
-    return [{"seconds_per_update": statistics.median(one["seconds"]), "updates": one["seconds"]} for one in found]
+    specs = [dict(cell.values) for cell in group]
+    found = run_in_turns(specs, workers=group[0]["workers"], turns=1, updates=group[0]["updates"])
+    return [{"seconds_per_update": statistics.median(one["turns"][0]), "updates": one["turns"][0]} for one in found]
 
 
 def speed_ups(settings: Settings, records: Records, workers: int) -> dict[int, list[float]]:

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.verdict import Check
@@ -125,11 +126,12 @@ def pessimistic(values: Sequence[float]) -> float:
 
 
 def _next(best: int, tried: Sequence[int], grid: Sequence[int], finest: int) -> list[int]:
-    """An octave beyond the border, or the middles between the best and its neighbours."""
+    """A step of the grid (an octave at most) beyond the border, or the middles between the best and its neighbours."""
+    step = min([OCTAVE, *(b - a for a, b in pairwise(sorted(grid)))])
     low = max((k for k in tried if k < best), default=None)
     high = min((k for k in tried if k > best), default=None)
     if low is None:
-        return [best - OCTAVE] if best > min(grid) - EXTENSIONS * OCTAVE else []
+        return [best - step] if best > min(grid) - EXTENSIONS * OCTAVE else []
     if high is None:
-        return [best + OCTAVE] if best < max(grid) + EXTENSIONS * OCTAVE else []
+        return [best + step] if best < max(grid) + EXTENSIONS * OCTAVE else []
     return [(k + best) // 2 for k in (low, high) if abs(k - best) > finest]

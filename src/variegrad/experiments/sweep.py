@@ -35,11 +35,13 @@ class Swept:
         records: those that the settings need, by key.
         computed: how many of them were computed now.
         skipped: how many stood finished before.
+        left: how many are not finished, because they were not asked for.
     """
 
     records: Mapping[str, Record]
     computed: int
     skipped: int
+    left: int = 0
 
 
 def sweep(
@@ -50,6 +52,7 @@ def sweep(
     jobs: int = 1,
     cluster: str | None = None,
     device: torch.device = CPU,
+    timed: bool | None = None,
     console: Console | None = None,
 ) -> Swept:
     """Compute every cell that the settings need and that is not finished.
@@ -62,6 +65,7 @@ def sweep(
         cluster: "ray" for the Ray cluster that RAY_ADDRESS names or that runs here, begun if there is none; None for
             processes on this machine.
         device: where cells are computed, if the experiment can be moved.
+        timed: only the cells that need the machine for themselves (True), or only the others (False).
         console: where progress is shown.
 
     Returns:
@@ -86,7 +90,11 @@ def sweep(
     )  # fmt: skip
     with bar:
         task = bar.add_task(experiment.name, total=None)
-        while wanted := {cell.key: cell for cell in experiment.cells(settings, done) if cell.key not in done}:
+
+        def asked_for(cell: Cell) -> bool:
+            return cell.key not in done and timed in (None, experiment.alone(cell))
+
+        while wanted := {cell.key: cell for cell in experiment.cells(settings, done) if asked_for(cell)}:
             groups = _grouped(experiment, list(wanted.values()))
             bar.update(task, total=computed + len(wanted))
             if not told.is_terminal:
@@ -98,8 +106,10 @@ def sweep(
                 computed += len(records)
                 bar.update(task, completed=computed)
     pack(folder)
-    needed = {cell.key: done[cell.key] for cell in experiment.cells(settings, done)}
-    return Swept(records=needed, computed=computed, skipped=len(known & needed.keys()))
+    keys = {cell.key for cell in experiment.cells(settings, done)}
+    needed = {key: done[key] for key in keys & done.keys()}
+    left = len(keys) - len(needed)
+    return Swept(records=needed, computed=computed, skipped=len(known & needed.keys()), left=left)
 
 
 def _grouped(experiment: Experiment, cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -1,258 +1,315 @@
-"""Table 1: time to a training accuracy on two workers, with and without DropConnect, beside honest controls.
+"""Table 1: time to a training accuracy on two workers, with and without DropConnect, beside honest rivals.
 
-Every arm, at every batch size, has its own tuned step size: plain gradients; DropConnect on each example's gradient, as
-in the paper, rescaled and not; and one mask per worker, the only kind that could save traffic. Tuning counts passes, so
-that its runs need no quiet machine. Each arm is then timed, alone, at every batch size on loopback, and at the one that
-is fastest for it on every link; plain gradients are timed there, too.
+    seconds = updates(configuration, B, γ, seed) × time per update(configuration, B, link)
+
+Updates do not depend on the machine: they are counted in one process, at a step size tuned for each configuration,
+batch size and target on seeds of their own (`table_1_runs`). The time per update needs the machine for itself, and few
+updates (`table_1_times`). Whole runs, timed from end to end, confirm the product. The primary contrast of a link is the
+time to 95 %, plain gradients over DropConnect, each at its best batch size; beside it is what theory predicts from the
+times and from the updates of plain gradients alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import product
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from variegrad.experiments.experiment import Experiment, Records, Settings, Values, seeds
+from variegrad.experiments import table_1_runs as runs
+from variegrad.experiments import table_1_times as times
+from variegrad.experiments import updates_to_accuracy
+from variegrad.experiments.experiment import Experiment, Records, Settings, Values
 from variegrad.experiments.intervals import geometric
-from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.step_sizes import step_size
-from variegrad.experiments.timed_run import run_timed
-from variegrad.experiments.tuned_runs import Configuration, TunedRuns
-from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, paired
+from variegrad.experiments.records import Cell
+from variegrad.experiments.step_sizes import interior
+from variegrad.experiments.table_1_runs import HALF, NAME, PLAIN, VERSION, Configuration, masked
+from variegrad.experiments.table_1_times import Link, best_size, middle, seconds
+from variegrad.experiments.verdict import AtLeast, Check, Finding, paired, percent
 from variegrad.reports.curves import Series, panels
+from variegrad.theory.mechanism_speed import updates_factor
 
-NAME, VERSION = "table-1", 3
-MARGIN = math.log(1.1)  # primary contrast: time to the middle target, plain over the arm, each at its best batch
-SAME = math.log(1.03)  # of the control that compares two equal arms
+MARGIN = math.log(1.1)  # of times to a target
+SAME = math.log(1.03)  # of the control that times equal updates twice
+SHIFT = math.log(2) / 2  # of best batch sizes: half a doubling
+CONFIRMED = 0.1  # how far the product may be from a whole run
+KINDS = {"example": "a mask per example", "worker": "a mask per worker"}
+PAPER = {"plain": (46.97, 57.39, 361.52), 0.4: (24.88, 39.12, 313.60), 0.5: (29.68, 43.24, 317.79)}  # seconds
+PAPER_SIZES = (256, 512)  # the paper's best batch sizes, without and with DropConnect
 SMALL: dict[str, Any] = {
-    "problem": "mnist", "without_data": "digits", "max_examples": 600, "network": "mnist-cnn:8", "workers": 2,
-    "batch_sizes": [64, 256], "drops": [0.4, 0.5], "grid": [-16, -12, -8], "passes": 20, "every": 1.0,
-    "targets": [0.90, 0.95, 0.99], "links": [None, 1000, 100], "seeds": 3, "tuning": 2,
+    "problem": "mnist/2", "without_data": "digits", "max_examples": None, "network": "mnist-cnn:8", "workers": 2,
+    "batch_sizes": [64, 128, 256, 512, 1024], "most_examples": [90_000, 90_000, 120_000, 200_000, 320_000],
+    "drops": [0.4, 0.5], "targets": [0.90, 0.95, 0.99], "last_sizes": [256], "last_seeds": 4, "last_examples": 600_000,
+    "half_size": 256, "scored": 2000, "first": 3000, "expected_bound": 60, "expected_learning_rate": 0.4,
+    "links": [None, 1000, 100, 10], "timed": [[10, 3], [10, 3], [8, 2], [8, 1]],
+    "wholes": [[0.0, "example", None], [0.5, "example", None], [0.5, "worker", None], [0.0, "example", 1000],
+               [0.5, "worker", 1000], [0.0, "example", 100], [0.5, "worker", 100], [0.0, "half", 100],
+               [0.0, "example", 10], [0.5, "worker", 10]],
+    "seeds": 8, "tuning": 2,
 }  # fmt: skip
 PROFILES = {
-    "smoke": {**SMALL, "problem": "digits", "max_examples": 96, "network": "mlp:16:relu", "workers": 1,
-              "batch_sizes": [8, 32], "drops": [0.5], "grid": [-8, -4], "passes": 4, "targets": [0.2, 0.3, 0.4],
-              "links": [None], "seeds": 2},
+    "smoke": {**SMALL, "problem": "digits", "network": "mlp:16:relu", "workers": 1, "batch_sizes": [8, 32],
+              "most_examples": [3000, 3000], "drops": [0.5], "targets": [0.5, 0.6, 0.7], "last_sizes": [32],
+              "last_seeds": 2, "last_examples": 3000, "half_size": 32, "scored": 300, "first": 100,
+              "expected_bound": 8, "expected_learning_rate": 0.7, "links": [None], "timed": [[3, 2]],
+              "wholes": [[0.0, "example", None], [0.5, "worker", None]], "seeds": 2},
     "small": SMALL,
-    "paper": {**SMALL, "max_examples": None, "network": "mnist-cnn:32", "batch_sizes": [64, 128, 256, 512, 1024],
-              "seeds": 5},
+    "paper": {**SMALL, "problem": "mnist", "network": "mnist-cnn:32", "last_sizes": [128, 256, 512, 1024],
+              "last_seeds": 8, "tuning": 3},
 }  # fmt: skip
-PAPER = {"plain": (46.97, 57.39, 361.52), 0.4: (24.88, 39.12, 313.60), 0.5: (29.68, 43.24, 317.79)}  # seconds
-Arm = tuple[float, bool, str]  # drop probability, rescaled, granularity
-PLAIN: Arm = (0.0, True, "example")
 
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
-    """The searches; then every arm at every batch size on loopback; then each arm at its best batch on every link."""
-    wanted = list(product(_arms(settings), settings["batch_sizes"]))
-    every = [cell for arm, size in wanted for cell in _tuning(settings).search(settings, records, _of(arm, size)).cells]
-    if any(cell.key not in records for cell in every):
-        return every
-    every += [cell for arm, size in wanted for cell in _repeats(settings, records, arm, size, None)]
-    if any(cell.key not in records for cell in every):
-        return every
-    for arm, link in product(_arms(settings), settings["links"]):
-        size = _best_size(settings, records, arm)
-        every += [*_repeats(settings, records, arm, size, link), *_repeats(settings, records, PLAIN, size, link)]
-    return every
+    """Times, and runs to each accuracy; when both are finished, whole runs."""
+    wanted = [*times.cells(settings), *runs.cells(settings, records)]
+    if all(cell.key in records for cell in wanted):
+        wanted += times.whole_cells(settings, records)
+    return wanted
 
 
 def run(group: Sequence[Cell]) -> list[Values]:
-    """Runs on the same workers and link."""
-    specs = [{key: value for key, value in cell.values.items() if key != "tuning"} for cell in group]
-    return list(run_timed(specs, workers=group[0]["workers"], megabits=group[0]["megabits"]))
+    """Cells of one kind."""
+    return list(updates_to_accuracy.run(group) if group[0]["kind"] == "updates" else times.run(group))
 
 
-def seconds_to(record: Record, target: float) -> float:
-    """Seconds until the training accuracy first reaches a target; +inf where it does not.
+def predicted(settings: Settings, records: Records, configuration: Configuration, link: Link) -> float:
+    """Theory's time of plain gradients over that of DropConnect, each at its best batch size.
+
+    It rests on the measured times per update and on B_D from the updates of plain gradients, U∞·(1 + (B_D−1)/B).
 
     Args:
-        record: of a timed run.
-        target: the accuracy.
+        settings: of the profile.
+        records: finished.
+        configuration: with DropConnect.
+        link: which.
 
     Returns:
-        Seconds.
+        The ratio, above 1 if DropConnect is predicted to be faster.
     """
-    pairs = zip(record["seconds"], record["accuracies"], strict=True)
-    return next((float(seconds) for seconds, accuracy in pairs if accuracy >= target), math.inf)
+    bound = fitted_bound(settings, records)
+
+    def least(of: Configuration) -> float:
+        t = of.drop / (1 - of.drop)
+        return min(
+            times.time_per_update(settings, records, of, size, link)
+            * updates_factor(bound=bound, batch_size=size, relative_variance=t, granularity=of.mask_for,
+                             workers=settings["workers"])
+            for size in settings["batch_sizes"]
+        )  # fmt: skip
+
+    return least(PLAIN) / least(configuration)
+
+
+def fitted_bound(settings: Settings, records: Records) -> float:
+    """B_D, at least 1, from U = U∞·(1 + (B_D−1)/B), by least squares of relative errors of the updates to the target.
+
+    Args:
+        settings: of the profile.
+        records: finished.
+
+    Returns:
+        Examples.
+    """
+    sizes = np.array(settings["batch_sizes"], dtype=float)
+    found = np.array([geometric(runs.updates(settings, records, PLAIN, size, middle(settings))).mean
+                      for size in settings["batch_sizes"]])  # fmt: skip
+    rows = np.stack([np.ones_like(sizes), 1 / sizes], axis=1) / found[:, None]
+    constant, falling = np.linalg.lstsq(rows, np.ones_like(sizes), rcond=None)[0]
+    return float(1 + max(0.0, falling / constant)) if constant > 0 else float(sizes.max())
 
 
 def plot(settings: Settings, records: Records) -> Figure:
-    """Time to each target on each link, for every arm at its best batch size."""
-    arms, links, parts = _arms(settings), settings["links"], []
-    for target in settings["targets"]:
-        series = []
-        for place, arm in enumerate(arms):
-            x = [2 ** (k + (place - (len(arms) - 1) / 2) / 12) for k in range(len(links))]  # beside each other
-            size = _best_size(settings, records, arm)
-            found = [[seconds_to(r, target) for r in _found(settings, records, arm, size, link)] for link in links]
-            series.append(Series.of(_short(arm), x, [geometric(one or [math.nan]) for one in found], joined=False))
-        parts.append(("link", f"seconds to {100 * target:g} % accuracy", series))
-    figure = panels("Time to accuracy with DropConnect", parts, log_x=True, log_y=True)
-    for ax in figure.axes:
-        ax.set_xlim(2**-0.5, 2 ** (len(links) - 0.5))
-        ax.set_xticks([2**k for k in range(len(links))], [_where(link) for link in links])
-    return figure
+    """Updates to the middle target by batch size; then seconds on each link, which is updates × time per update."""
+    sizes, target = settings["batch_sizes"], middle(settings)
+
+    def series(value: Callable[[Configuration, int], Sequence[float]]) -> list[Series]:
+        return [
+            Series.of(_short(each), _beside(sizes, place), [geometric(value(each, size)) for size in sizes])
+            for place, each in enumerate(runs.tuned(settings))
+        ]
+
+    accuracy = f"{100 * target:g} %"
+    parts = [("batch size B", f"updates to {accuracy}",
+              series(lambda each, size: runs.updates(settings, records, each, size, target)))]  # fmt: skip
+    for link in settings["links"]:
+        if times.measured(settings, records, link):
+            on_link = series(lambda each, size, link=link: seconds(settings, records, each, size, target, link))  # type: ignore[misc]
+            parts.append(("batch size B", f"seconds to {accuracy}, {_where(link)}", on_link))
+    return panels("Time to accuracy with DropConnect", parts, log_x=True, log_y=True)
 
 
 def summary(settings: Settings, records: Records) -> list[Finding | Check]:
-    """For each link: plain gradients; each arm against them, at each side's best batch; two equal arms."""
-    findings: list[Finding | Check] = []
-    drops, middle = settings["drops"], settings["targets"][1]
-    for link in settings["links"]:
-        where, own = _where(link), _best_size(settings, records, PLAIN)
-        plain = [records[cell.key] for cell in _repeats(settings, records, PLAIN, own, link)]
-        if reason := next((record["skipped"] for record in plain if "skipped" in record.values), None):
-            findings.append(
-                Check(claim=f"{where}: times over this link are measured", found=f"0 runs: {reason}", met=False)
-            )
-            continue
-        times = _times(settings, plain)
-        findings.append(Check(
-            claim=f"{where}, plain gradients: they reach each accuracy", found=_shown(own, times),
-            met=not any(isinstance(time, AtLeast) for of_target in times.values() for time in of_target),
-        ))  # fmt: skip
-        for arm in _arms(settings)[1:-1]:
-            size = _best_size(settings, records, arm)
-            found, here = (
-                [records[cell.key] for cell in _repeats(settings, records, a, size, link)] for a in (arm, PLAIN)
-            )
-            timed, same = _times(settings, found), _times(settings, here)
-
-            def gain(target: float, than: Mapping[float, list[float]], at: int,
-                     of: Mapping[float, list[float]] = timed, b: int = size) -> Contrast:  # fmt: skip
-                name = f"plain at B = {at} over the arm at B = {b}, {100 * target:g} %"
-                return paired(name, of[target], than[target], margin=MARGIN)
-
-            others = [target for target in settings["targets"] if target != middle]
-            findings.append(Finding(
-                claim=f"{where}, {_name(arm)}: faster than plain gradients to {100 * middle:g} %",
-                numbers=_shown(size, timed), primary=gain(middle, times, own),
-                secondary=[gain(target, times, own) for target in others]
-                + ([gain(middle, same, size)] if size != own else []),
-                learned=_have_learned(settings, [*plain, *found]),
-            ))  # fmt: skip
-        findings.append(_control(settings, records, (drops[-1], True, "example"), _arms(settings)[-1], link))
-    tuned = [_of(arm, size) for arm, size in product(_arms(settings), settings["batch_sizes"])]
-    return [*findings, _tuning(settings).interior(settings, records, tuned)]
+    """Controls; then, for each link, DropConnect and half precision against plain gradients; then best batch sizes."""
+    links = [link for link in settings["links"] if times.measured(settings, records, link)]
+    found: list[Finding | Check] = [
+        Check(claim=f"{_where(link)}: times over this link are measured", found="this link cannot be made here",
+              met=False)
+        for link in settings["links"] if link not in links
+    ]  # fmt: skip
+    found += [
+        interior([
+            runs.search_of(settings, records, each, size, target)
+            for each in runs.tuned(settings) for target in settings["targets"]
+            for size in settings["last_sizes" if target == settings["targets"][-1] else "batch_sizes"]
+        ]),
+        _confirmed(settings, records),
+        _half_updates(settings, records),
+    ]  # fmt: skip
+    for link in links:
+        found.append(_twice(settings, records, link))
+    for link in links:
+        found += [_masks(settings, records, kind, link) for kind in KINDS]
+        found.append(_half(settings, records, link))
+    found += [_shift(settings, records, kind, links) for kind in KINDS]
+    return found
 
 
-def _control(settings: Settings, records: Records, one: Arm, other: Arm, link: int | None) -> Finding:
-    """Rescaled and unscaled masks, with step sizes that make them the same runs: their times differ by noise alone."""
-    size, middle = _best_size(settings, records, one), settings["targets"][1]
-    runs = [[records[cell.key] for cell in _repeats(settings, records, arm, size, link)] for arm in (one, other)]
-    times = [_times(settings, found) for found in runs]
+def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Finding:
+    """Masks of one kind against plain gradients: the mean over p of the log ratio is primary."""
+    chosen = [each for each in masked(settings) if each.granularity == kind]
+    target, last = middle(settings), settings["targets"][-1]
+    best = {each: best_size(settings, records, each, link) for each in (PLAIN, *chosen)}
+
+    def needed(each: Configuration, size: int, goal: float = target) -> list[float]:
+        return seconds(settings, records, each, size, goal, link)
+
+    plain = needed(PLAIN, best[PLAIN])
+    shown, secondary = [f"plain, B = {best[PLAIN]}: {_shown(plain)}"], []
+
+    def against(what: str, each: Configuration, size: int, plain_size: int, goal: float = target) -> None:
+        name = f"p = {each.drop:g}, {what}"
+        secondary.append(paired(name, needed(each, size, goal), needed(PLAIN, plain_size, goal), margin=MARGIN))
+
+    for each in chosen:
+        forecast = predicted(settings, records, each, link)
+        shown.append(
+            f"p = {each.drop:g}, B = {best[each]}: {_shown(needed(each, best[each]))}, predicted ×{forecast:.2f}"
+        )
+        for goal in settings["targets"][:-1]:
+            against(f"{100 * goal:g} %", each, best[each], best[PLAIN], goal)
+        for size in settings["last_sizes"]:
+            against(f"{100 * last:g} %, both at B = {size}", each, size, size, last)
+        if best[each] != best[PLAIN]:
+            against(f"both at B = {best[each]}", each, best[each], best[each])
+        if {*PAPER_SIZES} <= {*settings["batch_sizes"]}:
+            against("at the paper's batch sizes", each, PAPER_SIZES[1], PAPER_SIZES[0])
+    pooled = [_mean(values) for values in zip(*(needed(each, best[each]) for each in chosen), strict=True)]
     return Finding(
-        claim=f"control, {_where(link)}: {_name(one)}, not rescaled, which is the same run, takes longer than rescaled",
-        numbers=f"rescaled {_shown(size, times[0])}; not rescaled {_shown(size, times[1])}",
-        primary=paired(f"time to {100 * middle:g} %", times[0][middle], times[1][middle], margin=SAME),
-        secondary=[paired(f"{100 * t:g} %", times[0][t], times[1][t], margin=SAME) for t in settings["targets"]
-                   if t != middle],
-        learned=_have_learned(settings, [*runs[0], *runs[1]]),
+        claim=f"{_where(link)}, {KINDS[kind]}: {_faster(target)}", numbers="; ".join(shown), secondary=secondary,
+        primary=paired("plain gradients over DropConnect, mean over p", pooled, plain, margin=MARGIN),
+        learned=_arrived(settings, records, [PLAIN, *chosen]),
     )  # fmt: skip
 
 
-def _times(settings: Settings, runs: Sequence[Record]) -> dict[float, list[float]]:
-    """Seconds to each target, by seed; at least those of the whole run, if it was not reached."""
-    return {target: [_censored(record, target) for record in runs] for target in settings["targets"]}
+def _half(settings: Settings, records: Records, link: Link) -> Finding:
+    target = middle(settings)
+    sizes = {each: best_size(settings, records, each, link) for each in (HALF, PLAIN)}
+    ours, plain = (seconds(settings, records, each, size, target, link) for each, size in sizes.items())
+    return Finding(
+        claim=f"{_where(link)}, sums in half precision: {_faster(target)}",
+        numbers=f"B = {sizes[HALF]}: {_shown(ours)}; plain, B = {sizes[PLAIN]}: {_shown(plain)}",
+        primary=paired("plain gradients over half precision", ours, plain, margin=MARGIN),
+        learned=_arrived(settings, records, [PLAIN]),
+    )
 
 
-def _censored(record: Record, target: float) -> float:
-    seconds = seconds_to(record, target)
-    return seconds if math.isfinite(seconds) else AtLeast(record["seconds"][-1])
+def _faster(target: float) -> str:
+    return f"faster than plain gradients to {100 * target:g} %, each at its best batch"
 
 
-def _shown(batch_size: int, times: Mapping[float, Sequence[float]]) -> str:
-    return f"B = {batch_size}: " + ", ".join(f"{100 * target:g} %: {_said(found)}" for target, found in times.items())
+def _half_updates(settings: Settings, records: Records) -> Check:
+    size, target = settings["half_size"], middle(settings)
+    ours, plain = (runs.updates(settings, records, each, size, target) for each in (HALF, PLAIN))
+    found = paired("updates of plain gradients over those in half precision", ours, plain, margin=MARGIN)
+    return Check(
+        claim=f"control: a sum in half precision needs the updates of a plain one to {100 * target:g} %, within "
+        f"{percent(MARGIN)}",
+        found=f"B = {size}, {found}",
+        met=found.within_margin,
+    )
 
 
-def _said(times: Sequence[float]) -> str:
-    late = [time for time in times if isinstance(time, AtLeast)]
-    return f"more than {min(late):.3g} s in {len(late)} of {len(times)} runs" if late else f"{geometric(times)} s"
+def _twice(settings: Settings, records: Records, link: Link) -> Check:
+    """Plain gradients against themselves: the geometric mean over batch sizes of the time per update, by turn."""
+    sides = [[_mean(values) for values in zip(*(times.turns(settings, records, PLAIN, size, link, copy)
+                                                for size in settings["batch_sizes"]), strict=True)]
+             for copy in (0, 1)]  # fmt: skip
+    found = paired("one over the other, by turn", *sides, margin=SAME)
+    first, second = (1000 * statistics.median(side) for side in sides)
+    return Check(
+        claim=f"control, {_where(link)}: plain gradients timed twice agree within {percent(SAME)}",
+        found=f"{found}; {first:.4g} and {second:.4g} ms per update, mean over batch sizes", met=found.within_margin,
+    )  # fmt: skip
 
 
-def _have_learned(settings: Settings, runs: Sequence[Record]) -> bool:
-    """Whether every run reaches the lowest of the targets: timed runs keep no losses."""
-    return all(max(record["accuracies"]) >= min(settings["targets"]) for record in runs)
+def _confirmed(settings: Settings, records: Records) -> Check:
+    ratios = [times.whole_over_product(settings, records, cell) for cell in times.whole_cells(settings, records)]
+    inside = sum(abs(ratio - 1) <= CONFIRMED for ratio in ratios)
+    return Check(
+        claim=f"control: whole runs timed end to end agree with updates × time per update within {100 * CONFIRMED:g} %",
+        found=f"{inside} of {len(ratios)}; ratios " + ", ".join(f"{ratio:.3f}" for ratio in ratios),
+        met=inside == len(ratios) > 0,
+    )
 
 
-def _arms(settings: Settings) -> list[Arm]:
-    drops = settings["drops"]
-    masks = [(p, True, "example") for p in drops] + [(p, True, "worker") for p in drops]
-    return [PLAIN, *masks, (drops[-1], False, "example")]
+def _shift(settings: Settings, records: Records, kind: str, links: Sequence[Link]) -> Finding:
+    """The best batch size of each seed with masks over that without, the mean over links and p of the log ratio."""
+    target, chosen = middle(settings), [each for each in masked(settings) if each.granularity == kind]
+
+    def best_by_seed(each: Configuration, link: Link) -> list[int]:
+        by_size = {size: seconds(settings, records, each, size, target, link) for size in settings["batch_sizes"]}
+        return [min(by_size, key=lambda size: by_size[size][k]) for k in range(settings["seeds"])]
+
+    plain = {link: best_by_seed(PLAIN, link) for link in links}
+    ours = {(each, link): best_by_seed(each, link) for each in chosen for link in links}
+    with_masks = [_mean([float(sizes[k]) for sizes in ours.values()]) for k in range(settings["seeds"])]
+    without = [_mean([float(sizes[k]) for sizes in plain.values()]) for k in range(settings["seeds"])]
+    shown = []
+    for link in links:
+        sizes = ", ".join(f"{best_size(settings, records, each, link)} (p = {each.drop:g})" for each in chosen)
+        shown.append(f"{_where(link)}: {best_size(settings, records, PLAIN, link)} → {sizes}")
+    return Finding(
+        claim=f"the best batch size grows with {KINDS[kind]}", numbers="best on tuning seeds: " + "; ".join(shown),
+        primary=paired("best batch size with masks over that without, mean over links and p", without, with_masks,
+                       margin=SHIFT),
+        learned=_arrived(settings, records, [PLAIN, *chosen]),
+    )  # fmt: skip
 
 
-def _name(arm: Arm) -> str:
-    p, rescaled, granularity = arm
-    kind = f"DropConnect {p:g} per {granularity}{'' if rescaled else ', not rescaled'}"
-    return kind if p else "plain"
+def _arrived(settings: Settings, records: Records, of: Sequence[Configuration]) -> bool:
+    """Whether every configuration reaches the lowest target at some batch size with every seed."""
+    lowest = settings["targets"][0]
+    return all(
+        any(not any(isinstance(count, AtLeast) for count in runs.updates(settings, records, each, size, lowest))
+            for size in settings["batch_sizes"])
+        for each in of
+    )  # fmt: skip
 
 
-def _short(arm: Arm) -> str:
-    p, rescaled, granularity = arm
-    return f"p = {p:g}, per {granularity}{'' if rescaled else ', unscaled'}" if p else "no mechanism"
+def _mean(values: Sequence[float]) -> float:
+    """The geometric mean; a least possible one if a value is."""
+    mean = statistics.geometric_mean(values)
+    return AtLeast(mean) if any(isinstance(value, AtLeast) for value in values) else mean
 
 
-def _where(link: int | None) -> str:
+def _shown(found: Sequence[float]) -> str:
+    late = [value for value in found if isinstance(value, AtLeast)]
+    return f"more than {min(late):.3g} s in {len(late)} of {len(found)} runs" if late else f"{geometric(found)} s"
+
+
+def _short(each: Configuration) -> str:
+    return f"p = {each.drop:g}, {each.granularity}" if each.drop else "plain gradients"
+
+
+def _beside(sizes: Sequence[int], place: int) -> list[float]:
+    return [size * 2 ** ((place - 2) / 16) for size in sizes]
+
+
+def _where(link: Link) -> str:
     return "loopback" if link is None else f"{link} Mbit/s"
-
-
-def _found(settings: Settings, records: Records, arm: Arm, batch_size: int, link: int | None) -> list[Record]:
-    """The repeats that have times: none where a link could not be made."""
-    every = [records[cell.key] for cell in _repeats(settings, records, arm, batch_size, link)]
-    return [record for record in every if "skipped" not in record.values]
-
-
-def _best_size(settings: Settings, records: Records, arm: Arm) -> int:
-    target = settings["targets"][1]
-
-    def mean(size: int) -> float:
-        found = [seconds_to(record, target) for record in _tuned(settings, records, arm, size)]
-        return sum(found) / len(found)
-
-    return int(min(settings["batch_sizes"], key=mean))
-
-
-def _score(settings: Settings, record: Record) -> float:
-    """Passes to the middle target, interpolated; for a run that does not reach it more than it had, by its accuracy."""
-    target, passes, accuracies = settings["targets"][1], [0.0, *record["passes"]], [0.0, *record["accuracies"]]
-    reached = next((k for k, accuracy in enumerate(accuracies) if accuracy >= target), None)
-    if reached is None:
-        return math.inf if record["diverged"] else float(settings["passes"] * (2 + target - max(accuracies)))
-    share = (target - accuracies[reached - 1]) / (accuracies[reached] - accuracies[reached - 1])
-    return float(passes[reached - 1] + share * (passes[reached] - passes[reached - 1]))
-
-
-def _tuned(settings: Settings, records: Records, arm: Arm, batch_size: int) -> list[Record]:
-    return [records[cell.key] for cell in _repeats(settings, records, arm, batch_size, None)]
-
-
-def _repeats(settings: Settings, records: Records, arm: Arm, batch_size: int, link: int | None) -> list[Cell]:
-    best = _tuning(settings).best(settings, records, _of(arm, batch_size))
-    values = {**_fixed(settings), **_of(arm, batch_size), "step_size": step_size(best, batch_size), "megabits": link,
-              "tuning": False, "target": max(settings["targets"])}  # fmt: skip
-    return [Cell(experiment=NAME, version=VERSION, values={**values, "seed": seed}) for seed in seeds(settings)]
-
-
-def _of(arm: Arm, batch_size: int) -> Configuration:
-    drop, rescaled, granularity = arm
-    return {"drop": drop, "rescale": rescaled, "granularity": granularity, "batch_size": batch_size}
-
-
-def _fixed(settings: Settings) -> dict[str, Any]:
-    names = ("problem", "max_examples", "data", "network", "workers", "passes", "every")
-    return {key: settings[key] for key in names}
-
-
-def _tuning(settings: Settings) -> TunedRuns:
-    target = settings["targets"][1]
-    return TunedRuns(
-        experiment=NAME, version=VERSION, score=lambda record: _score(settings, record),
-        values=lambda of, *_: {**_fixed(of), "megabits": None, "tuning": True, "target": target},
-    )  # fmt: skip
 
 
 EXPERIMENT = Experiment(
@@ -262,11 +319,10 @@ EXPERIMENT = Experiment(
     claim="With DropConnect the best batch grows from 256 to 512, and two workers reach 90, 95 and 99 % training "
     "accuracy in " + " and ".join(f"{', '.join(f'{t:g}' for t in PAPER[p])} s (p = {p})" for p in (0.4, 0.5))
     + f" instead of {', '.join(f'{t:g}' for t in PAPER['plain'])} s.",
-    choices="Times are those of the updates alone, one thread per worker; training accuracy after each pass. "
-    "Masks on each example's gradient save no traffic; a mask per worker could. Theory predicts no fewer iterations "
-    "from a mechanism whose step size is tuned.",
+    choices="Seconds are updates × time per update. Accuracy is that of a fixed part of the training set. Each "
+    "configuration has its own step size for each batch size and target. A mask per example saves no traffic; a mask "
+    "per worker does; so does half precision, the rival.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
-    group=lambda cell: (cell["drop"], cell["rescale"], cell["granularity"], cell["batch_size"], cell["megabits"],
-                        cell["tuning"]),
-    alone=lambda cell: not cell["tuning"],
+    group=lambda cell: cell.key if cell["kind"] == "updates" else (cell["kind"], cell["megabits"]),
+    alone=lambda cell: cell["kind"] != "updates",
 )  # fmt: skip

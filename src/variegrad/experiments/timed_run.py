@@ -1,4 +1,4 @@
-"""Runs whose wall-clock time counts, on workers of their own: on loopback, or over a link of a given rate.
+"""Updates whose wall-clock time counts, on workers of their own: on loopback, or over a link of a given rate.
 
 A shaped link joins two network namespaces by a pair of virtual interfaces, each with a token bucket filter (tc-tbf). It
 needs Linux and root; where it cannot be made, the reason is said and the cell has no times.
@@ -20,39 +20,66 @@ from typing import Any
 import torch
 
 from variegrad.distributed.world import World
-from variegrad.experiments.timed_worker import timed
+from variegrad.experiments.timed_worker import carry_out
 
 WORKER = "variegrad.experiments.timed_worker"
 TIME_LIMIT = 4 * 3600
 PORT = 29517
 
 
-def run_timed(specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int | None = None) -> list[dict[str, Any]]:
-    """Time some runs, one after the other, on the same workers.
+def run_in_turns(
+    specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int | None = None, turns: int, updates: int
+) -> list[dict[str, Any]]:
+    """The time per update of several configurations on the same workers, in turns.
 
     Args:
-        specs: as `timed_worker.timed` takes them.
+        specs: as `timed_worker.in_turns` takes them.
         workers: P processes, one thread each.
         megabits: rate of the link in Mbit/s, for two workers; None for loopback.
+        turns: how often each configuration has its turn.
+        updates: timed in a turn.
 
     Returns:
-        One result a run, or `{"skipped": reason}` for each where the link cannot be made.
+        `turns` by configuration: the seconds of each update, by turn; or `skipped`, the reason, for each if the link
+        cannot be made.
 
     Raises:
         RuntimeError: if the workers fail.
     """
+    found = _on_workers({"specs": list(specs), "turns": turns, "updates": updates}, workers, megabits)
+    return [one if isinstance(one, dict) else {"turns": one} for one in found]
+
+
+def run_whole(specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int | None = None) -> list[dict[str, Any]]:
+    """Whole runs to an accuracy, one after the other on the same workers.
+
+    Args:
+        specs: as `timed_worker.whole` takes them.
+        workers: P processes, one thread each.
+        megabits: rate of the link in Mbit/s, for two workers; None for loopback.
+
+    Returns:
+        As `timed_worker.whole`, by run; or `skipped`, the reason, for each if the link cannot be made.
+
+    Raises:
+        RuntimeError: if the workers fail.
+    """
+    return _on_workers({"specs": list(specs)}, workers, megabits)
+
+
+def _on_workers(asked: Mapping[str, Any], workers: int, megabits: int | None) -> list[Any]:
     if megabits is not None and (reason := no_link()):
-        return [{"skipped": reason} for _ in specs]
+        return [{"skipped": reason} for _ in asked["specs"]]
     if workers == 1 and megabits is None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return [timed(spec, World()) for spec in specs]
+            return carry_out(asked, World())
         finally:
             torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         specification, result = Path(name, "specification.json"), Path(name, "result.json")
-        specification.write_text(json.dumps([dict(spec) for spec in specs]), encoding="utf-8")
+        specification.write_text(json.dumps(asked), encoding="utf-8")
         arguments = ["-m", WORKER, str(specification), str(result)]
         if megabits is not None:
             with _link(megabits) as spaces:
@@ -61,15 +88,14 @@ def run_timed(specs: Sequence[Mapping[str, Any]], *, workers: int, megabits: int
         else:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
             _wait_for([_start([sys.executable, *launcher, *arguments])])
-        found = json.loads(result.read_text(encoding="utf-8"))
-    return list(found)
+        return list(json.loads(result.read_text(encoding="utf-8")))
 
 
 def no_link() -> str | None:
     """Why a shaped link cannot be made here.
 
     Returns:
-        The reason; None where it can.
+        The reason; None if it can.
     """
     if not sys.platform.startswith("linux"):
         return "a shaped link needs Linux"
