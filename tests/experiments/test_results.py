@@ -1,5 +1,6 @@
 """What is committed under results/, and docs/results/reproduction.md, follow from the committed records."""
 
+import importlib.util
 import json
 import math
 import re
@@ -14,15 +15,9 @@ from variegrad.experiments.verdict import NOT_TESTED, counted
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/experiment.json"))
-ROWS = {
-    re.search(r"`([\w-]+)`", line)[1]: [cell.strip() for cell in line.strip("| \n").split(" | ")]
-    for line in (ROOT / "docs/results/reproduction.md").read_text().splitlines()
-    if re.match(r"\| \[?`", line)
-}
-
-
-def numbers(text):
-    return set(re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", text))
+specification = importlib.util.spec_from_file_location("render", ROOT / "results/render.py")
+render = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(render)
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
@@ -35,31 +30,15 @@ def test_findings_are_those_of_the_records(folder, monkeypatch, tmp_path):
     ]
     assert read_records(folder).damaged == ()
     page = (folder / "README.md").read_text()
-    if run.outdated:
-        assert "an earlier version of the experiment" in page
-    for finding in run.findings:
-        assert f"| {finding.claim} | {finding.found} | {finding.verdict} |" in page
+    assert render.with_tables(page.replace(render.EARLIER, ""), run) == page
     for kind in ("png", "svg"):
         assert (folder / f"{folder.name}.{kind}").is_file()
 
 
-def test_every_experiment_has_a_row():
-    assert set(ROWS) == {*names(), *(path.name for path in RUNS)}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_row_says_what_the_records_say(name):
-    folder = ROOT / "results" / name
-    _, _, found, verdict, seconds = ROWS[name]
-    if not (folder / "experiment.json").is_file():
-        assert (found, verdict, seconds) == ("not computed yet", "–", "–")
-        return
-    findings = json.loads((folder / "experiment.json").read_text())["findings"]
-    assert numbers(found) <= numbers(" ".join(f["found"] + f["claim"] for f in findings))
-    assert set(verdict.split("; ")) <= {f["verdict"] for f in findings}
-    total = sum(record.seconds for record in read_records(folder).records.values())
-    amount, unit = seconds.split()
-    assert float(amount) == pytest.approx(total / {"s": 1, "min": 60}[unit], rel=0.05)
+def test_the_overview_is_that_of_the_runs():
+    page = (ROOT / "docs/results/reproduction.md").read_text()
+    assert render.between(page, render.findings_of_all({folder.name: open_run(folder) for folder in RUNS})) == page
+    assert all(f"`{name}`" in page for name in names())
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)

@@ -10,13 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from variegrad.cli import options
 from variegrad.cli.terminal import errors, output, print_line, text_table
 from variegrad.data_root import VARIABLE
+
+if TYPE_CHECKING:
+    import torch
+
+    from variegrad.experiments.experiment import Experiment, Settings
 
 CELLS = {"all": None, "untimed": False, "timed": True}
 
@@ -52,6 +57,12 @@ def experiment(
         ),
     ] = "all",
     cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to spread the cells over a Ray cluster.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where networks are trained: cpu, cuda, cuda:1, mps. Default: cpu.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print runs, operations and hours; time a few updates, start nothing.")
+    ] = False,
     data_root: options.DataRoot = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False,
 ) -> None:
@@ -62,7 +73,7 @@ def experiment(
     """
     from variegrad.experiments import experiment as experiment_named  # noqa: PLC0415
     from variegrad.experiments.run_folder import begin, finish  # noqa: PLC0415
-    from variegrad.experiments.sweep import check_places, sweep  # noqa: PLC0415
+    from variegrad.experiments.sweep import check_places, runner, sweep  # noqa: PLC0415
 
     chosen = experiment_named(name)
     if profile not in chosen.profiles:
@@ -70,10 +81,12 @@ def experiment(
     if cells not in CELLS:
         raise ValueError(f"--cells must be one of {', '.join(CELLS)}; got {cells!r}.")
     folder = Path("runs", name) if out is None else out
-    if out is None:
+    place = _place(device)
+    if out is None and not dry_run:
         options.writable_folder(folder)
     workers = jobs or ((os.cpu_count() or 1) if find_spec("joblib") else 1)
     check_places(workers, cluster)
+    runner(chosen, place)
     if data_root is not None:
         os.environ[VARIABLE] = str(Path(data_root).expanduser().resolve())  # the processes that compute inherit it
     console = errors()
@@ -82,6 +95,10 @@ def experiment(
     )
     if data_root is not None and settings.get("problem", "digits") == "digits":
         about += " --data-root is not used: this profile needs no files."
+    if dry_run:
+        console.print(about)
+        _print_cost(chosen, settings, place)
+        return
     begin(
         folder, chosen, profile, settings, data=about, command=shlex.join(["variegrad", *sys.argv[1:]]),
         overwrite=overwrite,
@@ -89,7 +106,16 @@ def experiment(
     console.print(about)
     try:
         with _ended_by_sigterm():
-            swept = sweep(chosen, settings, folder, jobs=workers, cluster=cluster, timed=CELLS[cells], console=console)
+            swept = sweep(
+                chosen,
+                settings,
+                folder,
+                jobs=workers,
+                cluster=cluster,
+                timed=CELLS[cells],
+                device=place,
+                console=console,
+            )
     except KeyboardInterrupt as interrupt:
         console.print(f"variegrad: interrupted; finished cells are kept in {folder}, the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
@@ -104,6 +130,53 @@ def experiment(
     findings = [(found.claim, found.found, found.verdict) for found in run.findings]
     output().print(text_table(["claim", "found", "verdict"], findings, title=run.experiment.title))
     print_line(f"{swept.computed} cells computed, {swept.skipped} finished before; report: {page}")
+
+
+def _place(device: str | None) -> torch.device:
+    import torch  # noqa: PLC0415 - after the options
+
+    try:
+        return torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:N or mps; got {device!r}.") from error
+
+
+def _print_cost(chosen: Experiment, settings: Settings, device: torch.device) -> None:
+    """A row per configuration as it is timed, and the sum."""
+    from variegrad.experiments.cost import GPU_FLOPS, rows, totals  # noqa: PLC0415
+
+    found = list(rows(chosen, settings, device))
+    shown = [
+        (
+            row.name,
+            f"{row.runs:,}",
+            f"{row.updates:,}",
+            f"{row.flops:.2g}",
+            _hours(row.seconds),
+            _hours(row.gpu_seconds),
+        )
+        for row in found
+    ]
+    sums = totals(found)
+    total = (
+        "all",
+        f"{sums['runs']:,}",
+        "",
+        f"{sums['flops']:.2g}",
+        _hours(sums["seconds"]),
+        _hours(sums["gpu_seconds"]),
+    )
+    heads = ["configuration", "runs", "updates", "FLOPs", "here", "GPU"]
+    output().print(text_table(heads, [*shown, total], title=f"{chosen.name}: cost"))
+    affordable = "affordable" if sums["gpu_seconds"] <= 3600 else "not affordable"
+    print_line(
+        f"{affordable} on one GPU in an hour. Here: one thread of {device}, from timed updates, longest runs, grids as "
+        f"they begin, measuring left out. GPU: assumed {GPU_FLOPS / 1e12:g} TFLOP/s, eight runs at once, not measured."
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
 class _Terminated(KeyboardInterrupt):

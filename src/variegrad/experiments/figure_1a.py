@@ -93,14 +93,14 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
         found = speed_ups(settings, records, workers)
         alpha, slope = _model(settings, records, workers)
         sizes = settings["batch_sizes"]
-        numbers = "; ".join(f"B = {size}: {geometric(found[size])}" for size in sizes)
 
         def faster(few: int, many: int, speeds: dict[int, list[float]] = found) -> Contrast:
             return paired(f"B = {few} to {many}", speeds[few], speeds[many], margin=MARGIN)
 
         findings.append(Finding(
             claim=f"a pass gets faster with the batch size, P = {workers}",
-            numbers=f"{numbers}; fitted α = {1000 * alpha:.3g} ms, c/P = {1e6 * slope:.4g} µs per example",
+            numbers={**{f"B = {size}": geometric(found[size]) for size in sizes},
+                     "fitted": f"α = {1000 * alpha:.3g} ms, c/P = {1e6 * slope:.4g} µs per example"},
             primary=faster(sizes[0], sizes[-1]), secondary=[faster(*pair) for pair in pairwise(sizes)],
         ))  # fmt: skip
     return findings

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import geometric
+from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.training_run import passes_needed, passes_score
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
@@ -71,7 +71,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     findings: list[Finding | Check] = [
         Finding(
             claim="passes to the target grow with the batch size",
-            numbers="; ".join(f"B = {size}: {_said(passes[size])}" for size in sizes),
+            numbers={f"B = {size}": _said(passes[size]) for size in sizes},
             primary=growth(sizes[0], sizes[-1]), secondary=[growth(*pair) for pair in pairwise(sizes)],
             learned=have_learned,
         ),
@@ -80,8 +80,8 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
         predicted = _predicted(runs[sizes[0]], sizes[0], size)
         findings.append(Finding(
             claim=f"B = {size} takes more passes than the efficiency law predicts from B = {sizes[0]}",
-            numbers=f"predicted {geometric(predicted)}, found {_said(passes[size])}; harmonic mean of B_D along the "
-            f"runs at B = {sizes[0]}: {bounds}",
+            numbers={"predicted passes": geometric(predicted), "passes": _said(passes[size]),
+                     f"harmonic mean of B_D along the runs at B = {sizes[0]}": bounds},
             primary=paired("found over predicted", predicted, passes[size], margin=LAW), learned=have_learned,
         ))  # fmt: skip
     return [*findings, RUNS.interior(settings, records, _configurations(settings))]
@@ -95,9 +95,9 @@ def _last(records: list[Record]) -> float:
     return max(float(record["passes"][-1]) for record in records)
 
 
-def _said(passes: list[float]) -> str:
+def _said(passes: list[float]) -> Interval | str:
     late = [needed for needed in passes if isinstance(needed, AtLeast)]
-    return f"more than {min(late):g} in {len(late)} of {len(passes)} runs" if late else str(geometric(passes))
+    return f"more than {min(late):g} in {len(late)} of {len(passes)} runs" if late else geometric(passes)
 
 
 def _harmonic(record: Record) -> float:

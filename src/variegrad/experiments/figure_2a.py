@@ -123,7 +123,8 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
         *replication(settings, runs),
         Finding(
             claim=f"control, not in the paper: at B = {large} itself DropConnect lowers the mean loss",
-            numbers="; ".join(map(str, map(gain, every))),
+            numbers={f"loss without over with DropConnect, r = {r}": geometric(
+                [a / b for a, b in zip(losses[plain, r], losses[dropped, r], strict=True)]) for r in every},
             primary=paired("without over with DropConnect, mean over r", pooled(dropped), pooled(plain), margin=MARGIN),
             secondary=[gain(r) for r in every], learned=all(map(learned, runs.values())),
         ),

@@ -134,7 +134,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
 
         findings.append(Finding(
             claim=f"the normalised distance at the end grows with B, {title}",
-            numbers="; ".join(f"B = {size}: {geometric(ends[size])}" for size in sizes),
+            numbers={f"B = {size}": geometric(ends[size]) for size in sizes},
             primary=growth(sizes[0], sizes[-1]), secondary=[growth(*pair) for pair in pairwise(sizes)],
             learned=_have_learned(settings, records, fixed=fixed),
         ))  # fmt: skip
@@ -149,7 +149,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
 
     findings.append(Finding(
         claim="the largest batch stays below the differential bound B_D(w, w′) met along the run (empirical, no bound)",
-        numbers="; ".join(f"B = {size}: least B_D(w, w′) {geometric(least[size])}" for size in sizes),
+        numbers={f"least B_D(w, w′), B = {size}": geometric(least[size]) for size in sizes},
         primary=below(sizes[-1]), secondary=[below(size) for size in sizes[:-1]],
         learned=_have_learned(settings, records, fixed=False),
     ))  # fmt: skip

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import geometric, interval
+from variegrad.experiments.intervals import Interval, geometric, interval
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.training_run import passes_needed, passes_score
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
@@ -65,19 +66,28 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     for many in larger:
         large = _repeats(settings, records, many)
         ends = [_accuracies(runs) for runs in (small, large)]
-        numbers = f"test accuracy B = {few}: {interval(ends[0])}, B = {many}: {interval(ends[1])}"
+        accuracies: dict[str, Interval | str] = {
+            f"test accuracy, B = {size}": interval(of_size) for size, of_size in zip((few, many), ends, strict=True)
+        }
+        spread: dict[str, Interval | str] = {
+            f"standard deviation, B = {size}": f"{stdev(of_size):.3g}"
+            for size, of_size in zip((few, many), ends, strict=True)
+        }
+        passes: dict[str, Interval | str] = {
+            f"passes, B = {size}": geometric([passes_needed(record) for record in runs])
+            for size, runs in ((few, small), (many, large))
+        }
         arrived = [record for record in [*small, *large] if math.isfinite(record["needed"])]
         have_learned = learned([*small, *large]) and len(arrived) == len(small) + len(large)
         findings += [
             Finding(
                 claim=f"test accuracy varies more between seeds at B = {many} than at B = {few}",
-                numbers=numbers, learned=have_learned,
+                numbers=spread, learned=have_learned,
                 primary=deviations(f"standard deviation, B = {few} to {many}", *ends, margin=MARGIN),
             ),
             Finding(
                 claim=f"B = {many} generalises worse than B = {few} at the same training accuracy",
-                numbers=f"{numbers}; passes {geometric([passes_needed(record) for record in small])} and "
-                f"{geometric([passes_needed(record) for record in large])}", learned=have_learned,
+                numbers=accuracies | passes, learned=have_learned,
                 primary=paired(f"test accuracy, B = {many} to {few}", ends[1], ends[0], margin=MEAN),
             ),
         ]  # fmt: skip

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import geometric
+from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.training_run import aligned
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
@@ -109,20 +109,21 @@ def replication(settings: Settings, runs: Mapping[tuple[float, int, int], Sequen
         return [math.prod(of_seed) ** (1 / len(every)) for of_seed in
                 zip(*(ratios[drop, r] for r in every), strict=True)]  # fmt: skip
 
-    def numbers(drop: float) -> str:
-        return "; ".join(f"r = {r}: {geometric(ratios[drop, r])}" for r in every)
+    def numbers(drop: float) -> dict[str, Interval | str]:
+        what = f"DropConnect {drop:g}" if drop else "no mechanism"
+        return {f"{what}, r = {r}": geometric(ratios[drop, r]) for r in every}
 
     def have_learned(*drops: float) -> bool:
         return all(learned(found) for (drop, _, _), found in runs.items() if drop in drops)
 
     return [
         Finding(
-            claim="the ratio of mean losses grows with r", numbers=f"without mechanism {numbers(plain)}",
+            claim="the ratio of mean losses grows with r", numbers=numbers(plain),
             primary=growth(every[0], every[-1]), secondary=[growth(*pair) for pair in pairwise(every)],
             learned=have_learned(plain),
         ),
         Finding(
-            claim="DropConnect lowers the ratio, mean over r", numbers=f"with DropConnect {numbers(dropped)}",
+            claim="DropConnect lowers the ratio, mean over r", numbers=numbers(dropped),
             primary=paired("without over with DropConnect", pooled(dropped), pooled(plain), margin=MARGIN),
             secondary=[paired(f"r = {r}", ratios[dropped, r], ratios[plain, r], margin=MARGIN) for r in every],
             learned=have_learned(plain, dropped),

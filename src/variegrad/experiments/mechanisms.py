@@ -115,7 +115,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
         pooled = [math.prod(of_seed) ** (1 / len(NAMES)) for of_seed in zip(*off.values(), strict=True)]
         findings.append(Finding(
             claim=f"{quantity}: the draws differ from the closed form",
-            numbers="; ".join(f"{name}: {geometric(values)}" for name, values in off.items()),
+            numbers={name: geometric(values) for name, values in off.items()},
             primary=paired("drawn over closed form", [1.0] * len(pooled), pooled, margin=MARGIN),
             secondary=[paired(name, [1.0] * len(pooled), values, margin=MARGIN) for name, values in off.items()],
         ))  # fmt: skip

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import geometric
+from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import Check, Contrast, Finding, learned, paired
@@ -112,12 +112,16 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
             return paired(f"{one} to {other}, {moment}", *pair, margin=MARGIN)
 
         others = [] if ordered else [level for level in able if level not in (first, last)]
-        left_out = "".join(f"; {level} is left out: it does not learn" for level in levels if level not in able)
+        numbers: dict[str, Interval | str] = {
+            str(level): geometric(bounds(settings, records, word, MAIN))
+            if level in able
+            else "left out: does not learn"
+            for level, word in levels.items()
+        }
         findings.append(Finding(
             claim=f"B_D along the run grows with {factor}" if ordered else
             f"B_D along the run is larger with tanh than with relu, {factor}",
-            numbers="; ".join(f"{level}: {geometric(bounds(settings, records, word, MAIN))}" for level, word in
-                              levels.items()) + left_out,
+            numbers=numbers,
             primary=contrast(MAIN, first, last),
             secondary=[*(contrast(moment, first, last) for moment in MOMENTS if moment != MAIN),
                        *(contrast(MAIN, first, level) for level in others)],

@@ -91,13 +91,13 @@ def summary(settings: Settings, records: Records) -> list[Finding]:
     return [
         Finding(
             claim="E‖w_T − w*‖² ≥ 0.1·(1+δ)γM²/λ at a fixed step size, at every δ",
-            numbers="error over (1+δ)γM²/λ: " + "; ".join(f"δ = {d:g}: {interval(per_delta[d])}" for d in deltas),
+            numbers={f"error over (1+δ)γM²/λ, δ = {d:g}": interval(per_delta[d]) for d in deltas},
             primary=paired("least error over the floor", [FLOOR] * len(least), least, margin=MARGIN),
             secondary=[above(delta) for delta in deltas],
         ),
         Finding(
             claim="control: with γ/(1+δ) the error is no larger than at δ = 0, up to a tenth, at every δ",
-            numbers="error over γM²/λ: " + "; ".join(f"δ = {d:g}: {interval(retuned[d])}" for d in deltas),
+            numbers={f"error over γM²/λ with γ/(1+δ), δ = {d:g}": interval(retuned[d]) for d in deltas},
             primary=paired("1.1 times the error at δ = 0 over the largest", most, allowed, margin=MARGIN),
             secondary=[saved(delta) for delta in deltas],
         ),

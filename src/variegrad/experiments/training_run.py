@@ -75,6 +75,23 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     return of.values(diverged=diverged)
 
 
+def config(cell: Cell, n: int) -> TrainConfig:
+    """The settings of a cell's run.
+
+    Args:
+        cell: as for `run_once`.
+        n: how many examples it trains on.
+
+    Returns:
+        The settings.
+    """
+    masks = DropConnect(cell["drop"]) if cell.values.get("drop") else None
+    return TrainConfig(
+        batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"], passes=cell["at"][-1] / n,
+        mechanism=masks if masks is None or cell.values.get("exact_masks") else MomentMatched(masks),
+    )  # fmt: skip
+
+
 class _Run:
     """What a run gathers."""
 
@@ -94,13 +111,8 @@ class _Run:
         return bool(self.found["accuracies"]) and self.found["accuracies"][-1] >= self.target
 
     def updates(self) -> Iterator[Update]:
-        cell, n = self.cell, len(self.examples)
-        masks = DropConnect(cell["drop"]) if cell.values.get("drop") else None
-        config = TrainConfig(
-            batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"], passes=cell["at"][-1] / n,
-            mechanism=masks if masks is None or cell.values.get("exact_masks") else MomentMatched(masks),
-        )  # fmt: skip
-        for step in train(self.model, self.problem.losses, self.examples, config):
+        n = len(self.examples)
+        for step in train(self.model, self.problem.losses, self.examples, config(self.cell, n)):
             self.loss_sum += step.mean_loss * step.batch_size
             self.trained += step.batch_size
             self.recent.append((step.mean_loss, step.batch_size))

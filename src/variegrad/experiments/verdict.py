@@ -17,9 +17,10 @@ import numpy as np
 from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
-from variegrad.experiments.intervals import LEVEL
+from variegrad.experiments.intervals import LEVEL, Interval
 from variegrad.experiments.records import Record
 
+Numbers = Mapping[str, Interval | str]
 POWER = 0.9  # of a run with the number of seeds that an undecided claim names
 MOST_SEEDS = 10_000
 LEARNED = 0.9  # a network has learned if its training loss ends below this share of that at its start
@@ -228,18 +229,18 @@ def learned(records: Sequence[Record]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One claim, its contrasts and the numbers of each arm.
+    """One claim, its contrasts and the numbers of each configuration.
 
     Attributes:
         claim: what the paper says, or what theory predicts.
-        numbers: of each arm, with their intervals.
+        numbers: of each configuration by its name, an interval or a few words; or one text.
         primary: the contrast that decides.
         secondary: further ones.
-        learned: whether every arm has learned; if not, the claim is not tested.
+        learned: whether every network has learned; if not, the claim is not tested.
     """
 
     claim: str
-    numbers: str
+    numbers: Numbers | str
     primary: Contrast
     secondary: Sequence[Contrast] = ()
     learned: bool = True
@@ -250,8 +251,8 @@ class Finding:
         return self.primary.verdict if self.learned else NOT_TESTED
 
     @property
-    def found(self) -> str:
-        """The primary contrast, how many secondary ones are clear, and the numbers."""
+    def outcome(self) -> str:
+        """The primary contrast, and how many secondary ones are clear."""
         parts = [str(self.primary)]
         if self.primary.word in ("holds", "reversed") and self.primary.within_margin:
             parts.append(f"clear, but below the margin of {percent(self.primary.margin)}")
@@ -259,7 +260,14 @@ class Finding:
             right, wrong = clear_after_holm(self.secondary)
             against = f", {wrong} clear against" if wrong else ""
             parts.append(f"{right} of {len(self.secondary)} secondary contrasts clear{against}")
-        return "; ".join([*parts, self.numbers])
+        return "; ".join(parts)
+
+    @property
+    def found(self) -> str:
+        """The outcome and the numbers."""
+        numbers = self.numbers
+        listed = [numbers] if isinstance(numbers, str) else [f"{name}: {value}" for name, value in numbers.items()]
+        return "; ".join([self.outcome, *listed])
 
     def plain(self) -> dict[str, Any]:
         """The finding as JSON: its texts and its primary contrast on the log scale, None for an open end."""

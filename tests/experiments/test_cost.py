@@ -1,0 +1,87 @@
+"""The cost of a profile before it is started: counted from its cells and from updates that are timed now."""
+
+import json
+
+import pytest
+import torch
+
+from variegrad.experiments import cost, data, experiment, figure_1b, names
+from variegrad.experiments.records import Record
+from variegrad.experiments.sweep import runner, sweep
+
+
+def settled(name, **more):
+    chosen = experiment(name)
+    settings, _ = data.settled({**chosen.profiles["smoke"], "seed_offset": 0, **more})
+    return chosen, settings
+
+
+def test_runs_and_updates_are_those_of_a_search_that_stays_in_its_grid():
+    chosen, settings = settled("figure-1b", grid=[-16, -12, -8])
+    found = list(cost.rows(chosen, settings))
+    assert [row.name for row in found] == ["batch_size 4", "batch_size 16"]
+    assert [row.updates for row in found] == [64 * 6 // 4, 64 * 8 // 16]
+    grid, seeds = len(settings["grid"]), settings["seeds"]
+    assert [row.runs for row in found] == [(grid + 4) * settings["tuning"] + seeds] * 2
+    records = {}
+    while missing := [c for c in chosen.cells(settings, records) if c.key not in records]:
+        for cell in missing:  # best in the middle of the grid
+            octaves = abs(3 + torch.tensor(cell["step_size"] * cell["batch_size"]).log2().item())
+            records[cell.key] = Record(cell=cell, values={"diverged": False, "needed": 1 + octaves}, seconds=0)
+    assert len(chosen.cells(settings, records)) == sum(row.runs for row in found)
+
+
+def test_operations_are_those_of_a_perceptron():
+    """Two per weight and example forward; backward again as many for the weights, and for all layers but the first."""
+    chosen, settings = settled("figure-1b", batch_sizes=[8], passes=[6])
+    (row,) = cost.rows(chosen, settings)
+    first, second = 64 * 16, 16 * 10
+    assert row.flops == row.runs * row.updates * 8 * 2 * (2 * first + 3 * second)
+    assert row.seconds > 0
+    assert row.gpu_seconds == max(row.flops / cost.GPU_FLOPS, row.runs * row.updates * cost.GPU_UPDATE)
+
+
+def test_a_batch_larger_than_the_data_is_counted_in_full():
+    chosen, settings = settled("figure-1b", batch_sizes=[64, 128], passes=[6, 6])
+    one, other = cost.rows(chosen, settings)
+    assert other.flops / other.updates / other.runs == 2 * one.flops / one.updates / one.runs
+
+
+def test_sums_are_those_of_the_rows():
+    chosen, settings = settled("structure")
+    found = list(cost.rows(chosen, settings))
+    assert len(found) == 4
+    assert len({row.name for row in found}) == 4
+    assert cost.totals(found)["runs"] == sum(row.runs for row in found)
+
+
+def test_what_is_no_training_run_of_a_network_is_refused():
+    chosen, settings = settled("theorem-6")
+    with pytest.raises(ValueError, match="cells of theorem-6 are no training runs of a network"):
+        list(cost.rows(chosen, settings))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_device_is_used_or_refused(name):
+    chosen = experiment(name)
+    assert runner(chosen, data.CPU) is chosen.run
+    message = "it cannot be used here" if chosen.on_device else "is computed by processes on the CPU"
+    with pytest.raises(ValueError, match=message):
+        runner(chosen, torch.device("cuda", 7))
+
+
+def test_data_and_model_are_on_the_device_that_was_asked_for(monkeypatch, tmp_path):
+    """Nothing assumes the CPU: every tensor is moved to the device that `run` is given."""
+    chosen, settings = settled("figure-1b")
+    asked = []
+    moved = data._moved
+    monkeypatch.setattr(data, "_moved", lambda dataset, device: asked.append(device) or moved(dataset, device))
+    data.on_device.cache_clear()
+    data.replicated.cache_clear()
+    device = torch.device("cpu", 0)
+    chosen.run([figure_1b.RUNS.cell(settings, {"batch_size": 4}, -8, 0)], device)
+    assert asked
+    assert set(asked) == {device}
+    swept = sweep(chosen, {**settings, "batch_sizes": [16], "passes": [8]}, tmp_path, device=data.CPU)
+    assert swept.computed == len(swept.records)
+    json.dumps([dict(record.cell.values) for record in swept.records.values()])
