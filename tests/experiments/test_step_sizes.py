@@ -152,4 +152,3 @@ def test_no_seed_is_tuned_on_and_evaluated():
 def test_every_profile_that_tunes_has_two_tuning_seeds(name):
     for settings in experiment(name).profiles.values():
         assert settings.get("tuning", 2) >= 2
-        assert ("grid" in settings) == ("tuning" in settings)

@@ -1,6 +1,7 @@
 """What a profile costs, before it is started: runs, floating-point operations, hours here, and hours on a GPU.
 
-Hours here come from updates that are timed now, one thread. Hours on a GPU are an assumption, and said to be one.
+Hours here come from updates that are timed now: processor time of one thread, so that other jobs do not count. Hours on
+a GPU are an assumption, and said to be one.
 """
 
 from __future__ import annotations
@@ -113,12 +114,17 @@ def _per_update(cell: Cell, device: torch.device) -> tuple[float, float]:
     model = training_run.fresh(cell, data.tensors(cell["problem"], cell["max_examples"])).to(device)
     config = training_run.config(cell, size(examples))
     times: list[float] = []
-    begun = time.perf_counter()
-    for _ in itertools.islice(train(model, problem.losses, examples, config), 4):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+    clock, threads = time.process_time if device.type == "cpu" else time.perf_counter, torch.get_num_threads()
+    torch.set_num_threads(1)  # as a sweep does
+    try:
+        begun = clock()
+        for _ in itertools.islice(train(model, problem.losses, examples, config), 4):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(clock() - begun)
+            begun = clock()
+    finally:
+        torch.set_num_threads(threads)
     with FlopCounterMode(display=False) as counter:
         problem.losses(model, tuple(column[: cell["batch_size"]] for column in examples.tensors)).sum().backward()
     rows_counted = min(cell["batch_size"], size(examples))

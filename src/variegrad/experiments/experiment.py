@@ -41,6 +41,7 @@ class Experiment:
         alone: whether a cell measures wall-clock time and must have the machine for itself.
         settled: (settings, required) → settings whose data are there, and a sentence about the data.
         on_device: whether cells can be computed on another device: `run` then takes it as its second argument.
+        stack: which cells are computed together on another device than the CPU; as `group` by default.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Experiment:
     alone: Callable[[Cell], bool] = lambda _: False
     settled: Callable[..., tuple[Settings, str]] = data.settled
     on_device: bool = False
+    stack: Callable[[Cell], object] | None = None
 
 
 TUNING = 10_000  # how far the seeds of tuning are from those of the runs that are evaluated

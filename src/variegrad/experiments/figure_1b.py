@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.experiments import training_run
+from variegrad.experiments import stacked_runs, training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
@@ -140,5 +140,6 @@ EXPERIMENT = Experiment(
     "pixels and an eighth of the network's channels. The step size of each batch size is the one that reaches the "
     "target first. The efficiency law is 1 + (B − 1)/B_D, with the harmonic mean of B_D along the runs of the smallest "
     "batch until the target; nothing is fitted.",
-    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary, on_device=True,
+    profiles=PROFILES, cells=cells, run=stacked_runs.run, plot=plot, summary=summary, on_device=True,
+    stack=stacked_runs.stack,
 )  # fmt: skip

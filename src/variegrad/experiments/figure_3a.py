@@ -65,7 +65,7 @@ def cells(settings: Settings, records: Records) -> list[Cell]:
 def run(group: Sequence[Cell], device: torch.device = data.CPU) -> list[Values]:
     """A run of the search; or the twins of one unchanged run."""
     if "replaced" not in group[0].values:
-        return list(training_run.run(group, device))
+        return [training_run.run_once(group[0], device)]
     cell = group[0]
     problem = data.problem(cell["problem"], cell["max_examples"])
     whole = data.on_device(cell["problem"], cell["max_examples"], device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.experiments import training_run
+from variegrad.experiments import stacked_runs, training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Interval, geometric, interval
 from variegrad.experiments.records import Cell, Record
@@ -124,5 +124,6 @@ EXPERIMENT = Experiment(
     "All runs stop at 90 % training accuracy, and are tested there on all 10,000 test images; the step size of each "
     "batch size is the one that arrives first. The small batch is our control: the paper compares the two large "
     "ones by eye, over three runs.",
-    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary, on_device=True,
+    profiles=PROFILES, cells=cells, run=stacked_runs.run, plot=plot, summary=summary, on_device=True,
+    stack=stacked_runs.stack,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.experiments import training_run
+from variegrad.experiments import stacked_runs
 from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
@@ -76,8 +76,8 @@ def loss_ratio(*, name: str, title: str, choices: str, profiles: dict[str, dict[
         return [*found, runs_of.interior(settings, records, configurations(settings))]
 
     return Experiment(
-        name=name, version=VERSION, title=title, choices=choices, profiles=profiles, cells=cells, run=training_run.run,
-        plot=plot, summary=summary, on_device=True,
+        name=name, version=VERSION, title=title, choices=choices, profiles=profiles, cells=cells, run=stacked_runs.run,
+        plot=plot, summary=summary, on_device=True, stack=stacked_runs.stack,
         claim="The more the data are replicated, the more a large batch falls behind a small one; the large batch "
         "performs best with DropConnect.",
     )  # fmt: skip

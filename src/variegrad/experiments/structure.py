@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from variegrad.experiments import training_run
+from variegrad.experiments import stacked_runs, training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
 from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
@@ -154,5 +154,6 @@ EXPERIMENT = Experiment(
     choices="One factor at a time, from a perceptron with two hidden layers of 64 and a convolutional network with 4 "
     "and 8 channels, in PyTorch's default initialisation. The same training examples for every network (500 in the "
     "small profile, 16 passes at B = 32), one step size for each network, of least mean training loss; B_D is exact.",
-    profiles=PROFILES, cells=cells, run=training_run.run, plot=plot, summary=summary, on_device=True,
+    profiles=PROFILES, cells=cells, run=stacked_runs.run, plot=plot, summary=summary, on_device=True,
+    stack=stacked_runs.stack,
 )  # fmt: skip

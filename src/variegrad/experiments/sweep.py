@@ -24,6 +24,7 @@ from variegrad.experiments.data import CPU
 from variegrad.experiments.experiment import Experiment, Settings
 from variegrad.experiments.records import Cell, Record, pack, read_records, write_record
 
+TOGETHER = 16  # cells of a stack, at most
 Run = Callable[[Sequence[Cell]], Sequence[Mapping[str, Any]]]
 
 
@@ -95,7 +96,7 @@ def sweep(
             return cell.key not in done and timed in (None, experiment.alone(cell))
 
         while wanted := {cell.key: cell for cell in experiment.cells(settings, done) if asked_for(cell)}:
-            groups = _grouped(experiment, list(wanted.values()))
+            groups = grouped(experiment, list(wanted.values()), device)
             bar.update(task, total=computed + len(wanted))
             if not told.is_terminal:
                 told.print(f"{experiment.name}: {len(wanted)} cells in {len(groups)} groups", highlight=False)
@@ -112,12 +113,25 @@ def sweep(
     return Swept(records=needed, computed=computed, skipped=len(known & needed.keys()), left=left)
 
 
-def _grouped(experiment: Experiment, cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells that are computed together, those that need the machine for themselves last."""
+def grouped(experiment: Experiment, cells: Sequence[Cell], device: torch.device) -> list[list[Cell]]:
+    """Cells that are computed together, those that need the machine for themselves last.
+
+    Args:
+        experiment: of the cells.
+        cells: what is to be computed.
+        device: where to.
+
+    Returns:
+        The groups.
+    """
+    stack = experiment.stack if device.type != "cpu" else None
     groups: dict[tuple[bool, object], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((experiment.alone(cell), experiment.group(cell)), []).append(cell)
-    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+        groups.setdefault((experiment.alone(cell), (stack or experiment.group)(cell)), []).append(cell)
+    ordered = [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+    if stack is None:
+        return ordered
+    return [group[k : k + TOGETHER] for group in ordered for k in range(0, len(group), TOGETHER)]
 
 
 def runner(experiment: Experiment, device: torch.device) -> Run:

@@ -9,7 +9,7 @@ with a target comes near it; records say how many examples each took.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,24 +25,11 @@ from variegrad.measurement import BATCH_SIZE, measure
 from variegrad.mechanisms import DropConnect, MomentMatched
 from variegrad.per_example.evaluate import NotFinite, left_as_found
 from variegrad.problems.problem import Problem
-from variegrad.training import TrainConfig, Update, train
+from variegrad.training import TrainConfig, train
 
 BOUND_EXAMPLES = 1000  # B_D is exact over this many examples of the training set, its first ones
 NEAR = 1.0  # mean loss over a pass above which a run with a target is not near it yet
 CURVES = ("passes", "losses", "accuracies")
-
-
-def run(group: Sequence[Cell], device: torch.device = data.CPU) -> list[dict[str, Any]]:
-    """Each cell of a group, one after the other.
-
-    Args:
-        group: the cells.
-        device: where they are trained.
-
-    Returns:
-        Their values.
-    """
-    return [run_once(cell, device) for cell in group]
 
 
 def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
@@ -61,14 +48,15 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
         target, interpolated, +inf if it was not reached; `diverged`; and the examples that were `trained`, `evaluated`
         (forward) and `differentiated` (for B_D), of `examples`.
     """
-    of = _Run(cell, device)
+    of = TrainingRun(cell, device)
     of.note(0.0)
     diverged = False
     try:
-        for step in of.updates():
+        for step in train(of.model, of.problem.losses, of.examples, config(cell, len(of.examples))):
+            of.took(step.mean_loss, step.batch_size)
             if step.examples >= cell["at"][of.points] and not of.note(step.passes):
                 diverged = True
-            if diverged or of.arrived or of.points == len(cell["at"]):
+            if diverged or of.ended:
                 break
     except NotFinite:
         diverged = True
@@ -92,10 +80,23 @@ def config(cell: Cell, n: int) -> TrainConfig:
     )  # fmt: skip
 
 
-class _Run:
-    """What a run gathers."""
+class TrainingRun:
+    """What a run gathers, whoever makes its updates.
+
+    Attributes:
+        model: at its starting weights.
+        problem: losses and accuracy.
+        examples: what it is trained on, on its device.
+        points: at how many of the cell's points it was measured.
+    """
 
     def __init__(self, cell: Cell, device: torch.device) -> None:
+        """A run that is about to begin.
+
+        Args:
+            cell: as for `run_once`.
+            device: where it is trained.
+        """
         self.cell, self.device = cell, device
         name, count = cell["problem"], cell["max_examples"]
         self.problem: Problem = data.problem(name, count)
@@ -107,18 +108,26 @@ class _Run:
         self.loss_sum, self.trained, self.evaluated, self.differentiated, self.points = 0.0, 0, 0, 0, 0
 
     @property
-    def arrived(self) -> bool:
-        return bool(self.found["accuracies"]) and self.found["accuracies"][-1] >= self.target
+    def ended(self) -> bool:
+        """Whether it is at its target or at its last point."""
+        return self._arrived or self.points == len(self.cell["at"])
 
-    def updates(self) -> Iterator[Update]:
-        n = len(self.examples)
-        for step in train(self.model, self.problem.losses, self.examples, config(self.cell, n)):
-            self.loss_sum += step.mean_loss * step.batch_size
-            self.trained += step.batch_size
-            self.recent.append((step.mean_loss, step.batch_size))
-            while sum(size for _, size in self.recent[1:]) >= n:
-                self.recent.pop(0)
-            yield step
+    @property
+    def _arrived(self) -> bool:
+        return bool(self.found["accuracies"][-1] >= self.target)
+
+    def took(self, mean_loss: float, size: int) -> None:
+        """Note an update.
+
+        Args:
+            mean_loss: of its batch, before it.
+            size: of its batch.
+        """
+        self.loss_sum += mean_loss * size
+        self.trained += size
+        self.recent.append((mean_loss, size))
+        while sum(few for _, few in self.recent[1:]) >= len(self.examples):
+            self.recent.pop(0)
 
     @property
     def end_loss(self) -> float:
@@ -126,7 +135,14 @@ class _Run:
         return sum(loss * size for loss, size in self.recent) / sum(size for _, size in self.recent)
 
     def note(self, passes: float) -> bool:
-        """Measure at the next point; whether all is finite."""
+        """Measure at the next point.
+
+        Args:
+            passes: where the run is.
+
+        Returns:
+            Whether all is finite.
+        """
         cell, first = self.cell, not self.trained
         self.points += not first
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
@@ -139,12 +155,12 @@ class _Run:
         far = math.isfinite(self.target) and not first and self.end_loss > NEAR and self.points < len(cell["at"])
         if far:
             return math.isfinite(self.end_loss)
-        loss, accuracy = self.measured(self.examples)
+        loss, accuracy = self._measured(self.examples)
         for name, value in zip(CURVES, (passes, loss, accuracy), strict=True):
             self.found[name].append(value)
         return math.isfinite(loss)
 
-    def measured(self, examples: TensorDataset) -> tuple[float, float]:
+    def _measured(self, examples: TensorDataset) -> tuple[float, float]:
         """Mean loss and accuracy from one forward pass."""
         self.evaluated += len(examples)
         assert self.problem.accuracy is not None
@@ -157,6 +173,14 @@ class _Run:
         return total / len(examples), right / len(examples)
 
     def values(self, *, diverged: bool) -> dict[str, Any]:
+        """What `run_once` returns.
+
+        Args:
+            diverged: whether the run did.
+
+        Returns:
+            The values by name.
+        """
         found = dict(self.found)
         if diverged:
             rest = [samples / len(self.examples) for samples in self.cell["at"][len(found["passes"]) - 1 :]]
@@ -164,17 +188,17 @@ class _Run:
                 found[name] = [*found[name], *value]
         test = math.nan
         if self.cell.values.get("test") and not diverged:
-            _, test = self.measured(data.test_set(self.cell["problem"], self.device))
+            _, test = self._measured(data.test_set(self.cell["problem"], self.device))
         return {
             **found, "online_loss": math.inf if diverged else self.loss_sum / self.trained,
-            "end_loss": math.inf if diverged else self.end_loss, "needed": self.needed(), "test_accuracy": test,
+            "end_loss": math.inf if diverged else self.end_loss, "needed": self._needed(), "test_accuracy": test,
             "diverged": diverged, "trained": self.trained, "evaluated": self.evaluated,
             "differentiated": self.differentiated, "examples": len(self.examples),
         }  # fmt: skip
 
-    def needed(self) -> float:
+    def _needed(self) -> float:
         """Passes until the target, by a straight line between the two points around it."""
-        if not self.arrived:
+        if not self._arrived:
             return math.inf
         (low, below), (high, above) = list(zip(self.found["passes"], self.found["accuracies"], strict=True))[-2:]
         return float(low + (high - low) * (self.target - below) / (above - below))

@@ -145,9 +145,9 @@ def panels(
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if log_y:
                 compared = [one for _, _, others in parts for one in others] if same_y else series
-                log_axis(
-                    ax, [v for one in compared for ends in (one.mean, one.low, one.high) for v in ends], headroom=1.3
-                )
+                heights = [v for one in compared for ends in (one.mean, one.low, one.high) for v in ends]
+                heights += [2.5 * least for one in compared for least in one.beyond if least is not None]  # its arrow
+                log_axis(ax, heights, headroom=1.3)
             if legend_lines:
                 ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
         return laid_out(figure)
