@@ -1,7 +1,7 @@
 """From a number to a decision: what limits the batch at the learning rate in use, and the direct measurement of it."""
 
 from variegrad.decision.branching import BranchResult, Tested, Trial, Verdict, branch
-from variegrad.decision.limits import BatchLimit, Limit, StepLimits
+from variegrad.decision.limits import BatchChange, BatchLimit, Limit, StepLimits
 from variegrad.decision.measured import step_limits
 from variegrad.decision.planning import AtWorkers, Link, Plan, PlanLimit, plan
 from variegrad.decision.rules import LearningRateRule
@@ -10,6 +10,7 @@ from variegrad.decision.timing import StepTime, stated_step_time, step_time
 
 __all__ = [
     "AtWorkers",
+    "BatchChange",
     "BatchLimit",
     "BatchSchedule",
     "BranchResult",

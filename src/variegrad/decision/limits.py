@@ -30,7 +30,10 @@ from variegrad.decision.rules import LearningRateRule
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from variegrad.decision.timing import StepTime
+
 TOLERANCE = 0.1  # loss of progress per example that counts as none
+DESCRIBED = "for a preconditioned optimizer this describes the present step: confirm a larger batch with vg.branch"
 
 
 class Limit(Enum):
@@ -94,6 +97,31 @@ class BatchLimit:
             f"{self.rule.value}: up to batch {_digits(self.batch_size)} [{_digits(self.low)}, {_digits(self.high)}], "
             f"limited by {self.binds.value}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchChange:
+    """What another batch size costs for the same progress, in units of what it takes now.
+
+    Attributes:
+        batch_size: B, in examples.
+        examples: to the same progress; +inf beyond the stable learning rate, NaN if undecided.
+        updates: the same in updates.
+        time: the same in seconds; None without a step time.
+    """
+
+    batch_size: float
+    examples: Estimate
+    updates: Estimate
+    time: Estimate | None = None
+
+    def __str__(self) -> str:
+        if math.isnan(self.examples.value):
+            return f"at {self.batch_size:,}: undecided"
+        if math.isinf(self.examples.value):
+            return f"at {self.batch_size:,}: beyond the largest stable learning rate"
+        text = f"at {self.batch_size:,}: {self.examples} times the examples, {self.updates} times the updates"
+        return text if self.time is None else f"{text}, {self.time} times the time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +229,50 @@ class StepLimits:
             return Estimate(value=value, low=0.0, high=math.inf)
         return Estimate(value=value, low=min(*ends, value), high=max(*ends, value))
 
+    def change(self, batch_size: float, rule: LearningRateRule, *, step_time: StepTime | None = None) -> BatchChange:
+        """Examples, updates and time to the same progress at another batch size, in units of what they are now.
+
+        Args:
+            batch_size: B ≥ 1, in examples.
+            rule: how the learning rate follows.
+            step_time: α and c′ of an update (`vg.decision.step_time`), if time is asked for.
+
+        Returns:
+            The three factors, with the interval of `progress_interval`.
+
+        Raises:
+            ValueError: if the batch size is below 1.
+        """
+        progress = self.progress_interval(batch_size, rule)
+        inverse = (
+            math.inf if made == 0 else 1 / made for made in (progress.value, progress.high, progress.low)
+        )  # NaN stays NaN
+        value, low, high = inverse
+        examples = Estimate(value=value, low=low, high=high)
+        updates = examples.scaled(self.batch_size / batch_size)
+        if step_time is None:
+            return BatchChange(batch_size=batch_size, examples=examples, updates=updates)
+        alpha, c = step_time.seconds_per_step, step_time.seconds_per_example.value
+        time = updates.scaled((alpha + c * batch_size) / (alpha + c * self.batch_size))
+        return BatchChange(batch_size=batch_size, examples=examples, updates=updates, time=time)
+
+    def in_words(self, new_batch_size: int | None = None) -> list[str]:
+        """One line per learning-rate rule: how far the batch can grow, which limit binds, what a change costs.
+
+        Args:
+            new_batch_size: a batch size that is considered.
+
+        Returns:
+            The lines.
+        """
+        lines = []
+        for rule in LearningRateRule:
+            text = str(self.limit(rule))
+            lines.append(text if new_batch_size is None else f"{text}; {self.change(new_batch_size, rule)}")
+        if self.preconditioned:
+            lines.append(DESCRIBED)
+        return lines
+
     def plot(self, *, tolerance: float = TOLERANCE) -> Figure:
         """Progress per example against the batch size: at a tuned learning rate, and by the linear rule.
 
@@ -299,7 +371,7 @@ class StepLimits:
             f"  curvature   κ = {self.kappa} of the progress is lost; best learning rate: {self.slack} times this one",
             f"  stability   {self.stability} of the largest stable learning rate (λ_max found from below)",
         ]
-        lines += [f"  {self.limit(rule)}" for rule in LearningRateRule]
+        lines += [f"  {line}" for line in self.in_words()]
         return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from variegrad.estimators.advice import (
     Advice,
+    Limited,
     Regime,
     StepSizeRule,
     adam_step_size_factor,
@@ -36,6 +37,7 @@ __all__ = [
     "Euclidean",
     "FoldTerms",
     "GradientShape",
+    "Limited",
     "Preconditioned",
     "Regime",
     "Sign",

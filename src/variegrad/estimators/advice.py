@@ -1,7 +1,10 @@
 """What an estimate of B_D means for the current batch size: its efficiency, and the learning rate after a change.
 
-Efficiency is 1/(1+(B−1)/B_D): progress per example relative to B = 1, each batch size with a step tuned for it.
-The words for it are those of `Regime`, everywhere: Monitor, command and report. Factors are for learning rates of
+Efficiency is 1/(1+(B−1)/B_D): progress per example relative to B = 1, each batch size with a step tuned for it. With
+`limits` (`vg.step_limits`) the advice also says, for every rule of the learning rate, how far the batch can grow from
+the one in use, and which limit binds.
+
+The words for a batch size are those of `Regime`, everywhere: Monitor, command and report. Factors are for learning rates of
 the *mean* loss; for the γ of a sum divide by the change S = B′/B.
 """
 
@@ -34,6 +37,16 @@ class Bounded(Protocol):
 
     @property
     def undefined(self) -> bool: ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """The limits at the learning rate in use: `StepLimits`."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def in_words(self, new_batch_size: int | None = None) -> list[str]: ...
 
 
 class _OldNames(EnumMeta):
@@ -137,6 +150,7 @@ class Advice:
         bound: the estimate's lower confidence bound, used for the learning-rate factor.
         new_batch_size: B′, if a change was asked about.
         rule: how the learning rate follows a change; None if not given.
+        limits: at the learning rate in use, if they were given.
     """
 
     batch_size: int
@@ -148,6 +162,7 @@ class Advice:
     bound: float
     new_batch_size: int | None = None
     rule: StepSizeRule | None = None
+    limits: Limited | None = None
 
     @property
     def step_size_factor(self) -> float | None:
@@ -172,15 +187,22 @@ class Advice:
         hedge = "" if self.certain or self.regime is Regime.UNDECIDED else "probably "
         text = (
             f"batch {self.batch_size}: {hedge}{self.regime.value}, "
-            f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}]"
+            f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}] at a tuned learning rate"
         )
-        if self.new_batch_size is None or self.rule is None:
+        if self.new_batch_size is not None and self.rule is not None:
+            text += f"; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g}"
+        if self.limits is None:
             return text
-        return f"{text}; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g}"
+        return "\n".join([text, *(f"  {line}" for line in self.limits.in_words(self.new_batch_size))])
 
 
 def advise(
-    estimate: Bounded, batch_size: int, *, new_batch_size: int | None = None, rule: StepSizeRule | None = None
+    estimate: Bounded,
+    batch_size: int,
+    *,
+    new_batch_size: int | None = None,
+    rule: StepSizeRule | None = None,
+    limits: Limited | None = None,
 ) -> Advice:
     """How efficient a batch of B examples is, according to an estimate of B_D.
 
@@ -189,17 +211,24 @@ def advise(
         batch_size: B ≥ 1, examples of one optimiser step over all workers.
         new_batch_size: B′ ≥ 1, if the batch size is to change.
         rule: how the learning rate follows such a change.
+        limits: from `step_limits` at the same batch size and weights: the advice then names the limit that binds, for
+            every rule of the learning rate, and what the change costs.
 
     Returns:
         Efficiency with its interval, and the regime.
 
     Raises:
-        ValueError: if the batch size is below one.
+        ValueError: if a batch size is below one, or the limits are those of another batch size.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
     if new_batch_size is not None and new_batch_size < 1:
         raise ValueError(f"new_batch_size must be at least 1 example; got {new_batch_size}.")
+    if limits is not None and limits.batch_size != batch_size:
+        raise ValueError(
+            f"limits are those of batch {limits.batch_size}, not of {batch_size}: call "
+            f"step_limits(batch_size={batch_size})."
+        )
     low = efficiency(batch_size, min(estimate.low, estimate.lower_confidence_bound))
     high = efficiency(batch_size, estimate.high)
     middle = 1.0 if estimate.undefined else efficiency(batch_size, estimate.batch_size_bound)
@@ -214,6 +243,7 @@ def advise(
         bound=estimate.lower_confidence_bound,
         new_batch_size=new_batch_size,
         rule=rule,
+        limits=limits,
     )
 
 

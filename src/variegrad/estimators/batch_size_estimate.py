@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import optim
+
+from variegrad.estimators.advice import Advice, Limited, StepSizeRule, advise
 from variegrad.estimators.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
 from variegrad.moments import ZERO_TOTAL
 
@@ -70,6 +73,32 @@ class BatchSizeEstimate:
     def exact(self) -> bool:
         """The sample is the whole population: nothing is uncertain."""
         return self.standard_error == 0 and self.count == self.population
+
+    def advice(
+        self,
+        batch_size: int,
+        new_batch_size: int | None = None,
+        optimizer: optim.Optimizer | type[optim.Optimizer] | StepSizeRule | None = None,
+        limits: Limited | None = None,
+    ) -> Advice:
+        """What the estimate means for a batch: its regime, its efficiency, and the learning rate after a change.
+
+        Args:
+            batch_size: B, in examples of one update over all workers.
+            new_batch_size: B′, if the batch is to change.
+            optimizer: whose rule the learning rate follows, by its kind; or the rule itself.
+            limits: from `vg.step_limits` at the same batch size and weights: the advice then says which limit binds at
+                the learning rate in use, for every rule.
+
+        Returns:
+            The advice.
+
+        Raises:
+            ValueError: if a batch size is below one, or the limits are those of another batch size.
+            TypeError: if no rule is known for the optimizer.
+        """
+        rule = None if optimizer is None else StepSizeRule.of(optimizer)
+        return advise(self, batch_size, new_batch_size=new_batch_size, rule=rule, limits=limits)
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate as plain JSON: +inf is the string "inf", an undefined number null.

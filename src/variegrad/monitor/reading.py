@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from variegrad.estimators import Advice, BatchSizeEstimate, StepSizeRule, advise
+from variegrad.estimators import Advice, BatchSizeEstimate, Limited, StepSizeRule, advise
 
 REQUIRED = object()
 
@@ -109,6 +109,7 @@ class Reading:
         batch_size: int | None = None,
         new_batch_size: int | None = None,
         optimizer: Optimizer | type[Optimizer] | StepSizeRule | None = None,
+        limits: Limited | None = None,
     ) -> Advice:
         """What the reading means for a batch: its regime, its efficiency 1/(1+(B−1)/B_D), the step after a change.
 
@@ -117,12 +118,14 @@ class Reading:
             new_batch_size: B′, where the batch is to change; the same as B by default.
             optimizer: whose rule the step size follows, by its kind: linear, capped, for SGD, √(B′/B) for Adam's
                 family; or the rule itself. None leaves the rule open: both factors are methods of the advice.
+            limits: from `vg.step_limits` at the same batch size and weights: the advice then says which limit binds at
+                the learning rate in use, for every rule.
 
         Returns:
             The advice; its `step_size_factor` is None where the rule was left open.
 
         Raises:
-            ValueError: if a batch size is below one.
+            ValueError: if a batch size is below one, or the limits are those of another batch size.
             TypeError: if no rule is known for the optimizer.
         """
         return advise(
@@ -130,6 +133,7 @@ class Reading:
             (self.usual_batch_size or self.batch_size) if batch_size is None else batch_size,
             new_batch_size=new_batch_size,
             rule=None if optimizer is None else StepSizeRule.of(optimizer),
+            limits=limits,
         )
 
     def in_examples(self) -> Reading:

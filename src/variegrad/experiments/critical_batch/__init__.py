@@ -14,31 +14,30 @@ from variegrad.experiments.critical_batch.measure import SLOWER
 from variegrad.experiments.critical_batch.tasks import TEXT, settled
 from variegrad.experiments.experiment import Experiment
 
-HALF_OCTAVES = [12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768]
-OCTAVES = [16, 32, 64, 128, 256]
+HALF_OCTAVES = [12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
 CHEAP: dict[str, Any] = {
-    "pool": 1, "evaluated": 1024, "length": 8192, "window": 3072, "windows": 24, "branch_windows": 16, "spacing": 1,
-    "tuned_batch_sizes": [8, 16, 32, 64, 128, 256, 512], "batch_sizes": HALF_OCTAVES,
+    "pool": 1, "evaluated": 512, "length": 4096, "window": 1536, "windows": 12, "branch_windows": 16, "spacing": 2,
+    "repeats": 2, "tuned_batch_sizes": [8, 16, 32, 64, 128, 256, 512], "batch_sizes": HALF_OCTAVES,
     "optimizers": ["sgd", "momentum", "adamw", "sign", "muon"], "slower": list(SLOWER),
 }  # fmt: skip
 DEAR = {
-    **CHEAP, "evaluated": 512, "length": 3072, "window": 1024, "windows": 6, "branch_windows": 8, "spacing": 2,
-    "repeats": 2, "tuned_batch_sizes": [8, 16, 32, 64, 128, 256], "batch_sizes": OCTAVES,
-    "optimizers": ["sgd", "adamw", "muon"],
+    **CHEAP, "evaluated": 256, "length": 2048, "window": 512, "windows": 4, "branch_windows": 8, "slower": [1, 16],
+    "repeats": 1, "tuned_batch_sizes": [8, 16, 32, 64, 128], "batch_sizes": [16, 32, 64, 128],
+    "optimizers": ["sgd", "adamw"],
 }  # fmt: skip
 TASKS: dict[str, dict[str, Any]] = {
     "a9a logistic": {**CHEAP, "source": "a9a", "max_examples": 16384, "network": "logistic", "held_out": False,
                      "optimizers": ["sgd", "momentum", "adamw", "sign"]},
     "digits MLP": {**CHEAP, "source": "digits", "max_examples": 2000, "network": "mlp:32:tanh", "held_out": False},
     "MNIST CNN": {**DEAR, "source": "mnist", "max_examples": 8192, "network": "mnist-cnn:4", "pool": 2,
-                  "held_out": False, "optimizers": ["sgd", "momentum", "adamw"]},
+                  "held_out": False},
     "digits logistic": {**CHEAP, "source": "digits", "max_examples": 2000, "network": "logistic", "held_out": True},
     "MNIST MLP": {**CHEAP, "source": "mnist", "max_examples": 8192, "network": "mlp:32:relu", "pool": 2,
                   "held_out": True},
     "CIFAR CNN": {**DEAR, "source": "cifar10", "max_examples": 8192, "network": "groupnorm-cnn:8", "pool": 2,
                   "held_out": True},
-    "character GPT": {**DEAR, "source": TEXT, "max_examples": 16384, "network": "gpt:2x32", "pool": 16, "length": 2048,
-                      "windows": 4, "slower": [1, 16], "held_out": True},
+    "character GPT": {**DEAR, "source": TEXT, "max_examples": 16384, "network": "gpt:2x32", "pool": 16,
+                      "held_out": True},
 }  # fmt: skip
 SMOKE = {
     "pool": 1, "evaluated": 64, "length": 64, "window": 128, "windows": 4, "branch_windows": 4, "spacing": 4,
@@ -47,7 +46,7 @@ SMOKE = {
 }  # fmt: skip
 LARGE = {
     "length": 65536, "window": 6144, "windows": 32, "branch_windows": 32, "spacing": 1, "evaluated": 2048, "repeats": 4,
-    "tuned_batch_sizes": [8 * 2**j for j in range(9)], "batch_sizes": HALF_OCTAVES,
+    "tuned_batch_sizes": [8 * 2**j for j in range(9)], "batch_sizes": [*HALF_OCTAVES, 512, 768],
     "optimizers": ["sgd", "momentum", "adamw", "sign", "muon"], "slower": list(SLOWER),
 }  # fmt: skip
 PROFILES: dict[str, dict[str, Any]] = {

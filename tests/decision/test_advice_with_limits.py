@@ -1,0 +1,106 @@
+"""Advice names the limit that binds at the learning rate in use, for every rule, where B_D alone would mislead."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn, optim
+
+import variegrad as vg
+from variegrad.decision import LearningRateRule, Limit, stated_step_time
+
+RULES = tuple(LearningRateRule)
+
+
+def losses(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """A small network early in training, and 512 examples of it."""
+    from sklearn.datasets import load_digits
+
+    x, y = (torch.from_numpy(column) for column in load_digits(return_X_y=True))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    chosen = torch.randperm(len(x))[:512]
+    batch = (x.float()[chosen] / 16, y[chosen])
+    return model, batch, vg.estimate(model, losses, batch)
+
+
+def limits_at(seen, rate, **given):
+    model, batch, _ = seen
+    return vg.step_limits(model, losses, batch, learning_rate=rate, batch_size=16, **given)
+
+
+def test_a_small_step_is_told_that_noise_does_not_limit_the_linear_rule(seen):
+    limits = limits_at(seen, 0.02)
+    text = str(seen[2].advice(16, new_batch_size=512, limits=limits))
+    tuned, linear, root, fixed = text.splitlines()[1:]
+    assert "at a tuned learning rate" in text.splitlines()[0]
+    assert tuned.strip().startswith("tuned for each batch size: up to batch")
+    assert "limited by noise" in tuned
+    assert "limited by stability" in linear
+    assert "limited by the learning-rate rule" in root
+    assert "limited by the learning-rate rule" in fixed
+    assert all("times the examples" in line and "times the updates" in line for line in (tuned, linear, root, fixed))
+    assert limits.limit(LearningRateRule.LINEAR).batch_size > 10 * limits.limit(LearningRateRule.TUNED).batch_size
+
+
+def test_an_unstable_change_is_called_unstable(seen):
+    line = limits_at(seen, 0.5).in_words(new_batch_size=4096)[1]
+    assert "at 4,096: beyond the largest stable learning rate" in line
+
+
+def test_a_step_that_may_make_no_progress_is_undecided(seen):
+    limits = limits_at(seen, 50.0)
+    assert limits.limit(LearningRateRule.LINEAR).binds is Limit.UNDECIDED
+    assert "undecided" in limits.in_words()[1]
+
+
+def test_adam_is_described_and_not_predicted(seen):
+    scales = [torch.ones_like(p) for p in seen[0].parameters()]
+    lines = limits_at(seen, 0.02, preconditioner=scales).in_words()
+    assert "confirm a larger batch with vg.branch" in lines[-1]
+    assert not any("confirm" in line for line in limits_at(seen, 0.02).in_words())
+
+
+def test_what_a_change_costs_follows_from_the_progress_per_example(seen):
+    limits = limits_at(seen, 0.02)
+    for rule in RULES:
+        progress = limits.progress_interval(64, rule)
+        change = limits.change(64, rule, step_time=stated_step_time(3.0, 0.5))
+        assert change.examples.value == pytest.approx(1 / progress.value)
+        assert change.examples.low == pytest.approx(1 / progress.high)
+        assert change.updates.value == pytest.approx(16 / 64 / progress.value)
+        assert change.time.value == pytest.approx(change.updates.value * (3 + 0.5 * 64) / (3 + 0.5 * 16))
+        assert change.examples.low <= change.examples.value <= change.examples.high
+
+
+def test_no_change_costs_nothing(seen):
+    for rule in RULES:
+        change = limits_at(seen, 0.02).change(16, rule)
+        assert change.examples.value == pytest.approx(1)
+        assert change.updates.value == pytest.approx(1)
+
+
+def test_an_interval_that_reaches_no_progress_has_no_upper_end(seen):
+    limits = limits_at(seen, 0.02)
+    unsure = replace(limits, kappa=replace(limits.kappa, high=1.5))
+    change = unsure.change(64, LearningRateRule.LINEAR)
+    assert change.examples.low == 0
+    assert math.isinf(change.examples.high)
+
+
+def test_limits_of_another_batch_size_are_refused(seen):
+    with pytest.raises(ValueError, match=r"limits are those of batch 16, not of 32: call step_limits\(batch_size=32\)"):
+        seen[2].advice(32, limits=limits_at(seen, 0.02))
+
+
+def test_an_estimate_advises_like_a_reading(seen):
+    found, model = seen[2], seen[0]
+    advice = found.advice(16, new_batch_size=64, optimizer=optim.SGD(model.parameters(), lr=0.1))
+    assert advice == vg.advise(found, 16, new_batch_size=64, rule=advice.rule)
+    assert 1 < advice.step_size_factor < 4
