@@ -89,7 +89,8 @@ def test_a_reading_prints_itself_in_one_line(case):
 def test_what_a_line_says():
     assert str(a_reading(480)) == (
         "steps 1–480 · B_D = 100 [60, 200] (95%), at least 50 · "
-        "batch 64: probably near the limit, efficiency 61% [44%, 76%] at a tuned learning rate · subset of 16 examples, 30 steps"
+        "batch 64: probably near the limit, efficiency 61% [44%, 76%] at a tuned learning rate · "
+        "subset of 16 examples, 30 steps"
     )
     assert "B_D is at least 50 (95% confidence)" in str(a_reading(**ODD["unbounded above"]))
     assert "cannot tell yet" in str(a_reading(**ODD["cannot tell"]))

@@ -97,8 +97,8 @@ def branch(
     examples, and compares how far the loss falls. A batch size is accepted or refused with 95 % confidence, or stays
     undecided. Ctrl-C keeps finished branches if --ledger is given.
     """
-    if window is not None and (window < 8 * batch_size or window % batch_size):
-        raise ValueError(f"--window: must be a multiple of --batch-size, at least 8 of {batch_size}; got {window}.")
+    if window is not None and window % (8 * batch_size):
+        raise ValueError(f"--window: must be a multiple of 8 batches, {8 * batch_size} examples; got {window}.")
     from torch import nn, optim  # noqa: PLC0415
 
     from variegrad.decision import LearningRateRule, step_limits  # noqa: PLC0415

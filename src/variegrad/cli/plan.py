@@ -25,6 +25,13 @@ class ScheduleForm(StrEnum):
     LEVANTER = "levanter"
 
 
+class Optimizer(StrEnum):
+    """Optimizers that a number is known for."""
+
+    SGD = "sgd"
+    ADAMW = "adamw"
+
+
 LINK = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)bit/s")
 
 
@@ -98,6 +105,25 @@ def plan(
             callback=_link,
         ),
     ] = None,
+    mechanism: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare the time to an accuracy with this mechanism and without: dropconnect:P.",
+            metavar="<mechanism>",
+        ),
+    ] = None,
+    per_worker: Annotated[
+        bool, typer.Option("--per-worker", help="One draw of the mechanism for each worker, not for each example.")
+    ] = False,
+    optimizer: Annotated[
+        Optimizer,
+        typer.Option(
+            help="Optimizer of your training. For adamw neither a learning rate nor a stability limit is given."
+        ),
+    ] = Optimizer.SGD,
+    momentum: Annotated[
+        float, typer.Option(help="Momentum coefficient of SGD.", callback=options.number(least=0, below=1))
+    ] = 0.0,
     schedule: Annotated[
         ScheduleForm | None,
         typer.Option(help="Also print a growing batch size, in the form that this training code reads."),
@@ -119,6 +145,17 @@ def plan(
     rate that a larger batch would need is too large). The output names the limit, the efficiency of the batch, and the
     constants of Theorems 2-9, each marked as a certificate or an estimate.
     """
+    if momentum and optimizer is not Optimizer.SGD:
+        raise ValueError(f"--momentum: belongs to --optimizer sgd; got --optimizer {optimizer.value}.")
+    if mechanism is not None and len(mechanism) > 1:
+        raise ValueError(f"--mechanism: a plan compares one mechanism; got {len(mechanism)}.")
+    if per_worker and mechanism is None:
+        raise ValueError("--per-worker: names what a draw of --mechanism is for; there is no --mechanism.")
+    chosen = None
+    if mechanism is not None:
+        from variegrad.cli.mechanisms import parse_mechanism  # noqa: PLC0415 - after the options
+
+        chosen = parse_mechanism(mechanism[0])
     console = errors()
     with console.status(f"reading {problem} …"):
         from variegrad.decision import plan as planned  # noqa: PLC0415 - after the options
@@ -127,7 +164,11 @@ def plan(
 
         loaded = options.loaded(problem, seed, data_root, max_examples, weights)
     if learning_rate is not None:
-        loaded = replace(loaded, step_size=learning_rate / min(64, size(loaded.train)))
+        # The measured run is plain SGD, at the learning rate of momentum's slow directions.
+        loaded = replace(loaded, step_size=learning_rate / (1 - momentum) / min(64, size(loaded.train)))
+    from torch import nn, optim  # noqa: PLC0415
+
+    trained = optim.AdamW if optimizer is Optimizer.ADAMW else optim.SGD([nn.Parameter()], lr=1.0, momentum=momentum)
     with console.status("timing steps …") as status:
         if seconds_per_example is None:
             timed = step_time(loaded)
@@ -146,6 +187,9 @@ def plan(
             communication=communication,
             workers=workers,
             link=_read_link(link),
+            mechanism=chosen,
+            granularity="worker" if per_worker else "example",
+            optimizer=trained,
             seed=seed,
             on_stage=lambda stage: status.update(f"{stage} …"),
         )
@@ -176,9 +220,18 @@ def _finite(value: Any) -> Any:
 
 def _in_words(made: Plan) -> str:
     limits = ", ".join(f"{limit.name.lower()} {_count(size)}" for limit, size in made.limits.items())
-    lines = [
-        f"{made.problem}: batch size {made.batch_size:,}, learning rate {made.learning_rate:.2g} "
-        f"(step size {made.step_size:.2g} of the summed gradient)",
+    adam = math.isnan(made.learning_rate)
+    lines = []
+    if made.efficiency < 0.2:
+        lines.append(f"warning: at the batch size below {1 - made.efficiency:.0%} of the examples are redundant")
+    lines += [
+        f"{made.problem}: batch size {made.batch_size:,}"
+        + (
+            "; scale your learning rate by the square root of the change, and confirm it with variegrad branch "
+            "--optimizer adamw: how far B_D predicts Adam's critical batch size is not settled"
+            if adam
+            else f", learning rate {made.learning_rate:.2g} (step size {made.step_size:.2g} of the summed gradient)"
+        ),
         f"  limited by {made.limited_by.value}",
         f"  limits in examples: {limits}",
         f"  at a learning rate tuned for it, {made.efficiency:.0%} efficient "
@@ -187,12 +240,18 @@ def _in_words(made: Plan) -> str:
     ]
     if made.time_limit is None:
         lines.append("  the step time does not measurably depend on the batch size, so time sets no limit")
+    elif made.step_time.sizes and made.time_limit.value < made.step_time.sizes[0]:
+        lines.append(
+            f"  fastest batch by these times: below {made.step_time.sizes[0]} examples, the smallest one timed"
+        )
     else:
         lines.append(f"  fastest batch by these times: {made.time_limit} examples")
-    if made.efficiency < 0.2:
-        lines.append("  warning: at this batch size more than 80 % of the examples are redundant")
+    if made.mechanism is not None:
+        lines.append(f"  {made.mechanism}")
     if made.learning_rate > made.stable_learning_rate:
-        lines.append(f"  warning: the learning rate exceeds 2/β = {made.stable_learning_rate:.2g}; start with less")
+        lines.append(
+            f"  warning: the learning rate exceeds the stable one, {made.stable_learning_rate:.2g}; start with less"
+        )
     lines.append(f"  a batch that follows B_D: {made.schedule}")
     if made.at_workers:
         lines += ["", "Workers (α-β model of an all-reduce; all rows but the first are extrapolated)"]

@@ -185,7 +185,8 @@ def branch(
             examples in the order of `trial.seed`, and evaluates on fixed data.
         batch_size: B₀, in examples.
         start_loss: F₀, the loss at the checkpoint on the same fixed data.
-        window: examples per window, a multiple of B₀. The largest batch tested is window/4.
+        window: examples per window, a multiple of 8·B₀, at best a power of two times B₀. The largest batch tested is
+            window/4, or the last one that divides the window: both branches must see the same examples.
         rule: how the learning rate follows the batch; not `TUNED`.
         half_lives: rescale β of momentum and of Adam, too.
         tolerance: ε in (0, 1), the loss of progress per example that counts as none.
@@ -224,11 +225,11 @@ def branch(
     low, high, stopped, unsure = (
         batch_size,
         math.inf,
-        "largest batch that fits the window reached: pass a longer one",
+        "largest batch that fits the window reached: pass a longer one, a power of two times the batch size",
         0,
     )
     k = 2
-    while k * batch_size * UPDATES <= window:
+    while k * batch_size * UPDATES <= window and window % (k * batch_size) == 0:  # both branches see all examples
         found = _test(runs, k, looks, tolerance, level)
         if found is None:
             stopped = "budget spent"
@@ -388,10 +389,10 @@ def _check(
 ) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
-    if window < 2 * UPDATES * batch_size or window % batch_size:
+    if window < 1 or window % (2 * UPDATES * batch_size):
         raise ValueError(
-            f"window must be a multiple of the batch size and hold at least {2 * UPDATES} batches of {batch_size}; got "
-            f"{window}."
+            f"window must be a multiple of {2 * UPDATES} batches of {batch_size}, at best a power of two times "
+            f"{batch_size}; got {window}."
         )
     for name, value in (("tolerance", tolerance), ("confidence", confidence)):
         if not 0 < value < 1:

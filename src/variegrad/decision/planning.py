@@ -5,20 +5,23 @@ The batch is the least of three limits:
     noise       1 + δ·B̄, B̄ the harmonic mean of B_D along a measured run: efficiency 1/(1+δ) at a tuned step
     time        √(α(B̄−1)/c′), where a step takes α + c′B seconds; none if the timing does not resolve c′
     stability   where the step tuned for B reaches 2/β, β the largest curvature seen along the run
+
+With momentum m the run is one of plain SGD at the learning rate of the slow directions, η/(1−m), and the stable one is
+2(1+m)/β. For Adam's family there is neither a learning rate nor a stability limit: the run was not one of Adam.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.sparse import hstack, issparse
-from torch import nn
+from torch import nn, optim
 from torch.utils.data import Subset
 
 from variegrad.along import Point, measure_along, over_run
@@ -27,6 +30,8 @@ from variegrad.decision.limits import Estimate
 from variegrad.decision.schedule import BatchSchedule
 from variegrad.decision.timing import StepTime
 from variegrad.decision.timing import step_time as timed_step
+from variegrad.estimators import StepSizeRule
+from variegrad.mechanisms import DropConnect, Mechanism
 from variegrad.problems import Problem
 from variegrad.problems.classification import logistic_losses, softmax_losses
 from variegrad.problems.sparse_rows import SparseRows
@@ -45,6 +50,7 @@ from variegrad.theory import (
     stability_convex,
 )
 from variegrad.theory.constants import Constant
+from variegrad.theory.mechanism_speed import Granularity, MechanismTime, mechanism_time
 
 # sup ℓ″ and sup |ℓ′| of the losses for which a linear model has certificates.
 KNOWN_LOSSES: dict[Callable[..., Any], tuple[float, float]] = {
@@ -122,12 +128,14 @@ class Plan:
         limits: all of them, in examples; without the time limit if c′ is not resolved.
         time_limit: √(α(B̄−1)/c′) over the interval of c′.
         efficiency: 1/(1 + (B−1)/B̄).
-        learning_rate: of the mean gradient at B: the problem's own, tuned for B by 1/(1 + (B−1)/B̄).
-        step_size: γ = η/B, of the summed gradient.
-        stable_learning_rate: 2/β.
+        learning_rate: η of the mean gradient at B: the problem's own, tuned for B by 1/(1 + (B−1)/B̄); NaN for Adam.
+        step_size: γ = η/B, of the summed gradient; NaN for Adam.
+        stable_learning_rate: 2(1+m)/β, m the momentum; NaN for Adam.
         schedule: batch sizes that follow B_D along the run, within the other limits.
         at_workers: the same for more workers.
         rates: what Theorems 2, 3 and 5 promise.
+        mechanism: time to an accuracy with DropConnect against plain gradients; None if it was not asked for, or the
+            timing does not resolve c′.
         certificate: a bound on the mean ‖∇F‖² of the measured run (Theorem 2 with the δ_k, M_k² of its points).
         stability: Theorem 9, if the problem is a linear model.
     """
@@ -149,6 +157,7 @@ class Plan:
     rates: Sequence[Rates]
     certificate: float
     stability: Stability | None
+    mechanism: MechanismTime | None = None
 
 
 def plan(
@@ -163,6 +172,9 @@ def plan(
     communication: float = 0.0,
     workers: int = 1,
     link: Link | None = None,
+    mechanism: Mechanism | None = None,
+    granularity: Granularity = "example",
+    optimizer: optim.Optimizer | type[optim.Optimizer] = optim.SGD,
     seed: int = 0,
     on_stage: Callable[[str], None] | None = None,
 ) -> Plan:
@@ -179,6 +191,9 @@ def plan(
         communication: seconds per step that workers communicate, added to α.
         workers: P, sharing the examples of a step.
         link: of a table over P.
+        mechanism: DropConnect, to be compared with plain gradients in time to an accuracy; its draws are timed here.
+        granularity: "example" or "worker": what one draw of the mechanism is for.
+        optimizer: of the training: SGD, with its momentum, or one of Adam's family; or its class.
         seed: of the order of the data.
         on_stage: called with a word on what comes next.
 
@@ -186,16 +201,27 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: if all gradients are zero, or the run diverges.
+        ValueError: if all gradients are zero, the run diverges, or the mechanism is not DropConnect.
+        TypeError: for an optimizer that no number is known for, such as sign descent or Muon.
     """
+    momentum = _momentum(optimizer)
+    if mechanism is not None and not isinstance(mechanism, DropConnect):
+        raise ValueError(
+            f"mechanism: a plan compares DropConnect with plain gradients; {type(mechanism).__name__} sends as much as "
+            "plain gradients and adds variance, so that by this model it never takes less time."
+        )
     say = on_stage or (lambda _: None)
     if step_time is None:
         say("timing steps")
         step_time = timed_step(problem)
+    masked = None
+    if mechanism is not None:
+        say("timing steps with the mechanism")
+        masked = timed_step(problem, mechanism=mechanism, granularity=granularity)
     say("measuring along a run")
-    found, curvatures = measure_run(problem, passes, points, seed)
+    found, curvatures = measure_run(problem, passes, points, seed, curvature=not _certified(problem, l2))
     say("bounding the constants")
-    return make_plan(
+    made = make_plan(
         problem,
         found,
         curvatures,
@@ -206,10 +232,59 @@ def plan(
         communication=communication,
         workers=workers,
         link=link,
+        momentum=momentum,
+    )
+    if mechanism is None or masked is None or not step_time.resolved:
+        return made
+    return replace(
+        made, mechanism=_compared(problem, made, mechanism, granularity, masked, communication, workers, link)
     )
 
 
-def measure_run(problem: Problem, passes: float, points: int, seed: int) -> tuple[list[Point], list[float]]:
+def _momentum(optimizer: optim.Optimizer | type[optim.Optimizer]) -> float | None:
+    """Momentum of SGD, None for Adam's family."""
+    try:
+        rule = StepSizeRule.of(optimizer)
+    except TypeError as error:
+        name = (optimizer if isinstance(optimizer, type) else type(optimizer)).__name__
+        raise TypeError(
+            f"optimizer: for {name} no number is known that predicts the critical batch size. Measure it: vg.branch."
+        ) from error
+    if rule is StepSizeRule.SQUARE_ROOT:
+        return None
+    return 0.0 if isinstance(optimizer, type) else float(optimizer.param_groups[0].get("momentum", 0.0))
+
+
+def _compared(
+    problem: Problem,
+    made: Plan,
+    mechanism: DropConnect,
+    granularity: Granularity,
+    masked: StepTime,
+    communication: float,
+    workers: int,
+    link: Link | None,
+) -> MechanismTime:
+    plain = made.step_time
+    sent = communication + (0.0 if link is None else link.all_reduce(_gradient_bytes(problem), workers))
+    per_example = masked.seconds_per_example.value - plain.seconds_per_example.value
+    return mechanism_time(
+        bound=made.harmonic_mean,
+        seconds_per_step=plain.seconds_per_step,
+        seconds_per_example=plain.seconds_per_example.value / workers,
+        communication=sent,
+        drop=mechanism.p,
+        granularity=granularity,
+        workers=workers,
+        extra_seconds_per_step=max(0.0, masked.seconds_per_step - plain.seconds_per_step),
+        extra_seconds_per_example=max(0.0, per_example) / workers,
+        largest=max(workers, len(problem.train)),  # type: ignore[arg-type]
+    )
+
+
+def measure_run(
+    problem: Problem, passes: float, points: int, seed: int, *, curvature: bool = True
+) -> tuple[list[Point], list[float]]:
     """Exact measurements along a run of the problem's own step, and the top curvature at its ends.
 
     Args:
@@ -217,20 +292,28 @@ def measure_run(problem: Problem, passes: float, points: int, seed: int) -> tupl
         passes: how long.
         points: how many measurements.
         seed: of the order of the data.
+        curvature: whether β is to be estimated; a linear model has a certificate of it.
 
     Returns:
         The measurements, and estimates of β.
     """
     n = len(problem.train)  # type: ignore[arg-type]
-    sample = list(passes_over(Subset(problem.train, range(min(n, CURVATURE_EXAMPLES))), 256))
-    found: list[Point] = []
-    curvatures = [constants.smoothness(problem.model, problem.losses, sample, steps=10, seed=seed).value]
-    run = measure_along(
-        problem, passes=passes, points=points, batch_size=min(64, n), step_size=problem.step_size, seed=seed
+    sample = Subset(problem.train, range(min(n, CURVATURE_EXAMPLES)))
+
+    def largest() -> list[float]:
+        if not curvature:
+            return []
+        batches = list(passes_over(sample, 256))
+        return [constants.smoothness(problem.model, problem.losses, batches, steps=10, seed=seed).value]
+
+    curvatures = largest()
+    followed = replace(problem, accuracy=None, test=None)  # no plan needs them, and each is a pass over the data
+    found = list(
+        measure_along(
+            followed, passes=passes, points=points, batch_size=min(64, n), step_size=problem.step_size, seed=seed
+        )
     )
-    found.extend(run)
-    curvatures.append(constants.smoothness(problem.model, problem.losses, sample, steps=10, seed=seed).value)
-    return found, curvatures
+    return found, curvatures + largest()
 
 
 def make_plan(
@@ -245,13 +328,14 @@ def make_plan(
     communication: float = 0.0,
     workers: int = 1,
     link: Link | None = None,
+    momentum: float | None = 0.0,
 ) -> Plan:
     """Put the theory to the numbers of a measured problem.
 
     Args:
         problem: what was measured.
         points: along its run.
-        curvatures: estimates of β.
+        curvatures: estimates of β; none for a linear model, whose certificate is used.
         accuracy: ε as a share of the criterion's value at the start.
         delta: δ, the batch in units of the bound.
         l2: λ of a term in the loss; 0 for none.
@@ -259,6 +343,7 @@ def make_plan(
         communication: seconds per step that P workers communicate, whatever P; added to α.
         workers: P, sharing the examples of a step.
         link: of a table over P.
+        momentum: m of SGD; None for Adam's family.
 
     Returns:
         The plan.
@@ -277,7 +362,9 @@ def make_plan(
     gap = constants.initial_gap(points[0].loss)
     found: dict[str, Constant] = {
         "inf B_D": _estimate(min(bounds), f"smallest of {len(bounds)} exact measurements along a run; not a bound"),
-        "β": _estimate(max(curvatures), "top Hessian eigenvalue by Lanczos at the run's ends; not a bound"),
+        "β": _estimate(
+            max(curvatures, default=math.nan), "top Hessian eigenvalue by Lanczos at the run's ends; not a bound"
+        ),
         "M²": constants.second_moment_along(moments, margin=1.5),
         "μ": constants.pl_along(norms, [point.loss for point in points], minimum=0.0),
         "F₀ − F*": gap,
@@ -298,8 +385,12 @@ def make_plan(
         c = step_time.seconds_per_example.scaled(1 / workers)
         fastest = [_fastest(alpha, each, mean_bound) for each in (c.value, c.high, c.low)]
         time_limit = Estimate(value=fastest[0], low=fastest[1], high=fastest[2])
-        times[PlanLimit.TIME] = max(1.0, time_limit.value)
-    times[PlanLimit.STABILITY] = _stable_batch(problem.step_size, own, mean_bound, beta)
+        # Nothing is known of smaller steps than those that were timed.
+        times[PlanLimit.TIME] = max(1.0, *step_time.sizes[:1], time_limit.value)
+    slow = 1.0 if momentum is None else 1 / (1 - momentum)  # learning rate of the slow directions, in units of η
+    stable = math.inf if not beta > 0 else 2 * (2 - 1 / slow) / beta
+    if momentum is not None:
+        times[PlanLimit.STABILITY] = _stable_batch(problem.step_size, own, mean_bound, stable * slow)
     limited_by = min(times, key=lambda limit: times[limit])
     batch_size = max(1, math.floor(times[limited_by]))
     step = problem.step_size * (1 + (own - 1) / mean_bound) / (1 + (batch_size - 1) / mean_bound)
@@ -314,9 +405,9 @@ def make_plan(
         limits=times,
         time_limit=time_limit,
         efficiency=efficiency(batch_size=batch_size, bound=mean_bound),
-        learning_rate=step * batch_size,
-        step_size=step,
-        stable_learning_rate=2 / beta if beta > 0 else math.inf,
+        learning_rate=step / slow * batch_size if momentum is not None else math.nan,
+        step_size=step / slow if momentum is not None else math.nan,
+        stable_learning_rate=stable if momentum is not None else math.nan,
         schedule=BatchSchedule.along(
             [round(point.passes * n) for point in told],
             [max(1.0, point.diversity.batch_size_bound) for point in told],
@@ -350,11 +441,11 @@ def _fastest(alpha: float, per_example: float, bound: float) -> float:
     return math.sqrt(alpha * (bound - 1) / per_example) if per_example > 0 else math.inf
 
 
-def _stable_batch(step_size: float, own: int, bound: float, beta: float) -> float:
-    """The B at which the learning rate tuned for B, γ₀(1+(b−1)/B̄)·B/(1+(B−1)/B̄), reaches 2/β."""
-    if not beta > 0:
+def _stable_batch(step_size: float, own: int, bound: float, stable: float) -> float:
+    """The B at which the learning rate tuned for B, γ₀(1+(b−1)/B̄)·B/(1+(B−1)/B̄), reaches the largest stable one."""
+    if math.isinf(stable):
         return math.inf
-    reached = 2 / beta / (step_size * (1 + (own - 1) / bound))
+    reached = stable / (step_size * (1 + (own - 1) / bound))
     return math.inf if reached >= bound else max(1.0, reached * (1 - 1 / bound) / (1 - reached / bound))
 
 
@@ -364,7 +455,7 @@ def _over_workers(
     """The best batch at P = 1, 4, 16, … 65,536 workers."""
     if not step_time.resolved:
         return []
-    size = sum(p.numel() * p.element_size() for p in problem.model.parameters() if p.requires_grad)
+    size = _gradient_bytes(problem)
     rows: list[AtWorkers] = []
     alone = 0.0
     for workers in sorted({4**k for k in range(9)} | {measured}):
@@ -388,6 +479,10 @@ def _over_workers(
     return rows
 
 
+def _gradient_bytes(problem: Problem) -> int:
+    return sum(p.numel() * p.element_size() for p in problem.model.parameters() if p.requires_grad)
+
+
 def _rates(
     found: Mapping[str, Constant], sq_gradient: float, *, accuracy: float, delta: float, l2: float
 ) -> list[Rates]:
@@ -409,12 +504,11 @@ def _rates(
 
 def _certificates(problem: Problem, l2: float) -> tuple[dict[str, Constant], Any]:
     """β, M² and inf B_D from the data, where the problem is a linear model with a known loss and no L2 term."""
-    layers = [layer for layer in problem.model.modules() if not isinstance(layer, nn.Sequential | nn.Flatten)]
-    if problem.losses not in KNOWN_LOSSES or len(layers) != 1 or not isinstance(layers[0], nn.Linear) or l2 > 0:
+    if not _certified(problem, l2):
         return {}, None
     curvature, slope = KNOWN_LOSSES[problem.losses]
     X = _features(problem)
-    if layers[0].bias is not None:
+    if any(name.endswith("bias") for name, _ in problem.model.named_parameters()):
         ones = np.ones((X.shape[0], 1))
         X = hstack([X, ones], format="csr") if issparse(X) else np.hstack([X, ones])
     data_only = glm_bound(X, centring=False)
@@ -427,6 +521,12 @@ def _certificates(problem: Problem, l2: float) -> tuple[dict[str, Constant], Any
             value=data_only.leave_one_out, certified=True, basis="(n−1)/σ²_max of the normalised rows"
         ),
     }, X
+
+
+def _certified(problem: Problem, l2: float) -> bool:
+    """Whether the problem is one linear layer with a known loss and no L2 term."""
+    layers = [layer for layer in problem.model.modules() if not isinstance(layer, nn.Sequential | nn.Flatten)]
+    return problem.losses in KNOWN_LOSSES and len(layers) == 1 and isinstance(layers[0], nn.Linear) and not l2 > 0
 
 
 def _features(problem: Problem) -> Any:

@@ -16,8 +16,10 @@ from torch.utils.data import Subset
 
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
+from variegrad.mechanisms import Mechanism, backward
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
+from variegrad.theory.mechanism_speed import Granularity
 
 ROUNDS, REACHED = 15, 3  # the 4th smallest and 4th largest of 15 enclose the median with 96.5 %
 SMALLEST, RATIO = 16, 16
@@ -48,11 +50,15 @@ class StepTime:
         return f"{1e3 * self.seconds_per_step:.2g} ms + B × {c.scaled(1e6)} µs ({timed})"
 
 
-def step_time(problem: Problem) -> StepTime:
+def step_time(
+    problem: Problem, *, mechanism: Mechanism | None = None, granularity: Granularity = "example"
+) -> StepTime:
     """Time a gradient of the mean loss at several batch sizes.
 
     Args:
         problem: whose losses are differentiated; its model stays as it is.
+        mechanism: applied to the gradients, with its draws.
+        granularity: "example" or "worker": what one draw is for.
 
     Returns:
         α and c′.
@@ -68,7 +74,10 @@ def step_time(problem: Problem) -> StepTime:
         times = []
         for batch in batches:
             start = time.perf_counter()
-            torch.autograd.grad(problem.losses(model, batch).mean(), weights, allow_unused=True)
+            if mechanism is None:
+                torch.autograd.grad(problem.losses(model, batch).mean(), weights, allow_unused=True)
+            else:
+                backward(model, problem.losses, batch, mechanism=mechanism, granularity=granularity)
             times.append(time.perf_counter() - start)
         rounds.append(times)
     return fitted(sizes, rounds[1:])

@@ -4,8 +4,8 @@ Efficiency is 1/(1+(B−1)/B_D): progress per example relative to B = 1, each ba
 `limits` (`vg.step_limits`) the advice also says, for every rule of the learning rate, how far the batch can grow from
 the one in use, and which limit binds.
 
-The words for a batch size are those of `Regime`, everywhere: Monitor, command and report. Factors are for learning rates of
-the *mean* loss; for the γ of a sum divide by the change S = B′/B.
+The words for a batch size are those of `Regime`, everywhere: Monitor, command and report. Factors are for learning
+rates of the *mean* loss; for the γ of a sum divide by the change S = B′/B.
 """
 
 from __future__ import annotations

@@ -167,15 +167,16 @@ def _branch(name: str, group: Sequence[Case]) -> Check | None:
     if not group:
         return None
     decided = [case for case in group if not math.isnan(case.branch)]
-    errors = [_branch_error(case) for case in decided]
+    errors = [_branch_error(case) if not math.isnan(case.branch) else math.inf for case in group]
     cost = sum(case.branch_share for case in group) / len(group)
-    held = sum(case.branch_between[0] <= case.truth <= case.branch_between[1] for case in decided)
+    held = sum(case.branch_between[0] <= case.truth <= case.branch_between[1] for case in group)
     good = sum(error <= BRANCH_WITHIN + 1e-9 for error in errors)
     return Check(
-        claim=f"branch check, {name}: within √2 of the sweep in at least 90 % of linear cells, at no more "
-        "than 10 % of its examples",
-        found=f"{_share_of(errors, BRANCH_WITHIN + 1e-9)}; {cost:.1%} of the examples on average, at most "
-        f"{max(case.branch_share for case in group):.1%}; the interval holds the truth in {held} of {len(decided)}",
+        claim=f"branch check, {name}: within √2 of the sweep in at least 90 % of linear cells, at no more than 10 % of "
+        "the sweep's examples",
+        found=f"{_share_of(errors, BRANCH_WITHIN + 1e-9)}; {good} of the {len(decided)} that it decided; "
+        f"{cost:.1%} of the examples on average, at most {max(case.branch_share for case in group):.1%}; "
+        f"the interval holds the truth in {held} of {len(group)}",
         met=good >= BRANCH_ENOUGH * len(errors) and cost <= BRANCH_SHARE,
     )
 

@@ -36,7 +36,7 @@ class Case:
         checkpoint: examples before it.
         truth: in examples; `AtLeast` the largest batch tried.
         predicted: by the name of the predictor; NaN where it says nothing.
-        branch: the middle of the branch check's interval, NaN if it was not asked or undecided at once.
+        branch: the middle of the branch check's interval, NaN if it was not asked or undecided.
         branch_share: its examples over those of the sweep.
         branch_between: its interval.
     """
@@ -120,9 +120,11 @@ def cases(settings: Settings, records: Records) -> tuple[list[Case], int]:
 
 
 def _branched(window: Record) -> dict[str, Any]:
+    """The answer of the branch check: the middle of its interval, NaN if a batch size stayed undecided."""
     low, high = window["branch"]
+    decided = "undecided" not in window["branch_verdicts"] and low > 0
     return {
-        "branch": math.sqrt(low * high) if high < math.inf else AtLeast(low),
+        "branch": math.nan if not decided else math.sqrt(low * high) if high < math.inf else AtLeast(low),
         "branch_between": (low, high),
         "branch_share": window["branch_examples"] / window["sweep_examples"],
     }
