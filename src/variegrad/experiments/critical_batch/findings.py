@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, spearmanr
 
-from variegrad.experiments.critical_batch.judge import KNOWN, TUNED, Case, cases
+from variegrad.experiments.critical_batch.judge import KNOWN, TUNED, Case, cases, error_factor
 from variegrad.experiments.experiment import Records, Settings
 from variegrad.experiments.intervals import LEVEL, geometric
 from variegrad.experiments.verdict import AtLeast, Check, Finding, paired
@@ -110,17 +110,22 @@ def _worse(claim: str, group: Sequence[Case], one: str, other: str) -> Finding |
 
 def _calibrated(group: Sequence[Case]) -> Finding | None:
     """H1: truth over the law's prediction, run by run."""
-    seen = [case for case in group if not isinstance(case.truth, AtLeast) and math.isfinite(case.predicted["rule"])]
+    seen = [case for case in group if not isinstance(case.truth, AtLeast) and math.isfinite(_law(case))]
     if not seen:
         return None
-    ratios = _by_run(seen, lambda case: case.truth / case.predicted["rule"])
+    ratios = _by_run(seen, lambda case: case.truth / _law(case))
     values = list(ratios.values())
-    worst = _share_of([case.error("rule") for case in seen], math.sqrt(2))
+    worst = _share_of([error_factor(case.truth, _law(case)) for case in seen], math.sqrt(2))
     return Finding(
         claim="H1: tuned for each B, the critical batch differs from the law with the harmonic mean of B_D",
         numbers=f"{len(seen)} cells of {len(ratios)} runs, {len(group) - len(seen)} never double; within √2: {worst}",
         primary=paired("law to truth", [1.0] * len(values), values, margin=MARGIN_OF_LAW),
     )
+
+
+def _law(case: Case) -> float:
+    """The law with the harmonic mean of B_D along the run; for AdamW in its own norm."""
+    return case.predicted["B_D own norm along the run" if case.optimizer == "adamw" else "B_D along the run"]
 
 
 def _norm_layers(group: Sequence[Case]) -> Finding | None:

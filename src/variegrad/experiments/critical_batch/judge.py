@@ -20,7 +20,7 @@ HALF = 0.5  # share of the efficiency of B₀ at which the critical batch of tun
 PROGRESS = 1.65  # standard errors by which the base must make progress: a lower 95 % limit
 BOUNDS = ("B_D", "B_D own norm", "B_H", "B_D norm layers")
 KNOWN = ("sgd", "momentum", "adamw")  # optimizers for which the declared rule names a number
-LEAST_SLACK = 1.0
+LEAST_SLACK = 0.5  # frozen on the tasks that were not held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,8 @@ def _for_tuned(along: Record, window: Record, checkpoint: int) -> dict[str, floa
     stability = window["predicted"].get("stability", math.nan)
     found["stability"] = BASE / stability if stability > 0 else math.nan
     own = "B_D own norm along the run" if window.cell["optimizer"] == "adamw" else "B_D along the run"
-    found["rule"] = found[own] if window.cell["optimizer"] in KNOWN else math.nan
+    capped = found[own] if math.isnan(found["stability"]) else min(found[own], found["stability"])
+    found["rule"] = capped if window.cell["optimizer"] in KNOWN else math.nan
     return found
 
 
