@@ -64,6 +64,9 @@ def test_the_report_gathers_every_run_below_a_folder_and_is_the_same_each_time(s
         (["theorem-6", "--seed-offset", "-1"], "--seed-offset: must be at least 0 and at most 2147483648; got -1"),
         (["theorem-6", "--profile", "smoke", "--jobs", "0"], "--jobs: must be at least 1 and at most 1024; got 0"),
         (["theorem-6", "--profile", "smoke", "--cluster", "slurm"], "--cluster must be 'ray'; got 'slurm'"),
+        (["figure-1b", "--device", "toaster"], "--device must be cpu, cuda, cuda:N or mps; got 'toaster'"),
+        (["theorem-6", "--device", "cuda"], "--device cuda: theorem-6 is computed by processes on the CPU"),
+        (["theorem-6", "--dry-run"], "--dry-run: cells of theorem-6 are no training runs of a network"),
     ],
 )
 def test_mistakes_are_one_line(variegrad, tmp_path, arguments, message):
@@ -71,6 +74,16 @@ def test_mistakes_are_one_line(variegrad, tmp_path, arguments, message):
     assert said.code == 2
     assert message in said.err
     assert "Traceback" not in said.err
+
+
+def test_a_dry_run_prints_the_cost_and_starts_nothing(variegrad, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = variegrad("experiment", "figure-3c", "--profile", "smoke", "--dry-run")
+    assert said.code == 0, said.err
+    assert "figure-3bc: cost" in said.out
+    assert re.search(r"batch_size 32 +\d+ +16", said.out)
+    assert "affordable on one GPU in an hour" in said.out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_of_nothing_says_what_to_do(variegrad, tmp_path):

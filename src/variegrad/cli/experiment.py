@@ -84,7 +84,8 @@ def experiment(
     place = _place(device)
     if out is None and not dry_run:
         options.writable_folder(folder)
-    workers = jobs or ((os.cpu_count() or 1) if find_spec("joblib") else 1)
+    alone = find_spec("joblib") is None or place.type != "cpu"  # on a device, runs share it in stacks
+    workers = jobs or (1 if alone else os.cpu_count() or 1)
     check_places(workers, cluster)
     runner(chosen, place)
     if data_root is not None:
@@ -107,15 +108,9 @@ def experiment(
     try:
         with _ended_by_sigterm():
             swept = sweep(
-                chosen,
-                settings,
-                folder,
-                jobs=workers,
-                cluster=cluster,
-                timed=CELLS[cells],
-                device=place,
+                chosen, settings, folder, jobs=workers, cluster=cluster, timed=CELLS[cells], device=place,
                 console=console,
-            )
+            )  # fmt: skip
     except KeyboardInterrupt as interrupt:
         console.print(f"variegrad: interrupted; finished cells are kept in {folder}, the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _Terminated) else 130) from None
@@ -145,7 +140,8 @@ def _print_cost(chosen: Experiment, settings: Settings, device: torch.device) ->
     """A row per configuration as it is timed, and the sum."""
     from variegrad.experiments.cost import GPU_FLOPS, rows, totals  # noqa: PLC0415
 
-    found = list(rows(chosen, settings, device))
+    with errors().status("timing updates of each configuration"):
+        found = list(rows(chosen, settings, device))
     shown = [
         (
             row.name,
