@@ -12,4 +12,7 @@ def test_the_blocks_of_the_guide_run_one_after_the_other(capsys):
     names = {"__name__": "guide"}
     for block in blocks:
         exec(compile(block, "docs/how-to/mechanisms.md", "exec"), names)
-    assert "nonzeros for each example" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nonzeros for each example" in printed
+    for shown in re.findall(r"^```text\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL):
+        assert shown in printed

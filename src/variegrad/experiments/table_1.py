@@ -301,7 +301,7 @@ def _shown(found: Sequence[float]) -> str:
 
 
 def _short(each: Configuration) -> str:
-    return f"p = {each.drop:g}, {each.granularity}" if each.drop else "plain gradients"
+    return f"p = {each.drop:g}, per {each.granularity}" if each.drop else "plain gradients"
 
 
 def _beside(sizes: Sequence[int], place: int) -> list[float]:
