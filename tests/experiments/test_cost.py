@@ -47,6 +47,16 @@ def test_a_batch_larger_than_the_data_is_counted_in_full():
     assert other.flops / other.updates / other.runs == 2 * one.flops / one.updates / one.runs
 
 
+def test_runs_to_a_target_are_counted_as_long_as_they_are_expected_to_take_and_timed_cells_are_not():
+    chosen, settings = settled("table-1")
+    found = list(cost.rows(chosen, settings))
+    assert len(found) == 3 * len(settings["batch_sizes"])  # plain, a mask per example, a mask per worker
+    grid, seeds, tuning = 3, settings["seeds"], settings["tuning"]
+    assert {row.runs for row in found} == {(grid + settings["refinements"]) * tuning + seeds}
+    plain = next(row for row in found if "drop 0.0" in row.name and "batch_size 8" in row.name)
+    assert plain.updates == int(120 * (8 + settings["expected_bound"] - 1) / 8 * 8) // 8
+
+
 def test_sums_are_those_of_the_rows():
     chosen, settings = settled("structure")
     found = list(cost.rows(chosen, settings))

@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,8 +54,8 @@ class Row:
 def rows(chosen: Experiment, settings: Settings, device: torch.device = data.CPU) -> Iterator[Row]:
     """The cost of every configuration of an experiment that trains networks, one after the other.
 
-    Runs with a target are counted as if they never reached it, extensions of a grid are not counted: neither is known
-    before.
+    Runs with a target are counted as if they never reached it, unless the experiment says what it expects; extensions
+    of a grid are not counted. Cells that are timed alone are not counted: they take minutes.
 
     Args:
         chosen: the experiment.
@@ -69,7 +69,12 @@ def rows(chosen: Experiment, settings: Settings, device: torch.device = data.CPU
         ValueError: if its cells are no training runs.
     """
     configurations: dict[str, list[Cell]] = {}
-    for cell in chosen.cells(settings, {}):
+    for asked in {cell.key: cell for cell in chosen.cells(settings, {})}.values():
+        if chosen.alone(asked):
+            continue
+        cell = asked
+        if chosen.length is not None:
+            cell = replace(asked, values={**asked.values, "at": [chosen.length(settings, asked)], "exact_masks": True})
         if not {"network", "step_size", "at"} <= cell.values.keys():
             raise ValueError(
                 f"--dry-run: cells of {chosen.name} are no training runs of a network, so that their cost is not known "
@@ -89,14 +94,15 @@ def _hashable(key: str) -> str:
 
 def _runs(cells: Sequence[Cell], settings: Settings) -> int:
     """Tuning runs, refinements included; then every seed, with its twins at both readings of the step size."""
-    tuning = len(cells) + REFINEMENTS * settings["tuning"] if "tuning" in settings else len(cells)
+    refinements = settings.get("refinements", REFINEMENTS)
+    tuning = len(cells) + refinements * settings["tuning"] if "tuning" in settings else len(cells)
     per_seed = 2 * (1 + settings["replaced"]) if "replaced" in settings else 1
     return tuning + (settings["seeds"] * per_seed if "tuning" in settings else 0)
 
 
 def _row(cell: Cell, runs: int, constant: set[tuple[str, Any]], device: torch.device) -> Row:
     seconds, flops = _per_update(cell, device)
-    updates = cell["at"][-1] // cell["batch_size"]
+    updates = max(1, cell["at"][-1] // cell["batch_size"])
     names = [
         f"{name} {value}" for name, value in cell.values.items()
         if name not in ("step_size", "seed", "at") and (name, str(value)) not in constant

@@ -40,6 +40,7 @@ class Experiment:
         group: which cells are computed together: those for which it is equal. By default each cell is alone.
         alone: whether a cell measures wall-clock time and must have the machine for itself.
         settled: (settings, required) → settings whose data are there, and a sentence about the data.
+        length: (settings, cell) → examples that a run with a target is expected to take; None if runs have a length.
         on_device: whether cells can be computed on another device: `run` then takes it as its second argument.
         stack: which cells are computed together on another device than the CPU; as `group` by default.
     """
@@ -57,6 +58,7 @@ class Experiment:
     group: Callable[[Cell], object] = lambda cell: cell.key
     alone: Callable[[Cell], bool] = lambda _: False
     settled: Callable[..., tuple[Settings, str]] = data.settled
+    length: Callable[[Settings, Cell], int] | None = None
     on_device: bool = False
     stack: Callable[[Cell], object] | None = None
 

@@ -23,7 +23,7 @@ from variegrad.experiments import table_1_runs as runs
 from variegrad.experiments import table_1_times as times
 from variegrad.experiments import updates_to_accuracy
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values
-from variegrad.experiments.intervals import geometric
+from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell
 from variegrad.experiments.step_sizes import interior
 from variegrad.experiments.table_1_runs import HALF, NAME, PLAIN, VERSION, Configuration, masked
@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "batch_sizes": [64, 128, 256, 512, 1024], "most_examples": [90_000, 90_000, 120_000, 200_000, 320_000],
     "drops": [0.4, 0.5], "targets": [0.90, 0.95, 0.99], "last_sizes": [256], "last_seeds": 4, "last_examples": 600_000,
     "half_size": 256, "scored": 2000, "first": 3000, "expected_bound": 60, "expected_learning_rate": 0.4,
+    "expected_updates": 120, "refinements": 1,
     "links": [None, 1000, 100, 10], "timed": [[10, 3], [10, 3], [8, 2], [8, 1]],
     "wholes": [[0.0, "example", None], [0.5, "example", None], [0.5, "worker", None], [0.0, "example", 1000],
                [0.5, "worker", 1000], [0.0, "example", 100], [0.5, "worker", 100], [0.0, "half", 100],
@@ -177,7 +178,7 @@ def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Findi
         return seconds(settings, records, each, size, goal, link)
 
     plain = needed(PLAIN, best[PLAIN])
-    shown, secondary = [f"plain, B = {best[PLAIN]}: {_shown(plain)}"], []
+    shown, secondary = {f"plain, B = {best[PLAIN]}, seconds": _shown(plain)}, []
 
     def against(what: str, each: Configuration, size: int, plain_size: int, goal: float = target) -> None:
         name = f"p = {each.drop:g}, {what}"
@@ -185,9 +186,8 @@ def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Findi
 
     for each in chosen:
         forecast = predicted(settings, records, each, link)
-        shown.append(
-            f"p = {each.drop:g}, B = {best[each]}: {_shown(needed(each, best[each]))}, predicted ×{forecast:.2f}"
-        )
+        name = f"p = {each.drop:g}, B = {best[each]}, seconds (theory predicts ×{forecast:.2f})"
+        shown[name] = _shown(needed(each, best[each]))
         for goal in settings["targets"][:-1]:
             against(f"{100 * goal:g} %", each, best[each], best[PLAIN], goal)
         for size in settings["last_sizes"]:
@@ -198,7 +198,7 @@ def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Findi
             against("at the paper's batch sizes", each, PAPER_SIZES[1], PAPER_SIZES[0])
     pooled = [_mean(values) for values in zip(*(needed(each, best[each]) for each in chosen), strict=True)]
     return Finding(
-        claim=f"{_where(link)}, {KINDS[kind]}: {_faster(target)}", numbers="; ".join(shown), secondary=secondary,
+        claim=f"{_where(link)}, {KINDS[kind]}: {_faster(target)}", numbers=shown, secondary=secondary,
         primary=paired("plain gradients over DropConnect, mean over p", pooled, plain, margin=MARGIN),
         learned=_arrived(settings, records, [PLAIN, *chosen]),
     )  # fmt: skip
@@ -210,7 +210,10 @@ def _half(settings: Settings, records: Records, link: Link) -> Finding:
     ours, plain = (seconds(settings, records, each, size, target, link) for each, size in sizes.items())
     return Finding(
         claim=f"{_where(link)}, sums in half precision: {_faster(target)}",
-        numbers=f"B = {sizes[HALF]}: {_shown(ours)}; plain, B = {sizes[PLAIN]}: {_shown(plain)}",
+        numbers={
+            f"half precision, B = {sizes[HALF]}, seconds": _shown(ours),
+            f"plain, B = {sizes[PLAIN]}, seconds": _shown(plain),
+        },
         primary=paired("plain gradients over half precision", ours, plain, margin=MARGIN),
         learned=_arrived(settings, records, [PLAIN]),
     )
@@ -267,12 +270,12 @@ def _shift(settings: Settings, records: Records, kind: str, links: Sequence[Link
     ours = {(each, link): best_by_seed(each, link) for each in chosen for link in links}
     with_masks = [_mean([float(sizes[k]) for sizes in ours.values()]) for k in range(settings["seeds"])]
     without = [_mean([float(sizes[k]) for sizes in plain.values()]) for k in range(settings["seeds"])]
-    shown = []
+    shown = {}
     for link in links:
         sizes = ", ".join(f"{best_size(settings, records, each, link)} (p = {each.drop:g})" for each in chosen)
-        shown.append(f"{_where(link)}: {best_size(settings, records, PLAIN, link)} → {sizes}")
+        shown[f"{_where(link)}, best on tuning seeds"] = f"{best_size(settings, records, PLAIN, link)} → {sizes}"
     return Finding(
-        claim=f"the best batch size grows with {KINDS[kind]}", numbers="best on tuning seeds: " + "; ".join(shown),
+        claim=f"the best batch size grows with {KINDS[kind]}", numbers=shown,
         primary=paired("best batch size with masks over that without, mean over links and p", without, with_masks,
                        margin=SHIFT),
         learned=_arrived(settings, records, [PLAIN, *chosen]),
@@ -295,9 +298,9 @@ def _mean(values: Sequence[float]) -> float:
     return AtLeast(mean) if any(isinstance(value, AtLeast) for value in values) else mean
 
 
-def _shown(found: Sequence[float]) -> str:
+def _shown(found: Sequence[float]) -> Interval | str:
     late = [value for value in found if isinstance(value, AtLeast)]
-    return f"more than {min(late):.3g} s in {len(late)} of {len(found)} runs" if late else f"{geometric(found)} s"
+    return f"more than {min(late):.3g} s in {len(late)} of {len(found)} runs" if late else geometric(found)
 
 
 def _short(each: Configuration) -> str:
@@ -324,5 +327,5 @@ EXPERIMENT = Experiment(
     "per worker does; so does half precision, the rival.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
     group=lambda cell: cell.key if cell["kind"] == "updates" else (cell["kind"], cell["megabits"]),
-    alone=lambda cell: cell["kind"] != "updates",
+    alone=lambda cell: cell["kind"] != "updates", length=runs.expected_examples,
 )  # fmt: skip

@@ -204,12 +204,31 @@ def _repeats(
     return [at(chosen, seed) for seed in seeds(settings)[:count]]
 
 
-def _grid(settings: Settings, configuration: Configuration, batch_size: int) -> list[int]:
-    """Three half octaves about η∞/f(B), theory's prediction."""
-    f = updates_factor(
+def expected_examples(settings: Settings, cell: Cell) -> int:
+    """What theory expects a run to the last early target to take: U∞·f(B)·B examples.
+
+    Args:
+        settings: of the profile.
+        cell: of updates.
+
+    Returns:
+        Examples.
+    """
+    configuration = Configuration(cell["drop"], cell["granularity"])
+    expected = settings["expected_updates"] * _factor(settings, configuration, cell["batch_size"]) * cell["batch_size"]
+    return min(int(expected), int(cell["most_examples"]))
+
+
+def _factor(settings: Settings, configuration: Configuration, batch_size: int) -> float:
+    return updates_factor(
         bound=settings["expected_bound"], batch_size=batch_size, granularity=configuration.mask_for,
         relative_variance=configuration.drop / (1 - configuration.drop), workers=settings["workers"],
     )  # fmt: skip
+
+
+def _grid(settings: Settings, configuration: Configuration, batch_size: int) -> list[int]:
+    """Three half octaves about η∞/f(B), theory's prediction."""
+    f = _factor(settings, configuration, batch_size)
     middle = HALF_OCTAVE * round(4 * math.log2(settings["expected_learning_rate"] / f) / HALF_OCTAVE)
     return [middle - HALF_OCTAVE, middle, middle + HALF_OCTAVE]
 
