@@ -46,7 +46,7 @@ PROFILES = {
               "grid": [-16, -12], "passes": 2, "points": 2, "replaced": 2, "seeds": 2},
     "small": SMALL,
     "paper": {**SMALL, "problem": "cifar10", "max_examples": None, "network": "convnet:64",
-              "batch_sizes": [32, 128, 512, 1024], "passes": 50, "points": 50, "seeds": 3},
+              "batch_sizes": [32, 128, 512, 1024], "passes": 50, "points": 20, "seeds": 3},
 }  # fmt: skip
 
 

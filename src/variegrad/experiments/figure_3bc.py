@@ -27,7 +27,7 @@ MARGIN = math.log(1.25)  # of the ratio of standard deviations between seeds
 MEAN = math.log(1.05)  # of the ratio of mean test accuracies
 SMALL: dict[str, Any] = {
     "problem": "cifar10/2", "without_data": "digits", "max_examples": 1024, "network": "convnet:8", "target": 0.9,
-    "batch_sizes": [32, 512, 1024], "passes": [100, 500, 900], "points": 50, "grid": [-16, -12, -8], "seeds": 16,
+    "batch_sizes": [32, 512, 1024], "passes": [150, 700, 1300], "points": 60, "grid": [-16, -12, -8], "seeds": 16,
     "tuning": 2,
 }  # fmt: skip
 PROFILES = {
@@ -35,7 +35,7 @@ PROFILES = {
               "batch_sizes": [4, 32, 64], "passes": [4, 8, 8], "points": 4, "grid": [-8, -4], "seeds": 3},
     "small": SMALL,
     "paper": {**SMALL, "problem": "cifar10", "max_examples": 50_000, "network": "convnet:64", "passes": [100] * 3,
-              "points": 100, "seeds": 24},
+              "points": 25, "seeds": 24},
 }  # fmt: skip
 
 
