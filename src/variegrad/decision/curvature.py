@@ -29,6 +29,7 @@ from variegrad.shapes import Float
 Tensors = list[Tensor]
 # Second differences as a share of the mean loss: smaller ones drown in float32, larger ones are far from local.
 SMALL, LARGE = 3e-5, 0.1
+LENGTHS = 8  # that are tried
 
 
 class Curvature(NamedTuple):
@@ -78,22 +79,27 @@ def curvature_of(
     gram = _products(rows, scaled)
     mean = [sum(parts) / len(scaled) for parts in zip(*scaled, strict=True)]
     along = _Lines(model, losses, curvature_part, weights)
-    own = torch.stack([along.curvature(vector, learning_rate) for vector in scaled])
+    own, reached = [], learning_rate
+    for vector in scaled:  # what was too short or too long for one part is so for the next
+        found, reached = along.curvature(vector, reached)
+        own.append(found)
+    along_mean, _ = along.curvature(mean, reached)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
         hessian = _Hessian(losses(model, curvature_part), weights)
     image = hessian.times(mean)
     root = None if preconditioner is None else [p.sqrt() for p in preconditioner]
     vector, residual = _top_vector(hessian, _times(root, image), root, steps)
     top = _times(root, vector)
-    length = 1e-3 * float(_dot(weights, weights)) ** 0.5
+    fitted, length = along.curvature(top, 1e-3 * float(_dot(weights, weights)) ** 0.5)
+    fresh, _ = _Lines(model, losses, fresh_part, weights).curvature(top, length)
     return Curvature(
         gram=gram,
-        own=own,
-        mean=along.curvature(mean, learning_rate),
+        own=torch.stack(own),
+        mean=along_mean,
         across=_along(scaled, image),
         sizes=torch.tensor(sizes, dtype=torch.float64),
-        top=along.curvature(top, length),
-        fresh=_Lines(model, losses, fresh_part, weights).curvature(top, length),
+        top=fitted,
+        fresh=fresh,
         residual=residual,
     )
 
@@ -105,17 +111,17 @@ class _Lines:
         self.model, self.losses, self.part, self.weights = model, losses, part, weights
         self.here = self._losses()
 
-    def curvature(self, vector: Sequence[Tensor], t: float) -> Float[Tensor, " a"]:
-        """vᵀH_iv of each example i, at the length t unless it is too short or too long to tell."""
+    def curvature(self, vector: Sequence[Tensor], t: float) -> tuple[Float[Tensor, " a"], float]:
+        """vᵀH_iv of each example i at the length t unless it is too short or too long to tell; the length taken."""
         scale = max(float(self.here.abs().mean()), 1e-12)
-        for _ in range(8):
+        for attempt in range(LENGTHS):
             second = self._at(vector, t) + self._at(vector, -t) - 2 * self.here
             share = float(second.abs().mean()) / scale
-            if SMALL <= share <= LARGE:
+            if SMALL <= share <= LARGE or attempt == LENGTHS - 1:
                 break
             wanted = 10 * SMALL if share < SMALL else LARGE / 10
             t *= min(30.0, max(1 / 30, (wanted / max(share, 1e-30)) ** 0.5))
-        return second / t**2
+        return second / t**2, t
 
     @torch.no_grad()
     def _at(self, vector: Sequence[Tensor], t: float) -> Float[Tensor, " a"]:
@@ -229,5 +235,7 @@ def _products(a: Sequence[Tensors], b: Sequence[Tensors]) -> Float[Tensor, "K K"
     """⟨a_k, b_j⟩ for all pairs, reading each vector once."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64)
     for left, right in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True):
-        total += (torch.stack(left).flatten(1) @ torch.stack(right).flatten(1).T).double().cpu()
+        one = torch.stack(left).flatten(1)
+        other = one if a is b else torch.stack(right).flatten(1)
+        total += (one @ other.T).double().cpu()
     return total
