@@ -102,7 +102,7 @@ def test_settings_out_of_range_are_refused_before_anything_runs(changes, message
 
 
 def test_an_empty_training_set_is_refused():
-    with pytest.raises(ValueError, match="small: the training set holds no examples"):
+    with pytest.raises(ValueError, match="small: the training set has no examples"):
         along(problem(n=0))
 
 

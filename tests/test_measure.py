@@ -306,15 +306,15 @@ REFUSED = {
     "no graph": (lambda m, b: classify(m, b).detach(), GOOD, {}, ValueError, r"without a graph\. Is there"),
     "a number": (lambda m, b: 1.0, GOOD, {}, TypeError, "one loss per example.*; got float"),
     "integers": (lambda m, b: b[1], GOOD, {}, TypeError, "of a floating-point type; got torch.int64"),
-    "empty list": (classify, [], {}, ValueError, "the data holds no examples"),
-    "empty batch": (classify, [(X[:0], Y[:0])], {}, ValueError, "the data holds no examples"),
-    "empty data set": (classify, TensorDataset(X[:0], Y[:0]), {}, ValueError, "the data holds no examples"),
-    "empty data set of examples": (classify, Examples(X[:0], Y[:0]), {}, ValueError, "the data holds no examples"),
+    "empty list": (classify, [], {}, ValueError, "the data has no examples"),
+    "empty batch": (classify, [(X[:0], Y[:0])], {}, ValueError, "the data has no examples"),
+    "empty data set": (classify, TensorDataset(X[:0], Y[:0]), {}, ValueError, "the data has no examples"),
+    "empty data set of examples": (classify, Examples(X[:0], Y[:0]), {}, ValueError, "the data has no examples"),
     "batch_size 0": (classify, TensorDataset(X, Y), {"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     "chunk_size 0": (classify, GOOD, {"chunk_size": 0}, ValueError, "chunk_size must be at least 1 example; got 0"),
-    "a tensor": (classify, X, {}, TypeError, r"got one Tensor\. For a single batch pass \[batch\]"),
-    "a batch": (classify, (X, Y), {}, TypeError, r"got one tuple\. For a single batch pass \[batch\]"),
-    "a dict": (classify, {"x": X}, {}, TypeError, r"got one dict\. For a single batch pass \[batch\]"),
+    "a tensor": (classify, X, {}, TypeError, r"got one Tensor\. For a single batch, pass \[batch\]"),
+    "a batch": (classify, (X, Y), {}, TypeError, r"got one tuple\. For a single batch, pass \[batch\]"),
+    "a dict": (classify, {"x": X}, {}, TypeError, r"got one dict\. For a single batch, pass \[batch\]"),
     "a number as data": (classify, 7, {}, TypeError, "must be a DataLoader, a Dataset or an iterable .*; got int"),
 }  # fmt: skip
 
@@ -337,7 +337,7 @@ def test_an_input_that_is_not_a_number_is_named():
     with pytest.raises(ValueError, match=r"^the loss of example 9 of the batch is nan\. Check this example's input"):
         measure(mlp(), classify, [(x, y)])
     with pytest.raises(
-        ValueError, match=r"^in the batch that begins with example 8, counted from 0: the loss of example 1 "
+        ValueError, match=r"^in the batch that starts with example 8, counted from 0: the loss of example 1 "
     ):
         measure(mlp(), classify, TensorDataset(x, y), batch_size=4)
 

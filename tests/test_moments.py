@@ -155,7 +155,7 @@ def test_moments_are_a_commutative_monoid(a, b, c):
 
 def test_moments_of_other_parameters_are_refused():
     rows = torch.eye(2)
-    with pytest.raises(ValueError, match=r"only over the same parameters.*\['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"only be added if their parameters are the same.*\['a', 'b'\]"):
         GradientMoments.from_gradients(rows, "a") + GradientMoments.from_gradients(rows, "b")
     with pytest.raises(TypeError):
         GradientMoments.from_gradients(rows) + 1

@@ -1,7 +1,7 @@
-"""variegrad: gradient diversity for PyTorch. How large may a mini-batch be, and what raises that limit?
+"""variegrad: gradient diversity for PyTorch. How large can a mini-batch be, and what raises that limit?
 
 One way in: `losses(model, batch) → (b,)`, one loss per example. See the README for a first measurement and
-`docs/understand/paper.md` for which function stands for which statement of the paper.
+`docs/understand/paper.md` for the function that implements each statement of the paper.
 
 Every name below is imported when it is first used, so that `import variegrad` costs nothing and a command loads only
 what it needs.

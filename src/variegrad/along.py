@@ -24,8 +24,8 @@ class Point:
         updates: updates made so far.
         passes: passes over the training set so far.
         loss: mean training loss.
-        accuracy: training accuracy in [0, 1], where the problem has one.
-        test_loss: mean test loss, where there is a test set.
+        accuracy: training accuracy in [0, 1], if the problem has one.
+        test_loss: mean test loss, if there is a test set.
         test_accuracy: test accuracy.
         diversity: that of the training set's gradients.
     """
@@ -77,7 +77,7 @@ def measure_along(
     config = TrainConfig(batch_size=batch_size, step_size=step_size, passes=float("inf"), seed=seed, sampling=Epochs())
     count = len(problem.train)  # type: ignore[arg-type]
     if count == 0:
-        raise ValueError(f"{problem.name}: the training set holds no examples.")
+        raise ValueError(f"{problem.name}: the training set has no examples.")
     in_epoch = -(-count // batch_size)
     last = round(passes * in_epoch)
     run = train(problem.model, problem.losses, problem.train, config)
@@ -96,7 +96,7 @@ def measure_along(
                     raise
                 raise ValueError(
                     f"at update {updates} of {last}, with step size {step_size:g} of the summed gradient: {error} "
-                    "If the training diverged, choose a smaller step size."
+                    "If training diverged, choose a smaller step size."
                 ) from error
             if point is not None:
                 yield point
@@ -116,7 +116,7 @@ class AlongRun:
         efficiency: 1/(1 + (B−1)/harmonic_mean), of the run's batch B.
         share_below: the share of the run, in passes, in which B_D is smaller than B.
         least: the smallest B_D measured.
-        least_at: in passes, where it was measured.
+        least_at: in passes, if it was measured.
     """
 
     harmonic_mean: float

@@ -129,8 +129,8 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
     if count is None:
         lengths = [tuple(t.shape) for t in tensors(batch)]
         raise ValueError(
-            f"chunk_size needs tensors that share their first dimension; got shapes {lengths}. A list or an array that "
-            "has an entry for each example cannot be cut either: make it a tensor."
+            f"chunk_size needs tensors that share their first dimension; got shapes {lengths}. A list or array with "
+            "one entry per example cannot be split either: convert it to a tensor."
         )
     for start in range(0, count, size):
         yield map_tensors(lambda t, s=start: t[s : s + size], batch)  # type: ignore[misc]
@@ -141,10 +141,10 @@ def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
 
     Args:
         data: a `DataLoader` or any other iterable of batches (used as it is), or a data set of examples.
-        batch_size: examples a batch where `data` is a data set, ≥ 1.
+        batch_size: examples per batch if `data` is a data set, ≥ 1.
 
     Returns:
-        An iterable of batches; sized where the data is.
+        An iterable of batches; sized if the data is.
 
     Raises:
         TypeError: if the data cannot be iterated, or is a single batch.
@@ -161,8 +161,8 @@ def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
     # Iterating over these would take a tensor's rows, a dict's keys or a pair's halves for batches.
     if isinstance(data, Tensor | Mapping) or (isinstance(data, tuple) and any(isinstance(t, Tensor) for t in data)):
         raise TypeError(
-            f"data must be batches or a data set; got one {type(data).__name__}. For a single batch pass [batch]; for "
-            "tensors of a whole data set pass torch.utils.data.TensorDataset(x, y)."
+            f"data must be batches or a data set; got one {type(data).__name__}. For a single batch, pass [batch]; "
+            "for the tensors of a whole data set, pass torch.utils.data.TensorDataset(x, y)."
         )
     if type(data).__module__ == "numpy":
         raise TypeError(

@@ -21,7 +21,7 @@ def root_folder(given: str | Path | None = None) -> Path:
         given: the folder, if the caller names one.
 
     Returns:
-        That folder, else the one named by the environment variable VARIEGRAD_DATA, else ~/.cache/variegrad.
+        That folder, else the one named by the environment variable VARIEGRAD_DATA, or ~/.cache/variegrad.
     """
     return Path(given or os.environ.get(VARIABLE) or "~/.cache/variegrad").expanduser()
 
@@ -88,10 +88,10 @@ def find_file(name: str, root: Path) -> Path:
     path = next((path for path in (Path(name).expanduser(), root / name) if path.exists()), None)
     if path is None:
         known = next((data for data in FETCHED if Path(name).name.startswith(data)), None)
-        hint = f" To get it with a network: {_fetching(known, root)}" if known else ""
+        hint = f" To download it: {_fetching(known, root)}" if known else ""
         raise DataNotFound(f"{name}: no such file, neither here ({Path.cwd()}) nor in the data root {root}.{hint}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it, such as a LIBSVM file.")
+        raise ValueError(f"{path} is a folder; pass a file in it, such as a LIBSVM file.")
     check_regular(path)
     return path
 
@@ -122,6 +122,6 @@ def _advice(
     absent = "" if root.is_dir() else f" {root} is not a folder."
     return (
         f"{problem} needs the files {wanted}. Looked in {root}{f' and below it in {below}' if below else ''}.{absent}"
-        f"{partly} Name the folder that holds them by --data-root DIR (data_root=DIR in Python) or {VARIABLE}=DIR, or "
-        f"fetch them with a network: {_fetching(problem, root)}"
+        f"{partly} Pass the folder that contains them as --data-root DIR (data_root=DIR in Python) or set "
+        f"{VARIABLE}=DIR, or download them: {_fetching(problem, root)}"
     )

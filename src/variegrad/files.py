@@ -16,7 +16,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the former one or the whole new one, also after a power cut.
 
     Args:
-        path: the file; its folder is made if it does not exist.
+        path: the file; its folder is created if it does not exist.
         content: what it is to hold; text as UTF-8.
 
     Raises:
@@ -31,7 +31,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name once the block has ended well.
 
     Args:
-        path: the file; its folder is made if it does not exist.
+        path: the file; its folder is created if it does not exist.
 
     Yields:
         The open file.

@@ -47,12 +47,12 @@ def check_cut(
     )
     if chunked:
         raise ValueError(
-            f"chunk_size={chunk_size} would change the result: {said}. Leave chunk_size out, or compute what depends "
-            "on the batch (normalised advantages, weights) beforehand and make it a part of the batch."
+            f"chunk_size={chunk_size} would change the result: {said}. Leave out chunk_size, or compute what depends "
+            "on the batch (normalised advantages, weights) in advance and include it in the batch."
         )
     warnings.warn(
-        f"{said}. The result is that of gradients within batches of batch_size={batch_size}, in the order of the data; "
-        "another batch_size gives another result.",
+        f"{said}. The result is for gradients within batches of batch_size={batch_size}, in the order of the data; "
+        "a different batch_size gives a different result.",
         UserWarning,
         stacklevel=5,
     )

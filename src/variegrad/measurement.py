@@ -17,7 +17,7 @@ from variegrad.per_example.evaluate import Losses, left_as_found, trained_parame
 from variegrad.per_example.norms import batch_norms
 from variegrad.per_example.result import Norms
 
-# A data set (not a loader) is read in batches of this many examples where the user names no other number.
+# A data set (not a loader) is read in batches of this many examples unless the user passes another number.
 BATCH_SIZE = 256
 
 
@@ -33,29 +33,29 @@ def measure(
 ) -> Diversity:
     """Measure Δ_D(w) = Σ‖∇f_i‖²/‖Σ∇f_i‖² and B_D(w) = n·Δ_D(w) over all of the data, exactly.
 
-    The model is measured in the mode it is in. Its mode, buffers, `.grad` fields and the global random state are left
-    as they were found. Sums are accumulated in float64, from float32 sums of at most eight batches.
+    The model is measured in its current mode. Its mode, buffers, `.grad` fields and the global random state do not
+    change. Sums are accumulated in float64, from float32 sums of at most eight batches.
 
     The gradient of an example is that of its loss within its batch. If a loss depends on the rest of the batch
     (normalised advantages, in-batch weights), so does the result: `chunk_size` is then refused, and a data set that is
-    cut into batches of `batch_size` here is measured with a warning. Both are found by one comparison at the start.
+    split into batches of `batch_size` here is measured with a warning. One comparison at the start detects both.
 
     Args:
         model: the model at the weights w.
         losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
         data: a `DataLoader` or any iterable of batches, or a `Dataset` of examples. A batch is any nesting of tensors
             whose first dimension is the example; the last may be short.
-        mechanism: mechanisms whose closed forms will be asked for (`Diversity.bound_with`); those that need it have
-            Σ‖∇f_i‖₁‖∇f_i‖₂ collected as well.
+        mechanism: mechanisms for which you will call `Diversity.bound_with`; if one needs Σ‖∇f_i‖₁‖∇f_i‖₂, it is
+            computed as well.
         batch_size: examples per batch if `data` is a data set.
-        chunk_size: examples differentiated at once, at most, to save memory; None for whole batches.
+        chunk_size: at most this many examples are differentiated at once, to save memory; None for whole batches.
         progress: whether a bar is shown on standard error.
 
     Returns:
         The diversity, with that of each parameter.
 
     Raises:
-        TypeError: if `losses` returns no floating-point tensor, or the data cannot be iterated.
+        TypeError: if `losses` does not return a floating-point tensor, or the data cannot be iterated.
         ValueError: if there are no examples, a loss or gradient is not finite, `losses` does not return one loss per
             example, the examples are coupled (batch statistics), or `chunk_size` would change the losses.
 
@@ -95,7 +95,7 @@ def measure_differential(
 ) -> Diversity:
     """Measure the differential diversity Δ_D(w, w′): that of ∇f_i(w) − ∇f_i(w′), over all of the data, exactly.
 
-    Both models see the same random draws (dropout masks). All of both is left as it was found.
+    Both models see the same random draws (dropout masks). Neither is changed.
 
     Args:
         model: the model at w.
@@ -103,8 +103,9 @@ def measure_differential(
         losses: `losses(model, batch) → (b,)`.
         data: as for `measure`.
         batch_size: examples per batch if `data` is a data set.
-        chunk_size: examples differentiated at once, at most.
-        progress: whether a bar is shown on standard error.
+        chunk_size: at most this many examples are differentiated at once.
+        progress: whether a bar is shown on standard
+            error.
 
     Returns:
         B_D(w, w′) and its parts; `undefined` where all gradients are equal at w and w′.
@@ -121,7 +122,8 @@ def measure_differential(
         odd = sorted(n for n in parameters.keys() | others.keys() if n not in parameters or n not in others
                      or parameters[n].shape != others[n].shape)  # fmt: skip
         raise ValueError(
-            f"measure_differential compares one model at two weights; {odd[:5]} differ in name, shape or being trained."
+            f"measure_differential compares one model at two weights; {odd[:5]} differ in name, shape or whether they "
+            "are trained."
         )
 
     def visit(batch: Batch) -> Norms:
@@ -164,10 +166,10 @@ def _sum(
                 if not sums.count:
                     raise
                 raise type(error)(
-                    f"in the batch that begins with example {sums.count}, counted from 0: {error}"
+                    f"in the batch that starts with example {sums.count}, counted from 0: {error}"
                 ) from error
     if not sums.count:
-        raise ValueError("the data holds no examples: there is nothing to measure. Is the data set or loader empty?")
+        raise ValueError("the data has no examples. Is the data set or loader empty?")
     return sums.moments().diversity
 
 
@@ -179,7 +181,7 @@ def _shown(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
         total = len(batches) if isinstance(batches, Sized) else None
     except TypeError:  # a DataLoader over an iterable data set has a length in name only
         total = None
-    from rich.console import Console  # noqa: PLC0415 - only where a bar is shown
+    from rich.console import Console  # noqa: PLC0415 - only if a bar is shown
     from rich.progress import track  # noqa: PLC0415
 
     yield from track(batches, description="measuring", total=total, console=Console(stderr=True), transient=True)

@@ -99,8 +99,8 @@ class GradientMoments:
         if self.gradient_sum.keys() != other.gradient_sum.keys():
             odd = sorted(self.gradient_sum.keys() ^ other.gradient_sum.keys())
             raise ValueError(
-                f"GradientMoments can be added only over the same parameters; {odd[:5]} are in one of the two only. "
-                "Were parameters frozen or renamed in between?"
+                f"GradientMoments can only be added if their parameters are the same; {odd[:5]} are in only one of "
+                "the two. Were parameters frozen or renamed in between?"
             )
         both = self.sum_l1_l2_norms is not None and other.sum_l1_l2_norms is not None
         return GradientMoments(
@@ -142,10 +142,10 @@ class Diversity:
         dimension: d, the number of trained coordinates; two per complex one.
         sum_sq_norms: A = Σ_i ‖g_i‖².
         sq_norm_of_sum: S = ‖Σ_i g_i‖².
-        sum_l1_l2_norms: Q = Σ_i ‖g_i‖₁‖g_i‖₂, where it was asked for.
+        sum_l1_l2_norms: Q = Σ_i ‖g_i‖₁‖g_i‖₂, if it was asked for.
         per_parameter: the same for each parameter alone; 1/B_D = Σ_l (A_l/A)·(1/B_l).
 
-    Source: Definitions 4 and 5 (Definition 6 where the g_i are differences of gradients).
+    Source: Definitions 4 and 5 (Definition 6 if the g_i are differences of gradients).
     """
 
     count: int
@@ -157,7 +157,7 @@ class Diversity:
 
     @property
     def undefined(self) -> bool:
-        """All gradients are zero: Δ_D is 0/0, and any batch size is harmless."""
+        """All gradients are zero: Δ_D is 0/0, and the batch size does not matter."""
         return self.sum_sq_norms == 0
 
     @property
@@ -173,7 +173,7 @@ class Diversity:
 
     @property
     def diversity(self) -> float:
-        """Δ_D = Σ‖g_i‖² / ‖Σg_i‖² ≥ 1/n; NaN where `undefined`, +inf where `zero_total`."""
+        """Δ_D = Σ‖g_i‖² / ‖Σg_i‖² ≥ 1/n; NaN if `undefined`, +inf if `zero_total`."""
         if self.undefined or self.count == 0:
             return math.nan
         return math.inf if self.zero_total else self.sum_sq_norms / self.sq_norm_of_sum
@@ -196,7 +196,7 @@ class Diversity:
     def batch_size_bound_without_replacement(self) -> float:
         """B_wor = 1/ρ = (n−1)/(n/B_D − 1), in examples: the exact analogue of B_D for epochs of shuffled data.
 
-        +inf where ρ ≤ 0, and for a single example (there is no second draw that could be wasted).
+        +inf if ρ ≤ 0, and for a single example (there is no second draw that could be redundant).
         """
         if self.undefined or self.count == 0:
             return math.nan
@@ -221,7 +221,7 @@ class Diversity:
             batch_size: B ≥ 1, in examples.
 
         Returns:
-            A number in (0, 1]; 1 if `undefined`, since any batch is harmless then.
+            A number in (0, 1]; 1 if `undefined`, since the batch size does not matter then.
 
         Raises:
             TypeError: if the batch size is not a number.
@@ -273,7 +273,7 @@ class Diversity:
         Returns:
             A matplotlib figure.
         """
-        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only where it is asked for
+        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only if it is asked for
 
         bound = self.batch_size_bound
         return efficiency_of(bound, bound, bound, title="Efficiency of a batch", digits=3)
@@ -291,13 +291,13 @@ class Diversity:
         return shown(self.in_words(), rows, self.plot())
 
     def speed_up(self, batch_size: float) -> float:
-        """Serial steps that one step of B examples is worth, at the same accuracy: B/(1 + (B−1)/B_D) ≤ B_D.
+        """The number of steps with one example each that one step of B examples replaces: B/(1 + (B−1)/B_D) ≤ B_D.
 
         Args:
             batch_size: B ≥ 1, in examples.
 
         Returns:
-            The speed-up over B = 1, communication apart.
+            The speed-up over B = 1, without communication.
         """
         return batch_size * self.efficiency(batch_size)
 
@@ -317,7 +317,7 @@ class Diversity:
         return _ratio(self.count * expected, squared_sum)
 
     def effective_bound_with(self, mechanism: Law) -> float:
-        """B_eff = (1+t)·B_D, t = ΣtrVar m(g_i) / (c²Σ‖g_i‖²): what Lemma 1 needs where each draw is fresh.
+        """B_eff = (1+t)·B_D, t = ΣtrVar m(g_i) / (c²Σ‖g_i‖²): what Lemma 1 needs if each draw is new.
 
         Args:
             mechanism: the law of the mechanism.
@@ -336,16 +336,16 @@ class Diversity:
         return mechanism.expected_sq_norm(self), mechanism.mean_scale**2 * self.sum_sq_norms
 
     def in_words(self) -> str:
-        """One sentence that says what the numbers mean, degenerate cases included."""
+        """The result in one sentence, degenerate cases included."""
         n, bound = self.count, self.batch_size_bound
         if n == 0:
             return "no examples: nothing was measured."
         if self.undefined:
-            return f"undefined: all {n} gradients are zero, so any batch size is harmless here."
+            return f"undefined: all {n} gradients are zero, so the batch size does not matter here."
         if self.zero_total:
             return (
-                f"zero_total: the {n} gradients cancel to zero while single ones do not, so B_D is infinite "
-                "(a stationary point: noise is all there is)."
+                f"zero_total: the {n} gradients cancel: they are not zero but their sum is, so B_D is infinite (a "
+                "stationary point: only noise is left)."
             )
         sentence = (
             f"B_D = {bound:.4g} examples: with a learning rate tuned for it, a batch of {max(1, round(bound + 1))} "

@@ -153,7 +153,7 @@ BAD = {
     "unknown module": (["nosuchmodule:f"], "importing nosuchmodule failed"),
     "unknown function": (["own_problem:f"], "module own_problem has no attribute 'f'"),
     "not a function": (["own_problem:os"], "must be a function that returns a Problem"),
-    "empty training set": (["own_problem:empty"], "own: the training set holds no examples"),
+    "empty training set": (["own_problem:empty"], "own: the training set has no examples"),
     "scalar loss": (["own_problem:scalar"], "got a scalar. Compute the loss with reduction='none'"),
     "input that is none": (["own_problem:not_finite"], "the loss of example 7 of the batch is nan"),
     "a defect in losses": (["own_problem:broken"], "KeyError: 'nothing' (where: set VARIEGRAD_TRACEBACK=1)"),

@@ -108,7 +108,7 @@ def test_a_half_written_last_line_is_left_out_and_said(variegrad, log):
     log.write_bytes(log.read_bytes()[:-30])
     said = variegrad("monitor", log, "--json")
     assert said.code == 0
-    assert "run.jsonl ends in a half-written line, as after a crash; it is left out" in said.err
+    assert "run.jsonl ends in an incomplete line, as after a crash; that line is ignored" in said.err
     found = strict(said.out)
     assert found["half_written"] is True
     assert found["readings"][-1]["step"] == 304
@@ -152,8 +152,8 @@ def test_text_in_a_log_is_not_markup(variegrad, tmp_path):
         (b"\x89PNG\r\n\x1a\n\x00", "is not a log of Monitor"),
         (b"[" * 5000, "is not a log of Monitor"),
         (b'{"schema":"variegrad.monitor/2","run":"a"}\n', "has the schema 'variegrad.monitor/2'; this version"),
-        (b'{"schema":"variegrad.monitor/1","run":"a"}\n', "holds no reading yet"),
-        (b'{"schema":"variegrad.monitor/1","ru', "holds no reading yet"),
+        (b'{"schema":"variegrad.monitor/1","run":"a"}\n', "has no reading yet"),
+        (b'{"schema":"variegrad.monitor/1","ru', "has no reading yet"),
     ],
 )
 def test_what_is_no_log_ends_in_one_line(variegrad, tmp_path, content, message):
@@ -170,7 +170,7 @@ def test_a_damaged_line_in_the_middle_is_named(variegrad, log, damage):
     content[5] = damage
     log.write_bytes(b"\n".join(content))
     said = one_line(variegrad("monitor", log))
-    assert re.search(r"run\.jsonl, line 6 is damaged: .*Nothing was changed; take the line out to go on\.", said)
+    assert re.search(r"run\.jsonl, line 6 is damaged: .*Nothing was changed; remove the line to continue\.", said)
 
 
 def test_a_folder_is_no_log(variegrad, tmp_path):
@@ -193,7 +193,7 @@ def test_a_report_in_place_of_a_file_is_refused_before_anything_is_read(variegra
         ),
         ({"bound": 9.0, "low": 8.0, "high": 10.0, "lower": 7.0}, "10% to 14% efficient: beyond the limit"),
         ({"bound": math.inf, "high": math.inf, "lower": 50.0}, "44% to 100% efficient: undecided"),
-        (ODD["undefined"], "every gradient was zero: any batch size is harmless"),
+        (ODD["undefined"], "every gradient was zero, so the batch size does not matter"),
         (ODD["cannot tell"], "Not enough readings yet (1): B_D is not bounded from below. Let"),
         (ODD["cannot tell, bounded above"], "it is at most 200 examples (95% confidence)"),
         ({"bound": 70.0, "low": 3.0, "high": 500.0, "lower": 2.5}, "4% to 89% efficient: undecided"),

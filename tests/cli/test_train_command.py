@@ -46,7 +46,7 @@ def test_it_keeps_what_train_gives(variegrad, tmp_path):
     for name, tensor in problem.model.state_dict().items():
         assert torch.equal(weights[name], tensor)
     assert record["schema"] == "variegrad.train/2"
-    assert (record["updates"], record["examples"], record["ended"]) == (10, 200, "all passes made")
+    assert (record["updates"], record["examples"], record["ended"]) == (10, 200, "finished")
     assert record["accuracy"] == steps[-1].accuracy
     assert record["settings"] == config.settings()
     assert [(h["updates"], h["batch_size_bound"] is not None) for h in record["history"]] == [
@@ -63,7 +63,7 @@ def test_it_says_how_it_goes_and_how_it_ended(variegrad):
     said = variegrad("train", *SMALL)
     assert said.out.startswith("digits: pass 2.00, loss ")
     assert "10 updates in " in said.out
-    assert said.out.rstrip().endswith("; all passes made")
+    assert said.out.rstrip().endswith("; finished")
     assert [line.split(",")[0] for line in said.err.splitlines()] == [
         "digits: pass 0.60", "digits: pass 1.00", "digits: pass 1.60", "digits: pass 2.00"
     ]  # fmt: skip
@@ -172,7 +172,7 @@ BAD = {
     "skip less than none": (["digits", "--skip-not-finite", "-1"], "--skip-not-finite: must be at least 0; got -1"),
     "timeout 0": (["digits", "--timeout", "0"], "--timeout: must be more than 0; got 0"),
     "folder that is a file": (["digits", "--out", "own_problem.py/a"], "is not a folder"),
-    "empty training set": (["own_problem:empty"], "the training set holds no examples"),
+    "empty training set": (["own_problem:empty"], "the training set has no examples"),
     "scalar loss": (["own_problem:scalar"], "got a scalar. Compute the loss with reduction='none'"),
     "a defect in losses": (["own_problem:broken"], "KeyError: 'nothing' (where: set VARIEGRAD_TRACEBACK=1)"),
 }

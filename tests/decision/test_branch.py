@@ -186,7 +186,7 @@ def test_bad_arguments_are_named_before_anything_is_trained(changed, named):
 
 
 def test_a_base_that_diverges_is_said():
-    with pytest.raises(ValueError, match="batch in use"):
+    with pytest.raises(ValueError, match="current batch size"):
         vg.branch(lambda _: math.nan, batch_size=B, start_loss=1.0, window=WINDOW)
 
 

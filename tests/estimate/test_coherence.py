@@ -147,5 +147,5 @@ def test_the_whole_population_gives_the_inverse_of_its_bound() -> None:
 
 
 def test_one_gradient_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least 2 gradients: it is a mean over pairs; got 1"):
+    with pytest.raises(ValueError, match=r"a mean over pairs and needs at least 2 gradients; got 1"):
         coherence_from_gram(torch.ones(1, 1))

@@ -204,7 +204,7 @@ def test_geometry_of_an_optimizer_by_its_kind_and_groups() -> None:
     (model(torch.ones(1, 3)).sum()).backward()
     both.step()
     assert kinds(both) == {"0.weight": "Spectral", "1.weight": "Preconditioned"}
-    with pytest.raises(TypeError, match="LBFGS keeps none"):
+    with pytest.raises(TypeError, match="LBFGS has none"):
         closed = torch.optim.LBFGS(model.parameters())
         closed.step(lambda: model(torch.ones(1, 3)).sum())
         geometry_of(closed, parameters)

@@ -128,7 +128,7 @@ def test_coupled_examples_are_refused_by_the_name_of_the_module(batch) -> None:
     assert not estimate(normed.eval(), losses, batch).undefined
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, r"holds no example"), (1, r"at least 2 examples")])
+@pytest.mark.parametrize(("count", "message"), [(0, r"has no example"), (1, r"at least 2 examples")])
 def test_too_small_a_batch_is_refused(model, batch, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         estimate(model, losses, tuple(t[:count] for t in batch))

@@ -55,7 +55,7 @@ def test_all_zero_gradients_are_undefined() -> None:
     assert found.cannot_tell
     assert math.isnan(found.batch_size_bound)
     assert found.lower_confidence_bound == 1
-    assert "any batch size is harmless" in str(found)
+    assert "the batch size does not matter" in str(found)
 
 
 def test_equal_gradients_have_bound_one_and_we_can_tell() -> None:

@@ -164,11 +164,11 @@ class Nothing(Small):
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
-        (Manual, {}, "not known under manual optimisation"),
+        (Manual, {}, "with manual optimization or DeepSpeed"),
         (
             Small,
             {"output_of": "head"},
-            "output_of='head' is no submodule of Small; its children are 'model'",
+            "output_of='head' is not a submodule of Small; its children are 'model'",
         ),
         (Small, {"every": 0}, "every must be at least 1"),
     ],
@@ -207,5 +207,5 @@ def test_readings_are_in_the_norm_of_the_trainer_s_optimizer(tmp_path):
 
 
 def test_a_changing_accumulation_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="accumulate_grad_batches went from 1 to 2 during the training"):
+    with pytest.raises(ValueError, match="accumulate_grad_batches went from 1 to 2 during training"):
         fit(Small(), BatchSizeMonitor(), tmp_path, callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})])

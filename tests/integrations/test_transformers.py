@@ -205,5 +205,5 @@ def test_what_hides_gradients_is_refused(which, tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.is_deepspeed_enabled = which == "deepspeed"
     trainer.args._n_gpu = 2 if which == "dataparallel" else 0
-    with pytest.raises(ValueError, match="gradients cannot be read under DeepSpeed, nor under DataParallel"):
+    with pytest.raises(ValueError, match="gradients cannot be read under DeepSpeed or DataParallel"):
         BatchSizeMonitor(trainer)

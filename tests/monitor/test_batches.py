@@ -154,7 +154,7 @@ def test_dependent_batches_are_noticed_and_independent_ones_are_not(learning_rat
         "independent": 0, "in order": 0, "two copies": 2, "chunks of two": 2, "chunks of four": 2,
     }  # fmt: skip
     (said,) = run(draws["two copies"], 0.0, 0)
-    assert "lie 32 places apart" in said
+    assert "32 positions apart" in said
     assert "Monitor(groups=k)" in said
 
 

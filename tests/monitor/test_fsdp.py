@@ -35,12 +35,12 @@ def test_readings_are_right_and_equal_on_both_workers_at_one_message(seen, scena
 @pytest.mark.parametrize(
     ("case", "rule"),
     [
-        ("another", "the one that the Monitor was made with"),
+        ("another", "the one that was passed to the Monitor"),
         ("one", "1 of 2 workers did not call watch"),
         ("inner", "no communication hook to compose with"),
         ("plain", "takes a DistributedDataParallel or a model after fully_shard; got Sequential"),
         ("ignored", "'4.bias' is trained but not sharded"),
-        ("scaled", "scaled before they are reduced, by a factor that is not known"),
+        ("scaled", "scaled by an unknown factor before they are reduced"),
     ],
 )
 def test_what_sharding_cannot_serve_is_said(seen, case, rule):

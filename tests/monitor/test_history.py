@@ -279,7 +279,7 @@ with warnings.catch_warnings(record=True) as said:
 assert [reading.step for reading in history] == list(range(1, 11))
 assert len(said) == 1, said
 assert "cannot be written" in str(said[0].message)
-assert "Training goes on" in str(said[0].message)
+assert "Training continues" in str(said[0].message)
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 history.append(a_reading(11))
 """

@@ -155,7 +155,7 @@ def test_columns_that_are_not_tensors_are_not_cut_silently():
         rows, weights = batch
         return torch.stack([w * out.square().sum() for w, out in zip(weights, model(rows), strict=False)])
 
-    with pytest.raises(ValueError, match="make it a tensor"):
+    with pytest.raises(ValueError, match="convert it to a tensor"):
         measure(model, losses, [(x, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])], chunk_size=2)
 
 

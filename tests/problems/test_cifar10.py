@@ -60,7 +60,7 @@ def test_pair_keeps_two_classes_in_order() -> None:
     kept, labels = pair(Split(images, torch.tensor([3, 1, 0, 9, 0, 1]).byte()), "airplane", "automobile")
     assert kept[:, 0, 0, 0].tolist() == [1, 2, 4, 5]
     assert labels.tolist() == [1, 0, 0, 1]
-    with pytest.raises(ValueError, match="must hold images of both airplane and truck; found 2 and 0"):
+    with pytest.raises(ValueError, match="must contain images of both airplane and truck; found 2 and 0"):
         pair(Split(images, torch.tensor([3, 1, 0, 2, 0, 1]).byte()), "airplane", "truck")
 
 

@@ -31,7 +31,7 @@ MALFORMED = [
     ("floats", idx(PIXELS, magic=bytes([0, 0, 13, 3])), "found 0x00000d03"),
     ("text", b"not an IDX file", "found 0x6e6f7420"),
     ("short header", GOOD[:9], "ends inside its header, after 9 bytes"),
-    ("a byte short", GOOD[:-1], "its header promises 5 × 4 × 3 = 60 bytes; found 59"),
+    ("a byte short", GOOD[:-1], "its header states 5 × 4 × 3 = 60 bytes; found 59"),
     ("a byte long", GOOD + b"\0", "= 60 bytes; found 61"),
     ("huge", GOOD[:4] + b"\xff" * 12, r"4294967295 × 4294967295 × 4294967295 = \d+ bytes; found 0"),
     ("truncated gzip", gzip.compress(GOOD)[:-12], "damaged or truncated gzip"),
@@ -57,7 +57,7 @@ def test_malformed_file_is_named_with_what_is_wrong(tmp_path: Path, content: byt
     [
         (PIXELS, np.arange(4), "holds 5 images but .*labels holds 4 labels"),
         (PIXELS, np.array([0, 1, 10, 3, 4]), "labels must lie in 0 … 9; example 2 has label 10"),
-        (PIXELS[:0], np.arange(0), r"holds no images \(its header says 0 × 4 × 3\)"),
+        (PIXELS[:0], np.arange(0), r"has no images \(its header says 0 × 4 × 3\)"),
     ],
 )
 def test_images_and_labels_must_belong_together(
@@ -109,5 +109,5 @@ def test_mnist_is_the_published_one(real_data: Path) -> None:
 
 
 def test_mnist_is_not_taken_for_fashion_mnist(real_data: Path) -> None:
-    with pytest.raises(ValueError, match="this file belongs to MNIST, not to Fashion-MNIST"):
+    with pytest.raises(ValueError, match="this file is from MNIST, not from Fashion-MNIST"):
         read_fashion_mnist(real_data / "mnist")

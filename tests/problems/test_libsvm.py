@@ -80,8 +80,8 @@ def test_indices_may_start_at_zero(tmp_path: Path) -> None:
 
 
 MALFORMED = [
-    ("empty", "a", b"", "holds no example"),
-    ("comments only", "a", b"# nothing\n\n", "holds no example"),
+    ("empty", "a", b"", "has no example"),
+    ("comments only", "a", b"# nothing\n\n", "has no example"),
     ("text", "a", b"1 1:2\nhello world\n", "line 2: the label must be a number; found 'hello'"),
     ("no value", "a", b"1 1:2\n0 1:1\n1 1:\n", "line 3: a value must be a number; found '1:'"),
     ("negative index", "a", b"1 1:2\n0 -1:1\n", "line 2: an index must be between 0 and 2147483646; found -1"),
@@ -97,7 +97,7 @@ MALFORMED = [
     ("fractional label", "a", b"1 1:2\n0.5 1:1\n", "labels must be whole numbers.*example 2 of 2 has 0.5"),
     ("NaN label", "a", b"nan 1:2\n1 1:1\n", "example 1 of 2 has nan"),
     ("infinite label", "a", b"1 1:2\ninf 1:1\n", "example 2 of 2 has inf"),
-    ("one class", "a", b"3 1:2\n3 1:1\n", "two classes or more; all labels are 3"),
+    ("one class", "a", b"3 1:2\n3 1:1\n", "at least two classes; all labels are 3"),
     ("binary", "a", bytes(range(256)), "is not text"),
     ("packed binary", "a.gz", gzip.compress(bytes(4000)), "is not text"),
     ("CSV", "a.csv", b"1,0.5,3\n0,2,1\n", "looks like CSV.*np.save"),

@@ -132,7 +132,7 @@ def test_mlp_takes_any_activation() -> None:
 
 
 def test_too_few_sizes_or_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"sizes must name at least the input and the output; got \[4\]"):
+    with pytest.raises(ValueError, match=r"sizes must include at least the input and the output; got \[4\]"):
         mlp([4])
     with pytest.raises(ValueError, match="classes must be at least 2; got 1"):
         logistic_regression(4, 1)

@@ -135,7 +135,7 @@ def test_missing_data_says_where_it_looked_and_the_three_ways(tmp_path: Path, na
     assert f"Looked in {tmp_path} and below it in " in message
     assert len(message) < 600
     assert "--data-root DIR (data_root=DIR in Python) or VARIEGRAD_DATA=DIR" in message
-    assert "fetch them with a network: python -c" in message
+    assert "download them: python -c" in message
     command = shlex.split(message[message.index("python -c") :])[2]
     compile(command, "advice", "exec")
     assert repr(str(tmp_path)) in command
@@ -186,11 +186,11 @@ def test_a_path_without_a_file_is_said_to_be_missing(tmp_path: Path, name: str) 
 
 
 def test_a_folder_is_not_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder; name a file in it, such as a LIBSVM file"):
+    with pytest.raises(ValueError, match=r"is a folder; pass a file in it, such as a LIBSVM file"):
         load(str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "guess"), [("digit", "did you mean 'digits'"), ("", "Known are digits, mnist")])
+@pytest.mark.parametrize(("name", "guess"), [("digit", "did you mean 'digits'"), ("", "Choose one of digits, mnist")])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str, guess: str) -> None:
     with pytest.raises(ValueError, match=guess):
         load(name)

@@ -112,7 +112,7 @@ def test_the_page_says_what_is_odd(tmp_path: Path) -> None:
     document = CASES["odd"] | {"half_written": True, "runs": 3, "population": 1500, "count": 900}
     document["readings"][-1] = a_reading(200, skipped=2).to_record()
     text = Page(write_history(document, tmp_path)).text
-    assert "Half a line. The log ends in a line that was not written to its end" in text
+    assert "Half a line. The log ends in an incomplete line" in text
     assert "Skipped. 2 steps were skipped" in text
     assert "▲ at the upper edge" in text
     assert "(2 of these readings). Read “at least”." in text

@@ -66,7 +66,7 @@ def test_the_page_is_written_from_python_and_nothing_is_overwritten_unasked(tmp_
         vg.report(found, tmp_path / "a")
     assert page.read_text() == text
     vg.report(found, tmp_path / "a", overwrite=True)
-    with pytest.raises(ValueError, match="nothing was measured"):
+    with pytest.raises(ValueError, match="found: it is empty"):
         vg.report({}, tmp_path / "b")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         vg.report(found, tmp_path / "b", batch_size=0)

@@ -125,7 +125,7 @@ MALFORMED = {
     "underscore": (GOOD + b"1 3:1_0\n", r"line 3: a value must be a number; found '3:1_0'"),
     "no label": (GOOD + b"3:1 4:2\n", r"line 3: the label must be a number; found '3:1'"),
     "binary": (bytes(range(128, 256)), r"line 1: the label must be a number"),
-    "only comments": (b"# nothing\n\n", "holds no example"),
+    "only comments": (b"# nothing\n\n", "has no example"),
     "empty": (b"", "the file is empty"),
 }
 

@@ -95,7 +95,7 @@ def test_a_cadence_in_passes_is_kept_whatever_the_batch():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": []}, "Evaluation: data holds no examples"),
+        ({"data": []}, "Evaluation: data has no examples"),
         ({"data": [0], "target": math.nan}, "target must be a number; got nan"),
     ],
 )

@@ -514,7 +514,7 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"data": dataset(0)}, ValueError, "the training set holds no examples"),
+        ({"data": dataset(0)}, ValueError, "the training set has no examples"),
         (
             {"data": dataset(3), "sampling": Epochs()},
             ValueError,

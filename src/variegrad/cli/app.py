@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, list[str]]] = {
     ),
     "branch": (
         branch,
-        "Measure the critical batch size at your rate",
+        "Measure the critical batch size directly",
         [
             "variegrad branch digits --batch-size 16 --learning-rate 0.1",
             "variegrad branch mine.py:problem --optimizer adamw --rule square-root --ledger branches.jsonl",
@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, list[str]]] = {
         "Reproduce a figure or table of the paper",
         ["variegrad experiment figure-2a --profile small --out runs/figure-2a"],
     ),
-    "report": (report, "Draw one page of finished experiments", ["variegrad report runs"]),
+    "report": (report, "Draw a page of finished experiments", ["variegrad report runs"]),
     "list": (list_all, "List problems, mechanisms and experiments", ["variegrad list"]),
 }
 for name, (command, short, examples) in COMMANDS.items():

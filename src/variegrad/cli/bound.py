@@ -52,11 +52,11 @@ def bound(
     data_root: options.DataRoot = None,
     json: options.AsJson = False,
 ) -> None:
-    """Bound B_D from below, from the data alone: it holds for a linear model at any weights.
+    """Compute a lower bound of B_D from the data alone; it holds for a linear model at any weights.
 
-    Rows are examples. Two bounds are printed, each with an interval that contains its exact value and with the number
-    that the paper's own formula gives: the GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound, n divided by
-    the largest column count (Remark 2, sharpened).
+    Rows are examples. Two bounds are printed, each with an interval that contains its exact value and with the value of
+    the paper's own formula: the GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound, n divided by the largest
+    column count (Remark 2, sharpened).
     """
     from variegrad.data_root import find_a9a, find_file, root_folder  # noqa: PLC0415 - after the options
     from variegrad.theory import glm_bound, sparse_bound  # noqa: PLC0415
@@ -100,7 +100,7 @@ def _bar() -> Iterator[Progress | None]:
 
 
 def _peak_bytes() -> int | None:
-    """The largest resident memory of this process so far; None where the system does not say."""
+    """The largest resident memory of this process so far; None if the system does not report it."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux: getrusage would count what the parent process held when it started this one
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])  # type: ignore[index]

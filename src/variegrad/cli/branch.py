@@ -53,7 +53,8 @@ def branch(
         bool,
         typer.Option(
             "--half-lives",
-            help="Also adjust momentum and Adam's β, so that they average over as many examples at each batch size.",
+            help="Also adjust momentum and Adam's β, so that they average over the same number of examples "
+            "at every batch size.",
         ),
     ] = False,
     weights: options.Weights = None,
@@ -77,7 +78,7 @@ def branch(
     ] = 32,
     budget: Annotated[
         int | None,
-        typer.Option(help="Stop after training this many examples in all.", callback=options.number(least=1)),
+        typer.Option(help="Stop after training on this many examples in total.", callback=options.number(least=1)),
     ] = None,
     ledger: Annotated[
         Path | None,
@@ -94,7 +95,7 @@ def branch(
     """Measure the critical batch size at your learning rate: how far the batch can grow without losing progress.
 
     Trains pairs of short branches from one checkpoint, at your batch size B₀ and at 2, 4, 8, … times B₀, on the same
-    examples, and compares how far the loss falls. A batch size is accepted or refused with 95 % confidence, or stays
+    examples, and compares how far the loss falls. A batch size is accepted or rejected with 95 % confidence, or stays
     undecided. Ctrl-C keeps finished branches if --ledger is given.
     """
     if window is not None and window % (8 * batch_size):

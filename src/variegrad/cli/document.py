@@ -38,7 +38,7 @@ def document(
     seconds: float,
     interrupted: bool,
 ) -> dict[str, Any]:
-    """Everything a run said, with what is needed to make it again.
+    """The results of a run, with what is needed to repeat it.
 
     Args:
         problem: what was trained.
@@ -137,7 +137,7 @@ def _over_run(found: AlongRun | None) -> dict[str, float | str | None] | None:
 
 
 def advice(points: Sequence[Point], batch_size: int) -> str:
-    """What a person can act on: B_D over the run, how the run's batch fares, and the largest efficient batch.
+    """Advice in words: B_D over the run, the efficiency of the run's batch size, and the largest efficient batch size.
 
     Args:
         points: what was measured along the run.
@@ -148,8 +148,8 @@ def advice(points: Sequence[Point], batch_size: int) -> str:
     """
     found = over_run(points, batch_size)
     if found is None:
-        return "Nothing can be said about batch sizes: " + (
-            "every gradient was zero at every point, so any batch size is harmless."
+        return "No advice on batch sizes: " + (
+            "every gradient was zero at every point, so the batch size does not matter."
             if points
             else "nothing was measured."
         )

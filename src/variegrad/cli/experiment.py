@@ -45,7 +45,7 @@ def experiment(
     seed_offset: Annotated[
         int,
         typer.Option(
-            help="First seed; another one repeats the experiment with new draws.",
+            help="First seed; a different one repeats the experiment with new draws.",
             callback=options.number(least=0, most=2**31),
         ),
     ] = 100,
@@ -64,7 +64,7 @@ def experiment(
         bool, typer.Option("--dry-run", help="Print runs, operations and hours; time a few updates, start nothing.")
     ] = False,
     data_root: options.DataRoot = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different run in the folder.")] = False,
 ) -> None:
     """Reproduce one figure or table of the paper.
 

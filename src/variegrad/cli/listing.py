@@ -18,9 +18,9 @@ def list_all() -> None:
         ("mine.py:FUNCTION", "your own: a function in a file or module that returns a variegrad.Problem"),
     ]
     console = output()
-    console.print(text_table(["problem", "what it is"], problems, title="Problems"))
+    console.print(text_table(["problem", "description"], problems, title="Problems"))
     console.print()
-    console.print(text_table(["mechanism", "what it does"], list(WRITTEN.items()), title="Mechanisms"))
+    console.print(text_table(["mechanism", "effect"], list(WRITTEN.items()), title="Mechanisms"))
     console.print()
     runnable = [(name, experiment(name).title, ", ".join(experiment(name).profiles)) for name in experiments()]
-    console.print(text_table(["experiment", "what it shows", "profiles"], runnable, title="Experiments"))
+    console.print(text_table(["experiment", "subject", "profiles"], runnable, title="Experiments"))

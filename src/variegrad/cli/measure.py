@@ -1,4 +1,4 @@
-"""`variegrad measure`: the main job. Train a problem plainly and say, along the run, how large its batch may be."""
+"""`variegrad measure`: train a problem by plain SGD and measure along the run how large its batch may be."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def measure(
 ) -> None:
     """Train a problem by plain mini-batch SGD and measure the batch-size bound B_D exactly along the run.
 
-    B_D is 1 + the simple gradient noise scale. A batch of B examples has the efficiency 1/(1 + (B−1)/B_D): at
-    B = 1 + B_D half of its examples are redundant. Ctrl-C keeps what was measured.
+    B_D is 1 + the simple gradient noise scale. A batch of B examples has the efficiency 1/(1 + (B−1)/B_D): at B = 1 +
+    B_D, half of its examples are redundant. Ctrl-C keeps the results so far.
     """
     options.refuse_used("--report", report, RESULTS, overwrite)
     options.step_size_of(step_size, learning_rate, 1)

@@ -8,7 +8,7 @@ WRITTEN = {
     "dropconnect:P": "drop each coordinate of each example's gradient with probability P, rescale the rest",
     "dropconnect:P:unscaled": "the same without rescaling (the paper's form)",
     "langevin:SIGMA": "add Gaussian noise of standard deviation SIGMA to each example's gradient",
-    "quantize": "make each coordinate 0 or ±‖gradient‖, without bias",
+    "quantize": "set each coordinate to 0 or ±‖gradient‖ at random, without bias",
 }
 
 

@@ -27,21 +27,21 @@ SHOWN = 12
 
 def monitor(
     log: Annotated[
-        Path, typer.Argument(help="The file that was given to Monitor(log=...).", callback=options.existing)
+        Path, typer.Argument(help="The file that was passed to Monitor(log=...).", callback=options.existing)
     ],
     report: options.Report = None,
     json: options.AsJson = False,
 ) -> None:
-    """Show the log that a Monitor wrote: the latest estimates of B_D and what they mean for your batch size.
+    """Show the log of a Monitor: the latest estimates of B_D and what they mean for your batch size.
 
     With --report it also draws the history. A log may be read while it is being written.
     """
     errors = terminal.errors()
     found = _read(log, errors)
     if not found.readings:
-        raise ValueError(f"log: {log} holds no reading yet; its run has only begun. Look again after a few steps.")
+        raise ValueError(f"log: {log} has no reading yet: its run has just started. Try again after a few steps.")
     if found.half_written:
-        errors.print(f"variegrad: {log} ends in a half-written line, as after a crash; it is left out")
+        errors.print(f"variegrad: {log} ends in an incomplete line, as after a crash; that line is ignored")
     if found.runs > 1:
         errors.print(f"variegrad: {log} holds {found.runs:,} runs; this is the last")
     made = document(log, found)
@@ -98,13 +98,13 @@ def advice(reading: Reading) -> str:
 
     over, level, unit = _over(reading), f"{reading.confidence:.0%}", reading.unit
     if reading.undefined:
-        return f"Over {over} every gradient was zero: any batch size is harmless."
+        return f"Over {over} every gradient was zero, so the batch size does not matter."
     if reading.cannot_tell:
         upper = ""
         if math.isfinite(reading.high):
             upper = f"; it is at most {two_digits(reading.high)} {unit} ({level} confidence)"
         return (
-            f"Not enough readings yet ({reading.pooled_steps:,}): B_D is not bounded from below{upper}. "
+            f"Not enough readings yet ({reading.pooled_steps:,}): there is no lower bound of B_D{upper}. "
             "Let the run continue, or measure more of its steps (a smaller every=)."
         )
     found = reading.advice()

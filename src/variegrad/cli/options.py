@@ -161,7 +161,7 @@ def writable_folder(path: Path | None) -> Path | None:
             trial.write(b"\0" * 4096)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise typer.BadParameter(f"{path}: cannot be written into ({reason}).") from error
+        raise typer.BadParameter(f"{path}: cannot be written to ({reason}).") from error
     finally:
         for place in reversed(made):
             place.rmdir()
@@ -288,7 +288,7 @@ def refuse_used(option: str, folder: Path | None, results: Sequence[str], overwr
         return
     if found := [name for name in results if (folder / name).exists()]:
         raise ValueError(
-            f"{option} {folder}: holds {found[0]} of an earlier run. Name another folder, or add --overwrite."
+            f"{option} {folder}: holds {found[0]} of an earlier run. Choose another folder, or add --overwrite."
         )
 
 
@@ -301,7 +301,7 @@ def step_size_of(step_size: float | None, learning_rate: float | None, batch_siz
         batch_size: B.
 
     Returns:
-        γ, or None where neither was given.
+        γ, or None if neither was given.
 
     Raises:
         ValueError: if both were.
@@ -335,7 +335,7 @@ def loaded(
 
     problem = load(name, seed=seed, data_root=data_root, max_examples=max_examples)
     if size(problem.train) == 0:
-        raise ValueError(f"{problem.name}: the training set holds no examples.")
+        raise ValueError(f"{problem.name}: the training set has no examples.")
     if weights is not None:
         load_weights(problem.model, weights)
     return problem
@@ -350,12 +350,14 @@ Problem = Annotated[
 ]
 Seed = Annotated[
     int,
-    typer.Option(help="Seed of the starting weights and of all draws.", callback=number(least=0, most=LARGEST_SEED)),
+    typer.Option(
+        help="Seed of the initial weights and of all random draws.", callback=number(least=0, most=LARGEST_SEED)
+    ),
 ]
 DataRoot = Annotated[
     str | None,
     typer.Option(
-        help="Folder of the data files. Default: the environment variable VARIEGRAD_DATA, else ~/.cache/variegrad.",
+        help="Folder of the data files. Default: the environment variable VARIEGRAD_DATA, or ~/.cache/variegrad.",
         callback=data_folder,
     ),
 ]

@@ -61,7 +61,7 @@ def plan(
     accuracy: Annotated[
         float,
         typer.Option(
-            help="Target accuracy ε of the theorems, as a fraction of the starting value: 0.1 is a tenth of it.",
+            help="Target accuracy ε of the theorems, as a fraction of the initial value, such as 0.1.",
             callback=options.number(least=1e-9, below=1),
         ),
     ] = 0.1,
@@ -126,7 +126,7 @@ def plan(
     ] = 0.0,
     schedule: Annotated[
         ScheduleForm | None,
-        typer.Option(help="Also print a growing batch size, in the form that this training code reads."),
+        typer.Option(help="Also print a schedule of growing batch sizes in the format of this training framework."),
     ] = None,
     sequence_length: Annotated[
         int, typer.Option(help="Tokens per example, for --schedule olmo-core.", callback=options.number(least=1))

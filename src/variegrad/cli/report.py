@@ -31,7 +31,7 @@ def report(
         ),
     ],
 ) -> None:
-    """Draw the figures and one self-contained HTML page of all results in a folder; nothing is computed again."""
+    """Draw the figures and one HTML page of all results in a folder; nothing is computed again."""
     from variegrad.experiments.run_folder import open_run, runs_below  # noqa: PLC0415 - after the options
 
     page = write_page([(place, open_run(place)) for place in runs_below(folder)], folder)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from variegrad.mechanisms import Mechanism
 
 CAPTION = (
-    "Δ_D: gradient diversity; B_D, B_wor (examples): bounds for draws with and without replacement; "
-    "with a mechanism: B_eff, its bound for fresh draws (examples)."
+    "Δ_D: gradient diversity; B_D, B_wor (examples): bounds for sampling with and without replacement; "
+    "with a mechanism: B_eff, the bound if it is drawn anew at every use (examples)."
 )
 
 
@@ -76,7 +76,7 @@ def examples(value: float) -> str:
         value: in examples.
 
     Returns:
-        Its text; a dash where undefined.
+        Its text; a dash if undefined.
     """
     if math.isnan(value):
         return "–"

@@ -140,7 +140,9 @@ def _check_folder(out: Path | None, resume: bool, checkpoint_every: int | None) 
 
 def _sampling(problem: Problem, epochs: bool, batch_size: int) -> Epochs | WithReplacement:
     if epochs and 0 < (count := size(problem.train)) < batch_size:
-        raise ValueError(f"--epochs: a batch cannot hold more than the {count:,} examples there are; got {batch_size}.")
+        raise ValueError(
+            f"--epochs: a batch must not be larger than the training set ({count:,} examples); got {batch_size}."
+        )
     return Epochs() if epochs else WithReplacement()
 
 
@@ -160,11 +162,11 @@ def _write(
             if run.world.is_first and (log.last is not None or is_behind(run.folder, position)):
                 made = record(problem, config, run.world, log, ended=ended, position=position, starts=run.starts)
                 write(run.folder, made, problem.model)
-                errors.print(f"kept: {run.folder / RECORD}, {run.folder / WEIGHTS}")
+                errors.print(f"saved: {run.folder / RECORD}, {run.folder / WEIGHTS}")
     except OSError as error:
         if failure is None:
             raise
-        errors.print(f"not kept: {error}")
+        errors.print(f"not saved: {error}")
 
 
 def default_step_size(problem: Problem, batch_size: int) -> float:
@@ -205,7 +207,7 @@ def _ended(
     if _reached(log, target):
         return "target reached"
     made = log.last is None or log.last.examples >= config.passes * size(problem.train) * (1 - 1e-12)
-    return INTERRUPTED if signals and not made else "all passes made"
+    return INTERRUPTED if signals and not made else "finished"
 
 
 def _reached(log: TrainingLog, target: float | None) -> bool:

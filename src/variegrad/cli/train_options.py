@@ -50,7 +50,7 @@ def train(
     target_accuracy: Annotated[
         float | None,
         typer.Option(
-            help="Stop when this accuracy is reached, such as 0.95 (on the test set if there is one).",
+            help="Stop at this accuracy, such as 0.95 (on the test set if there is one).",
             callback=options.number(above=0, most=1),
         ),
     ] = None,
@@ -92,11 +92,11 @@ def train(
     data_root: options.DataRoot = None,
     max_examples: options.MaxExamples = None,
 ) -> None:
-    """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or on several.
+    """Train a problem by mini-batch SGD, w ← w − γ·Σ m(∇f_i), on one worker or several.
 
     With `torchrun --nproc-per-node P -m variegrad train …` each of P workers takes B/P examples of every batch; the
-    result does not depend on P. Ctrl-C or SIGTERM ends all workers after the current update. Whatever ends a run with
-    --out, it leaves its weights, its record and a checkpoint: the same command with --resume continues it.
+    result does not depend on P. Ctrl-C or SIGTERM stops all workers after the current update. However a run with --out
+    ends, it saves its weights, its record and a checkpoint; the same command with --resume continues it.
     """
     step = options.step_size_of(step_size, learning_rate, batch_size)
     chosen = mechanism[0] if mechanism else None

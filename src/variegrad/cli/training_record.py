@@ -73,7 +73,7 @@ def write(folder: Path, made: dict[str, Any], model: nn.Module) -> None:
     """Write the weights and then the record, each whole or not at all.
 
     Args:
-        folder: where; made if it does not exist.
+        folder: where; created if it does not exist.
         made: the record.
         model: whose weights and buffers are kept, by name.
     """

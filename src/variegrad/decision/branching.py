@@ -36,15 +36,16 @@ UPDATES = 4  # a window holds at least this many updates of the largest batch
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One window to train: what `run` is asked for.
+    """One window to train, passed to `run`.
 
     Attributes:
         batch_size: k·B₀, in examples.
-        k: how many times B₀ it is; 1 for the base.
+        k: the batch size as a multiple of B₀; 1 for the base.
         examples: length of the window; train `examples // batch_size` updates.
         seed: of the window's data. The same seed must give the same examples in the same order for every batch size.
         rule: how the learning rate follows.
-        half_lives: whether β of momentum, β₁ and β₂ of Adam become βᵏ, so that they forget over as many examples.
+        half_lives: whether β of momentum and β₁, β₂ of Adam become βᵏ, so that they average over the same number of
+            examples.
     """
 
     batch_size: int
@@ -106,18 +107,18 @@ class Tested:
 
 @dataclass(frozen=True, kw_only=True)
 class BranchResult:
-    """The interval of the critical batch size at a checkpoint, for the rule in use.
+    """The interval of the critical batch size at a checkpoint, for a learning-rate rule.
 
     Attributes:
         batch_size: B₀.
         rule: of the learning rate.
         tolerance: ε.
-        low: largest accepted batch; B₀ if none was.
-        high: smallest refused batch; +inf if none was.
-        tested: each batch size in order.
-        examples: trained in all, evaluations apart.
+        low: largest accepted batch size; B₀ if none was.
+        high: smallest rejected batch size; +inf if none was.
+        tested: the result for each batch size, in order.
+        examples: trained on in total, without evaluations.
         stopped: why testing ended.
-        limits: at the checkpoint, if they were given.
+        limits: at the checkpoint, if they were passed.
     """
 
     batch_size: int
@@ -132,7 +133,7 @@ class BranchResult:
 
     @property
     def critical(self) -> float:
-        """Where relative progress falls to 1−ε, interpolated in log B; +inf if it did not fall so far."""
+        """The batch size at which relative progress falls to 1−ε, interpolated in log B; +inf if it stayed above."""
         before, progress = float(self.batch_size), 1.0
         for tested in self.tested:
             found = tested.relative_progress.value
@@ -177,7 +178,7 @@ def branch(
     ledger: str | Path | None = None,
     on_window: Callable[[Trial, float, int], None] | None = None,
 ) -> BranchResult:
-    """Find the largest batch that trains as well per example as the one in use, by training short branches.
+    """Find the largest batch size that makes as much progress per example as yours, by training short branches.
 
     Args:
         run: trains one window from the checkpoint and returns the loss at its end: `run(trial) → loss`. It restores
@@ -188,21 +189,21 @@ def branch(
         window: examples per window, a multiple of 8·B₀, at best a power of two times B₀. The largest batch tested is
             window/4, or the last one that divides the window: both branches must see the same examples.
         rule: how the learning rate follows the batch; not `TUNED`.
-        half_lives: rescale β of momentum and of Adam, too.
-        tolerance: ε in (0, 1), the loss of progress per example that counts as none.
+        half_lives: whether to rescale β of momentum and of Adam as well.
+        tolerance: ε in (0, 1), the accepted loss of progress per example.
         confidence: of the interval [low, high].
-        windows: pairs of windows per batch size at most, ≥ 4.
-        budget: examples to train in all; None for no limit but `windows`.
-        limits: from `step_limits` at the checkpoint: the result then names what limits the batch.
-        ledger: a file that keeps each finished window, so that a run that was stopped resumes.
+        windows: at most this many pairs of windows per batch size, ≥ 4.
+        budget: examples to train on in total; None for no limit except `windows`.
+        limits: from `step_limits` at the checkpoint; the result then names the limit that applies.
+        ledger: a file that stores each finished window, so that an interrupted call can be resumed.
         on_window: called with (trial, loss, examples trained so far) after each window.
 
     Returns:
-        The interval of the critical batch size, what was seen, and the cost.
+        The interval of the critical batch size, the result for each batch size, and the cost.
 
     Raises:
-        ValueError: if an argument is out of range, the ledger belongs to another check, or `run` returns no finite loss
-            at B₀. A branch that diverges counts as no progress.
+        ValueError: if an argument is out of range, the ledger belongs to another check, or the loss returned by `run`
+            at B₀ is not finite. A branch that diverges counts as no progress.
 
     Cost: at most 2·windows·window examples for the first batch size and windows·window for each further one.
     """
@@ -236,12 +237,13 @@ def branch(
             break
         tested.append(found)
         if found.verdict is Verdict.REFUSED:
-            high, stopped = found.batch_size, "decided" if not unsure else "decided up to a batch that stays undecided"
+            high = found.batch_size
+            stopped = "decided up to a batch size that stays undecided" if unsure else "decided"
             break
         if found.verdict is Verdict.UNDECIDED:
             unsure += 1
             if unsure == 2:
-                stopped = "undecided with the windows allowed"
+                stopped = "undecided within the allowed number of windows"
                 break
         elif not unsure:  # nothing is accepted after the first that was not
             low = found.batch_size
@@ -320,7 +322,9 @@ class _Runs:
             )
             loss = float(self.run(trial))
             if k == 1 and not math.isfinite(loss):
-                raise ValueError(f"run: the loss at the batch in use ({self.batch_size}) is {loss} after a window.")
+                raise ValueError(
+                    f"run: the loss at the current batch size ({self.batch_size}) is {loss} after a window."
+                )
             self._keep(k, seed, loss)
             self.examples += self.window
             if self.on_window is not None:
@@ -347,7 +351,7 @@ class _Runs:
             return
         first, *rest = self.ledger.read_text(encoding="utf-8").splitlines() or [""]
         if first != json.dumps(self._settings()):
-            raise ValueError(f"{self.ledger} keeps the windows of another check ({first}): name another file.")
+            raise ValueError(f"{self.ledger} contains the windows of another call ({first}): choose another file.")
         for line in rest:
             try:
                 k, seed, loss = json.loads(line)
@@ -400,8 +404,6 @@ def _check(
     if windows < FIRST_LOOK:
         raise ValueError(f"windows must be at least {FIRST_LOOK}; got {windows}.")
     if rule is LearningRateRule.TUNED:
-        raise ValueError(
-            "rule: the branch check needs a rule that gives a learning rate: linear, square root or fixed."
-        )
+        raise ValueError("rule: branch needs a rule that determines the learning rate: linear, square root or fixed.")
     if not math.isfinite(start_loss):
         raise ValueError(f"start_loss must be finite; got {start_loss}.")

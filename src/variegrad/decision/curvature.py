@@ -174,7 +174,7 @@ class _Hessian:
 
 def _no_second_derivative(error: Exception) -> ValueError:
     return ValueError(
-        "step limits need second derivatives, and an operation of this model has none: "
+        "step limits need second derivatives, which an operation of this model does not have: "
         f"{str(error).splitlines()[0]} Use vg.estimate for the noise limit alone."
     )
 

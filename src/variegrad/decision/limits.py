@@ -126,19 +126,19 @@ class BatchChange:
 
 @dataclass(frozen=True, kw_only=True)
 class StepLimits:
-    """The three limits of the batch at the weights and the learning rate in use.
+    """The three limits of the batch size at the current weights and learning rate.
 
     Attributes:
         batch_size: B₀, examples of one update over all workers.
         learning_rate: η₀, of the mean gradient.
         momentum: β of heavy-ball momentum; η/(1−β) is the learning rate of the slow directions.
         preconditioned: whether norms are those of the optimizer's preconditioner.
-        examples: m, how many were measured.
-        confidence: of the intervals, each by itself.
+        examples: m, the number of measured examples.
+        confidence: of each interval, separately.
         batch_size_bound: B_D.
         curvature_bound: B_H = T/C.
         kappa: κ(B₀, η₀); negative if the loss curves downwards along the step.
-        stability: η₀·λ_max/2, or η₀·λ_max/(2(1+β)): below 1 on the stable side. λ_max is found from below.
+        stability: η₀·λ_max/2, or η₀·λ_max/(2(1+β)); below 1 if stable. λ_max is approached from below.
         sq_gradient: ‖G‖².
         gradient_curvature: C = GᵀHG.
         example_curvature: T = E g_iᵀHg_i.
@@ -162,11 +162,11 @@ class StepLimits:
 
     @property
     def slack(self) -> Estimate:
-        """U = 1/(2κ): how many times the best learning rate at B₀ exceeds the one in use; +inf without curvature."""
+        """U = 1/(2κ): the best learning rate at B₀ divided by the current one; +inf without curvature."""
         return Estimate(value=_slack(self.kappa.value), low=_slack(self.kappa.high), high=_slack(self.kappa.low))
 
     def kappa_at(self, batch_size: float, learning_rate: float) -> float:
-        """κ(B, η), the share of first-order progress that curvature and noise take away.
+        """κ(B, η), the share of first-order progress that is lost to curvature and noise.
 
         Args:
             batch_size: B ≥ 1, in examples.
@@ -184,14 +184,14 @@ class StepLimits:
         return kappa * factor * ((c + noise / batch_size) / now if now else 1.0)
 
     def relative_progress(self, batch_size: float, rule: LearningRateRule) -> float:
-        """Progress per example at batch B under a rule, relative to now; 0 beyond the stable step.
+        """Progress per example at batch size B under a rule, relative to the current one; 0 if the step is unstable.
 
         Args:
             batch_size: B ≥ 1, in examples.
             rule: how the learning rate follows.
 
         Returns:
-            The ratio. 1 means that no example is wasted by the change.
+            The ratio; 1 means that the change costs no progress per example.
 
         Raises:
             ValueError: if the batch size is below 1.
@@ -213,7 +213,7 @@ class StepLimits:
             rule: how the learning rate follows.
 
         Returns:
-            The ratio and its range, [0, ∞] if the step in use may make no progress at all.
+            The ratio and its range, [0, ∞] if the current step may make no progress at all.
         """
         value = self.relative_progress(batch_size, rule)
         ends = [
@@ -277,10 +277,11 @@ class StepLimits:
         """Progress per example against the batch size: at a tuned learning rate, and by the linear rule.
 
         Args:
-            tolerance: loss of progress that counts as none; a dashed line.
+            tolerance: the accepted loss of progress, drawn as a dashed line.
 
         Returns:
-            A matplotlib figure; the batch in use is marked, intervals are bands. A rule that is undecided has no line.
+            A matplotlib figure; the current batch size is marked, and intervals are bands. A rule that is undecided has
+            no line.
 
         Raises:
             ValueError: if the tolerance is out of range.
@@ -318,14 +319,14 @@ class StepLimits:
         return factor / k * (1 - self._kappa(batch_size, factor, kappa)) / (1 - kappa)
 
     def limit(self, rule: LearningRateRule, *, tolerance: float = TOLERANCE) -> BatchLimit:
-        """The largest batch that keeps 1 − tolerance of the current progress per example.
+        """The largest batch size that keeps 1 − tolerance of the current progress per example.
 
         Args:
             rule: how the learning rate follows the batch.
             tolerance: ε in (0, 1).
 
         Returns:
-            The batch, and what limits it.
+            The batch size, and the limit that applies.
 
         Raises:
             ValueError: if the tolerance is out of range.

@@ -34,15 +34,15 @@ def step_limits(
 ) -> StepLimits:
     """B_D, B_H, κ and the stability margin from one batch, at the model's weights.
 
-    Three quarters of the batch give gradients, one quarter gives curvature. They are disjoint, so that no estimate is
-    biased by its own noise. Intervals are Fieller's, from a jackknife over gradients and the spread over curvatures.
+    Three quarters of the batch give gradients, one quarter gives curvature. The two are disjoint, so that no estimate
+    is biased by its own noise. Intervals are Fieller's, from a jackknife over gradients and the spread over curvatures.
 
     Args:
         model: at the weights in question; its mode, buffers and `.grad` are left as they were.
         losses: `losses(model, batch) → (b,)`, one loss per example.
         batch: m ≥ 24 independent examples, tensors that share their first dimension; more give narrower intervals.
         learning_rate: η of the mean gradient, as passed to `torch.optim`.
-        batch_size: B₀ of one update over all workers; by default m.
+        batch_size: B₀, examples of one update over all workers; m by default.
         momentum: β of heavy-ball momentum.
         preconditioner: diagonal P per trained parameter, such as 1/(√v+ε) of Adam.
         confidence: of each interval.
@@ -51,10 +51,10 @@ def step_limits(
         The limits.
 
     Raises:
-        ValueError: if an argument is out of range, the batch is too small or cannot be cut, an operation has no second
-            derivative, or the gradients are zero.
+        ValueError: if an argument is out of range, the batch is too small or cannot be split, an operation has no
+            second derivative, or the gradients are zero.
 
-    Cost: about 5 plain steps on the batch, and memory for some 20 gradients.
+    Cost: about 5 plain steps on the batch, and memory for about 20 gradients.
 
     Source: docs, "Step-aware limits".
     """
@@ -73,15 +73,15 @@ def step_limits(
         )
     count = shared_length(batch)
     if count is None:
-        raise ValueError("batch: its tensors share no first dimension, so that it cannot be cut into parts.")
+        raise ValueError("batch: its tensors do not have a common first dimension, so it cannot be split.")
     if count < LEAST:
-        raise ValueError(f"batch must hold at least {LEAST} examples; got {count}.")
+        raise ValueError(f"batch must have at least {LEAST} examples; got {count}.")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()):
         raise ValueError(
             "step_limits needs per-example losses; call model.eval(), or use GroupNorm instead of BatchNorm."
         )
     if preconditioner is not None and [p.shape for p in preconditioner] != [p.shape for p in weights]:
-        raise ValueError("preconditioner must hold one tensor per trained parameter, of its shape.")
+        raise ValueError("preconditioner must contain one tensor per trained parameter, with the parameter's shape.")
     with left_as_found(model), torch.enable_grad():
         measured = curvature_of(
             model,
@@ -132,7 +132,7 @@ def _limits(
     means = _Means(measured)
     g, c, t, m = means.values
     if m == 0:
-        raise ValueError("all gradients of the batch are zero: there is no step to look at.")
+        raise ValueError("all gradients of the batch are zero: there is no step to analyse.")
     if not all(bool(part.isfinite().all()) for part in (measured.gram, measured.own, measured.top, measured.fresh)):
         raise ValueError("a loss or a gradient of the batch is not finite: check the weights and the inputs.")
     half = learning_rate / (1 - momentum) / 2

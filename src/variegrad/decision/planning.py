@@ -63,7 +63,7 @@ CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most this
 class PlanLimit(Enum):
     """What set the recommended batch."""
 
-    NOISE = "noise: more examples per step would be wasted"
+    NOISE = "noise: more examples per step would be redundant"
     TIME = "time: a larger batch takes longer per unit of progress"
     STABILITY = "stability: a larger step diverges"
     DATA = "the size of the data set"
@@ -116,15 +116,15 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is recommended, and everything it rests on.
+    """A recommended batch size and learning rate, with the measurements behind them.
 
     Attributes:
         problem: its name.
         constants: each a certificate or an estimate, by symbol.
         harmonic_mean: B̄ of B_D along the run.
         step_time: α and c′ of a step of α + c′B seconds, on one worker.
-        batch_size: B, the least of the limits.
-        limited_by: which one.
+        batch_size: B, the smallest of the limits.
+        limited_by: the name of the smallest limit.
         limits: all of them, in examples; without the time limit if c′ is not resolved.
         time_limit: √(α(B̄−1)/c′) over the interval of c′.
         efficiency: 1/(1 + (B−1)/B̄).
@@ -195,7 +195,7 @@ def plan(
         granularity: "example" or "worker": what one draw of the mechanism is for.
         optimizer: of the training: SGD, with its momentum, or one of Adam's family; or its class.
         seed: of the order of the data.
-        on_stage: called with a word on what comes next.
+        on_stage: called with a description of the next stage.
 
     Returns:
         The plan.
@@ -358,7 +358,7 @@ def make_plan(
     told = [point for point in points if not point.diversity.undefined]
     bounds = [max(1.0, point.diversity.batch_size_bound) for point in told]
     if not bounds:
-        raise ValueError(f"{problem.name}: all gradients are zero at every point; there is nothing to plan.")
+        raise ValueError(f"{problem.name}: all gradients are zero at every point, so there is nothing to plan.")
     gap = constants.initial_gap(points[0].loss)
     found: dict[str, Constant] = {
         "inf B_D": _estimate(min(bounds), f"smallest of {len(bounds)} exact measurements along a run; not a bound"),

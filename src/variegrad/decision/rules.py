@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class LearningRateRule(Enum):
-    """What happens to the learning rate η when the batch grows k-fold."""
+    """How the learning rate η follows the batch size when it grows by a factor of k."""
 
     TUNED = "tuned for each batch size"
     LINEAR = "linear (η grows with B)"
@@ -34,4 +34,4 @@ class LearningRateRule(Enum):
             return math.sqrt(k)
         if self is LearningRateRule.FIXED:
             return 1.0
-        raise ValueError("LearningRateRule.TUNED has no factor: the learning rate is searched for at each batch size.")
+        raise ValueError("LearningRateRule.TUNED has no factor: the learning rate is tuned for each batch size.")

@@ -204,7 +204,7 @@ def advise(
     rule: StepSizeRule | None = None,
     limits: Limited | None = None,
 ) -> Advice:
-    """How efficient a batch of B examples is, according to an estimate of B_D.
+    """The efficiency of a batch of B examples, according to an estimate of B_D.
 
     Args:
         estimate: of B_D, at the current weights.

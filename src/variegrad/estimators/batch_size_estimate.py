@@ -26,16 +26,16 @@ class BatchSizeEstimate:
     """B̂_D = 1/φ̂ with an interval, where φ̂ = ρ̂ for fresh data and 1/n + (1−1/n)ρ̂ for a population of n.
 
     Attributes:
-        batch_size_bound: B̂_D in examples, ≥ 1; +inf where φ̂ ≤ 0 (then also `unbounded_above`), NaN where `undefined`.
+        batch_size_bound: B̂_D in examples, ≥ 1; +inf if φ̂ ≤ 0 (then also `unbounded_above`), NaN if `undefined`.
         low: lower end of the two-sided interval, finite.
-        high: upper end of the two-sided interval; +inf where `unbounded_above`.
-        lower_confidence_bound: what a batch-size controller should use: finite, ≥ 1, and 1 where `cannot_tell`.
+        high: upper end of the two-sided interval; +inf if `unbounded_above`.
+        lower_confidence_bound: use this one to choose a batch size: finite, ≥ 1, and 1 if `cannot_tell`.
         coherence: ρ̂.
-        standard_error: of ρ̂; inf where there are too few gradients to know.
+        standard_error: of ρ̂; inf if there are too few gradients to estimate it.
         confidence: nominal level of the interval and of the bound.
-        count: m, how many gradients (examples, workers or steps) the estimate rests on.
+        count: m, the number of gradients (of examples, workers or steps) behind the estimate.
         population: n, the size of the data set they were drawn from without replacement; None for fresh data.
-        parts: the same for each part of the model, where asked for.
+        parts: the same for each part of the model, if asked for.
     """
 
     batch_size_bound: float
@@ -51,7 +51,7 @@ class BatchSizeEstimate:
 
     @property
     def undefined(self) -> bool:
-        """All gradients are zero: B_D is 0/0, and any batch size is harmless."""
+        """All gradients are zero: B_D is 0/0, and the batch size does not matter."""
         return math.isnan(self.batch_size_bound)
 
     @property
@@ -66,12 +66,12 @@ class BatchSizeEstimate:
 
     @property
     def conflicting(self) -> bool:
-        """B_D exceeds the population's size at the given confidence: its gradients oppose each other on average."""
+        """B_D exceeds the size of the population at the given confidence: gradients oppose each other on average."""
         return self.population is not None and self.population < self.low
 
     @property
     def exact(self) -> bool:
-        """The sample is the whole population: nothing is uncertain."""
+        """The sample is the whole population, so there is no sampling error."""
         return self.standard_error == 0 and self.count == self.population
 
     def advice(
@@ -101,7 +101,7 @@ class BatchSizeEstimate:
         return advise(self, batch_size, new_batch_size=new_batch_size, rule=rule, limits=limits)
 
     def to_dict(self) -> dict[str, Any]:
-        """The estimate as plain JSON: +inf is the string "inf", an undefined number null.
+        """The estimate as plain JSON: +inf is the string "inf", and an undefined number is null.
 
         Returns:
             Bound, interval, flags, and `parts` by name.
@@ -120,7 +120,7 @@ class BatchSizeEstimate:
         Returns:
             A matplotlib figure.
         """
-        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only where it is asked for
+        from variegrad.reports.single import efficiency_of  # noqa: PLC0415 - matplotlib only if it is asked for
 
         bound = math.nan if self.cannot_tell else self.batch_size_bound
         return efficiency_of(bound, self.low, self.high, title="Efficiency of a batch, estimated", digits=2)
@@ -141,14 +141,14 @@ class BatchSizeEstimate:
         return shown(self.in_words(), rows, self.plot())
 
     def in_words(self) -> str:
-        """One sentence that says what may be concluded, degenerate cases included."""
+        """The result in one sentence, degenerate cases included."""
         level = f"{self.confidence:.0%}"
         if self.undefined:
-            return f"undefined: all {self.count} gradients are zero, so any batch size is harmless here."
+            return f"undefined: all {self.count} gradients are zero, so the batch size does not matter here."
         if self.exact:
-            return f"B_D = {self.batch_size_bound:.4g} examples, exactly: the sample is the whole population."
+            return f"B_D = {self.batch_size_bound:.4g} examples, exact: the sample is the whole population."
         if self.cannot_tell and self.unbounded_above:
-            return f"cannot tell yet: {self.count} gradients neither bound B_D from below nor from above."
+            return f"cannot tell yet: {self.count} gradients bound B_D neither from below nor from above."
         if self.cannot_tell:
             return f"cannot tell yet: B_D is at most {self.high:.4g} examples ({level}), and may be as low as 1."
         if self.unbounded_above:
@@ -184,7 +184,7 @@ def estimate_from_coherence(
         confidence: nominal two-sided level, in (0, 1).
         sampled_fraction: the fraction of the population that was seen.
         minimum: rows below which no interval is given.
-        examples_per_row: b where each row is the mean of b examples; ρ = ρ_w/(ρ_w + b(1−ρ_w)).
+        examples_per_row: b if each row is the mean of b examples; ρ = ρ_w/(ρ_w + b(1−ρ_w)).
         limits: of the rows' ρ; by default `coherence_limits`.
 
     Returns:

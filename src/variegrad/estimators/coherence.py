@@ -20,7 +20,7 @@ from variegrad.shapes import Float
 SECOND_ORDER_WEIGHT = 2.0
 SKEWNESS_WEIGHT = 2.0
 
-# A nominal 99 % bound covers at least 94 % where the jackknife is at its worst, so it is the one labelled 95 %.
+# A nominal 99 % bound covers at least 94 % even if the jackknife is at its worst, so it is the one labelled 95 %.
 BOUND_STRICTNESS = 5.0
 
 
@@ -32,9 +32,9 @@ class Coherence(NamedTuple):
     """ρ̂ of a sample and its uncertainty: plain numbers, or tensors over many samples.
 
     Attributes:
-        value: ρ̂ ≤ 1; NaN where all gradients are zero.
+        value: ρ̂ ≤ 1; NaN if all gradients are zero.
         jackknife_variance: the delete-1 jackknife's variance of ρ̂.
-        second_order_variance: 2·tr(Σ²)/(m(m−1)M⁴), the variance of ρ̂ at ‖∇F‖ = 0; 0 where there was no Gram matrix.
+        second_order_variance: 2·tr(Σ²)/(m(m−1)M⁴), the variance of ρ̂ at ‖∇F‖ = 0; 0 if there was no Gram matrix.
         skewness: of the jackknife's pseudo-values; a heavy tail of ‖g_i‖² makes it negative.
         rows: m.
     """
@@ -75,7 +75,7 @@ def coherence_from_norms(
         sq_norms: a_i.
         products_with_sum: c_i, so that Σc_i = ‖Σg‖² = S.
         trace_of_squared_covariance: tr(Σ²), for the second-order variance; 0 leaves that out.
-        noise: relative noise variance of row i where rows are means of different numbers of examples (1/b_i);
+        noise: relative noise variance of row i if rows are means of different numbers of examples (1/b_i);
             each delete-1 value is then brought to the noise of the whole.
 
     Returns:
@@ -87,7 +87,7 @@ def coherence_from_norms(
     a, c = sq_norms.double(), products_with_sum.double()
     m = a.shape[-1]
     if m < 2:
-        raise ValueError(f"coherence needs at least 2 gradients: it is a mean over pairs; got {m}. Pass more examples.")
+        raise ValueError(f"coherence is a mean over pairs and needs at least 2 gradients; got {m}. Pass more examples.")
     total, sq_sum = a.sum(-1, keepdim=True), c.sum(-1, keepdim=True)
     product, norm = (sq_sum - total) / (m * (m - 1)), total / m
     value = (product / norm).squeeze(-1)
@@ -165,7 +165,7 @@ def coherence_limits(
     """Limits of ρ: ρ̂ ∓ t·√V with Student's t_{m−1}, cautious on both sides.
 
     ρ̂ is raised to its least possible value in the limits, never in the point estimate: negative values are noise.
-    The lower limit reaches further where pseudo-values are left-skewed, as the heavy tail of a mean demands:
+    The lower limit reaches further if pseudo-values are left-skewed, as the heavy tail of a mean demands:
     t + w·max(0, −skewness)·(1+2t²)/(6√m), the first Edgeworth term of a studentised mean, weighted by w.
 
     Args:
@@ -201,7 +201,7 @@ def t_quantiles(freedom: int, confidence: float) -> tuple[float, float]:
         Both quantiles.
     """
     safe = 1 - (1 - confidence) / BOUND_STRICTNESS
-    from scipy.special import stdtrit  # noqa: PLC0415 - only where an interval is made
+    from scipy.special import stdtrit  # noqa: PLC0415 - only if an interval is made
 
     return float(stdtrit(freedom, (1 + confidence) / 2)), float(stdtrit(freedom, safe))
 
@@ -218,13 +218,13 @@ def inverse_bound(coherence: Real, population: int | None) -> Real:
         population: n, or None for fresh data.
 
     Returns:
-        1/B_D; zero or less where B_D has no bound.
+        1/B_D; zero or less if B_D has no bound.
     """
     return coherence if population is None else 1 / population + (1 - 1 / population) * coherence
 
 
 def least_coherence(population: int | None) -> float:
-    """The smallest ρ that can be, where all gradients sum to zero.
+    """The smallest possible ρ, at which all gradients sum to zero.
 
     Args:
         population: n, or None for fresh data.

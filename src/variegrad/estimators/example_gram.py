@@ -36,7 +36,7 @@ class GradientsOf:
         count: b.
         device: of the losses.
         trained: the trained parameters.
-        capture: the factors; None where only the loop is right.
+        capture: the factors; None if only the loop is right.
         left: the parameters that only the loop serves.
         looped: name → (t, *shape) for the examples in order; each call goes through them again.
     """
@@ -57,7 +57,7 @@ def gradients_of(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[Gra
     with left_as_found(model), torch.enable_grad():
         per_example = evaluate(model, losses, batch)
         if not len(per_example):
-            raise ValueError("batch: it holds no examples. Pass 64 to 256 of them (at least 8, for an interval).")
+            raise ValueError("batch: it has no examples. Pass 64 to 256 of them (at least 8, for an interval).")
         capture = engine_of(model).kept(step := Step.of(model, losses, batch, per_example, trained))
         left = trained if capture is None else {name: trained[name] for name in capture.uncovered}
 

@@ -27,19 +27,19 @@ def estimate(
     per: Callable[[str], str] | None = None,
     confidence: float = 0.95,
 ) -> BatchSizeEstimate:
-    """Estimate B_D, beyond which larger batches stop paying, from the per-example gradients of one batch.
+    """Estimate B_D, beyond which larger batches hardly help, from the per-example gradients of one batch.
 
     Needs ‖∇f_i‖², ⟨∇f_i, Σ∇f⟩ and the second-order term of the interval, all from the b × b matrix of ⟨∇f_i, ∇f_j⟩.
-    The b gradients are never held: the matrix is formed from the factors that the backward pass leaves (inputs and
-    output gradients of each layer), or from slices of the gradients.
+    The b gradients are never stored: the matrix is computed from the factors that the backward pass provides (inputs
+    and output gradients of each layer), or from slices of the gradients.
 
     Time: one forward and one backward pass and, per layer with d weights and T positions, about 2b(T + b)d operations
     for slices, or 4b²T²(p + q) for a p × q weight with few positions, whichever is less: a few training steps. Memory
-    beyond a training step: inputs and output gradients of all layers at once, and about 100 MB. Layers that no rule
-    covers take one backward pass per example. Two kinds of parameters have exact norms and ⟨∇f_i, Σ∇f⟩ and a randomly
-    sketched second-order term, which makes the interval slightly wider on average and leaves the estimate as it is:
-    those of such layers whose gradients exceed 64 MB (which takes a second pass), and, with a preconditioner, linear
-    layers of more than 65,536 weights with one position per example.
+    beyond a training step: inputs and output gradients of all layers at once, and about 100 MB. Layers without a rule
+    take one backward pass per example. For two kinds of parameters, norms and ⟨∇f_i, Σ∇f⟩ are exact but the
+    second-order term is a random sketch, which makes the interval slightly wider on average and does not change the
+    estimate: layers without a rule whose gradients exceed 64 MB (these take a second pass), and, with a preconditioner,
+    linear layers of more than 65,536 weights with one position per example.
 
     Example:
         ```python
@@ -48,26 +48,26 @@ def estimate(
         ```
 
     Args:
-        model: at the weights in question; its weights, buffers and `.grad` are left as they were found.
+        model: at the weights in question; its weights, buffers and `.grad` do not change.
         losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
         batch: a random sample of distinct examples; 64 to 256 of them are usually enough (`examples_needed`).
         population: size of the data set the batch was drawn from; None for fresh or augmented data.
         preconditioner: for Adam and its relatives: the optimizer before its step, or parameter → lagged second moment
             v̂ (for complex parameters of the shape of `torch.view_as_real`, or one for both parts). The estimate is
-            then of B_D^P, the bound that preconditioned steps obey.
-        per: also estimate each part of the model; the part of a parameter by its name: `by_parameter`, `by_layer`,
-            `by_group(...)` or your own function.
+            then of B_D^P, the bound for preconditioned steps.
+        per: also estimate B_D for each part of the model: `by_parameter`, `by_layer`, `by_group(...)`, or your own
+            function from the name of a parameter to the name of its part.
         confidence: nominal level of the two-sided interval.
 
     Returns:
-        The estimate with its interval and, where asked for, its `parts`.
+        The estimate with its interval and, if asked for, its `parts`.
 
     Raises:
-        TypeError: if the losses are no floating-point tensor, or the optimizer keeps no second moment.
+        TypeError: if the losses are not a floating-point tensor, or the optimizer keeps no second moment.
         ValueError: if the losses are not one finite number per example with a graph, examples are coupled, the batch is
-            too small or larger than the population, or second moments do not fit.
+            too small or larger than the population, or second moments do not match.
 
-    Source: docs/understand/intervals.md for what the interval covers.
+    Source: docs/understand/intervals.md, for the coverage of the interval.
     """
     scales = None if preconditioner is None else lambda parameters: root_preconditioner(preconditioner, parameters)
     grams = gram_by_part(model, losses, batch, per or _whole, scales)

@@ -84,7 +84,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, _Secon
                 raise TypeError(
                     "preconditioner must be an optimizer that keeps a second moment of the gradient (Adam, AdamW, "
                     "NAdam, RAdam, RMSprop, Adagrad, Adamax), or a mapping from parameter to second moment; "
-                    f"{type(optimizer).__name__} keeps none. Leave it out for plain SGD."
+                    f"{type(optimizer).__name__} has none. Leave it out for plain SGD."
                 )
             moments[parameter] = _SecondMoment(squares, group["eps"])
     return moments

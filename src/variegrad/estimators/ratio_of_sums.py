@@ -1,7 +1,7 @@
 """A ratio of sums over blocks, ρ̂ = ΣÛ/ΣM̂², and its limits: delete-block jackknife, Student's t, first Edgeworth terms.
 
 Blocks of unequal size enter by the delete-m_j jackknife: with h_j = N/N_j, pseudo-values τ_j = h_jρ̂ − (h_j−1)ρ̂₍₋ⱼ₎,
-their mean τ̄ = Στ_j/h_j and z_j = (τ_j − τ̄)/√(h_j−1), V = (1/K)Σz_j² is the usual jackknife where the blocks are equal.
+their mean τ̄ = Στ_j/h_j and z_j = (τ_j − τ̄)/√(h_j−1), V = (1/K)Σz_j² is the usual jackknife if the blocks are equal.
 
 T = (ρ̂ − ρ)/√V is not Student's t exactly. Û is nearly a squared length and right-skewed: when it is low, so is V.
 And √V is measured at ρ̂, in units of a random M̂²: T ≈ T₀ + κT₀², T₀ that of the linear ΣÛ − ρΣM̂². To first order
@@ -30,7 +30,7 @@ class RatioOfSums(NamedTuple):
 
     Attributes:
         coherence: ρ̂, V and γ.
-        curvature: κ, negative where a low M̂² makes ρ̂ high, and V with it.
+        curvature: κ, negative if a low M̂² makes ρ̂ high, and V with it.
     """
 
     coherence: Coherence
@@ -46,7 +46,7 @@ def ratio_of_sums(blocks: Sequence[Block]) -> RatioOfSums:
         blocks: K of them.
 
     Returns:
-        The ratio; its variance is infinite where no block can be left out, and ρ̂ NaN where ΣM̂² = 0.
+        The ratio; its variance is infinite if no block can be left out, and ρ̂ NaN if ΣM̂² = 0.
     """
     count = len(blocks)
     size, product, norm = (sum(column) for column in zip(*blocks, strict=True))

@@ -17,7 +17,7 @@ def estimate_from_gram(
 
     Args:
         gram: K, m×m.
-        population: n where the m examples are distinct members of a data set of n; None for fresh data, and for
+        population: n if the m examples are distinct members of a data set of n; None for fresh data, and for
             sampling with replacement.
         confidence: nominal level of the two-sided interval. For K estimates that must all hold at once, ask for
             1 − (1−confidence)/K.
@@ -44,9 +44,9 @@ def estimate_from_norms(
     population: int | None = None,
     confidence: float = 0.95,
 ) -> BatchSizeEstimate:
-    """B̂_D from a_i = ‖g_i‖² and c_i = ⟨g_i, Σg⟩ alone, where there is no Gram matrix.
+    """B̂_D from a_i = ‖g_i‖² and c_i = ⟨g_i, Σg⟩ alone, if there is no Gram matrix.
 
-    The interval is the jackknife's without the second-order variance: too narrow where gradients live in a few
+    The interval is the jackknife's without the second-order variance: too narrow if gradients vary in only a few
     dimensions and m is near B_D (docs/understand/intervals.md). c_i costs one forward-mode derivative of the losses
     along Σg.
 

@@ -18,11 +18,11 @@ from variegrad.shapes import Float
 
 @dataclass(frozen=True, kw_only=True)
 class GradientShape:
-    """The three numbers besides B_D that say how hard it is to estimate.
+    """Three numbers that, with B_D, determine how hard B_D is to estimate.
 
     Attributes:
         norm_cv2: cv² = Var‖g‖²/M⁴, of the squared norms.
-        alignment: κ ∈ [0, 1], how much of the noise points along the gradient.
+        alignment: κ ∈ [0, 1], the share of the noise along the gradient.
         effective_dimension: d_eff = (trΣ)²/tr(Σ²) ≥ 1.
     """
 
@@ -38,7 +38,7 @@ def gradient_shape(gram: Float[Tensor, "m m"]) -> GradientShape:
         gram: K_ij = ⟨g_i, g_j⟩ of m ≥ 4 examples.
 
     Returns:
-        The shape; κ = 1, its worst case, where the sample does not show a gradient direction.
+        The shape; κ = 1, its worst case, if the sample does not show a gradient direction.
 
     Raises:
         ValueError: for fewer than four examples, or gradients that are all equal.
@@ -63,13 +63,13 @@ def gradient_shape(gram: Float[Tensor, "m m"]) -> GradientShape:
 
 
 def examples_needed(relative_error: float, batch_size_bound: float, shape: GradientShape) -> int:
-    """m(ε): examples after which 1/B̂_D has a relative standard error of about ε.
+    """m(ε): the number of examples at which 1/B̂_D has a relative standard error of about ε.
 
     The root of ε² = α/m + β/m², which lies between the larger and the sum of the two terms' own sizes α/ε² and √β/ε.
 
     Args:
-        relative_error: ε > 0, 0.2 for ±20 %.
-        batch_size_bound: a guess of B_D ≥ 1, in examples.
+        relative_error: ε > 0, such as 0.2 for ±20 %.
+        batch_size_bound: a guess for B_D ≥ 1, in examples.
         shape: cv², κ and d_eff.
 
     Returns:
@@ -89,12 +89,12 @@ def examples_needed(relative_error: float, batch_size_bound: float, shape: Gradi
 
 
 def norms_needed(relative_error: float, norm_cv2: float, examples: int) -> int:
-    """How many of a batch's examples to look at: m of b, so that mean‖g‖² of the m is within ε of that of all b.
+    """How many examples of a batch to measure: m of b, so that mean‖g‖² of the m is within ε of that of all b.
 
     The relative variance of the mean of m of b is cv²(1/m − 1/b), drawn without replacement: m = cv²/(ε² + cv²/b).
 
     Args:
-        relative_error: ε > 0, the standard error that is allowed, 0.1 for ±10 %.
+        relative_error: ε > 0, the allowed standard error, such as 0.1 for ±10 %.
         norm_cv2: cv² = Var‖g‖²/M⁴, as measured (`gradient_shape`).
         examples: b ≥ 1, examples in the batch.
 

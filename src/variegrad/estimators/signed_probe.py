@@ -2,11 +2,11 @@
 
 Draw ε ∈ {±1}^b with exactly b/2 of each sign and take S = ‖Σ_i ε_i ∇f_i‖². Since E ε_iε_j = −1/(b−1) for i ≠ j,
 E S = (b·Σ‖∇f_i‖² − ‖Σ∇f_i‖²)/(b−1), so ((b−1)·S + ‖Σ∇f_i‖²)/b is unbiased for Σ‖∇f_i‖². Balance takes the mean
-gradient out of S, which is what makes one probe useful where independent signs are not. For odd b one random example
+gradient out of S, which is what makes one probe useful when independent signs are not. For odd b one random example
 is left out of a probe, and is accounted for.
 
-Probes of one batch say what Σ‖∇f_i‖² of *this batch* is. How B_D varies with the examples that were drawn shows between
-random groups of the losses: their K mean gradients, one backward pass each, are treated as those of K workers.
+Probes of one batch estimate Σ‖∇f_i‖² of *this batch*. How B_D varies with the drawn examples is estimated from random
+groups of the losses: their K mean gradients, one backward pass each, are treated like those of K workers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SignProbe:
     bound: BatchSizeEstimate | None = None
 
     def in_words(self) -> str:
-        """One sentence on B_D, if the batch is large enough for one."""
+        """B_D in one sentence, if the batch is large enough."""
         if self.bound is None:
             return f"no B_D: {self.count} examples are too few for groups of them. Pass at least 8."
         return f"{self.bound.in_words()} (from {self.bound.count} groups of losses within one batch)"
@@ -81,23 +81,23 @@ def sign_probe(
     step: int = 0,
     confidence: float = 0.95,
 ) -> SignProbe:
-    """Estimate Σ‖∇f_i‖² by balanced random signs, and B_D by random groups of losses, of models with BatchNorm too.
+    """Estimate Σ‖∇f_i‖² by balanced random signs and B_D by random groups of losses; works with BatchNorm.
 
     With batch statistics (BatchNorm in training mode) ∇f_i is the gradient of loss i within this batch, through the
-    statistics of all its examples: B_D is then that of batches of this size. For such a batch the losses are not
-    independent draws; the interval treats them as such.
-    With few examples or few probes the estimate of Σ‖∇f_i‖² takes few values, and its interval covers less than its
-    nominal level. Cost: probes + groups backward passes over one graph. Memory: two gradients, and 32 kB per group.
+    statistics of all its examples: B_D is then that of batches of this size. The losses of such a batch are not
+    independent, although the interval treats them as if they were. With few examples or few probes, the estimate of
+    Σ‖∇f_i‖² takes few values, and its interval covers less than its nominal level. Cost: probes + groups backward
+    passes over one graph. Memory: two gradients, and 32 kB per group.
 
     Args:
-        model: the model, in the mode it is to be measured in.
+        model: the model, in the mode in which to measure it.
         losses: `losses(model, batch) → (b,)`, b ≥ 2.
         batch: any nesting of tensors whose first dimension is the example.
         probes: backward passes for Σ‖∇f_i‖², ≥ 2 for an interval.
-        groups: K, backward passes for B_D, ≥ 4; at most half of the examples are taken. 0 for no B_D.
+        groups: K, backward passes for B_D, ≥ 4, but at most half the number of examples. 0 for no B_D.
         population: size of the data set that the batch was drawn from; None for fresh or augmented data.
         seed: of the signs.
-        step: a further key of the signs, such as the step of training.
+        step: a second key for the signs, such as the training step.
         confidence: nominal level of both intervals.
 
     Returns:
@@ -138,7 +138,7 @@ def sign_probe(
             values.append(((m - 1) * _sq_norm(probed) + _sq_norm(part)) / m * count / m)
     sample = torch.tensor(values, dtype=torch.float64)
     mean = float(sample.mean())
-    from scipy.stats import t as student  # noqa: PLC0415 - only where an interval is made
+    from scipy.stats import t as student  # noqa: PLC0415 - only if an interval is made
 
     half = float(student.ppf(0.5 + confidence / 2, probes - 1)) * float(sample.std()) / probes**0.5
     return SignProbe(

@@ -2,7 +2,7 @@
 
 ρ_w = Û_w/S_small of the worker means, with Û_w = mean_{j≠k}⟨ḡ_j, ḡ_k⟩ and S_small = mean‖ḡ_j‖², and
 B = 1 + b(1/ρ_w − 1) with b the harmonic mean of the b_j (then trΣ = (Σ‖ḡ_j‖² − PÛ_w)/Σ(1/b_j)). B is monotone in ρ_w,
-so an interval of the one is an interval of the other. Where single examples' norms can be had, they tell more.
+so an interval of the one is an interval of the other. Per-example norms, if available, are more informative.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def estimate_from_workers(
 
     Args:
         gram: ⟨ḡ_j, ḡ_k⟩ of the mean gradients.
-        sizes: b_j, examples behind each mean; a single number where all are equal.
-        population: n where all examples of the step are distinct members of a data set of n; None for fresh data.
+        sizes: b_j, examples behind each mean; a single number if all are equal.
+        population: n if all examples of the step are distinct members of a data set of n; None for fresh data.
         confidence: nominal level of the two-sided interval.
 
     Returns:

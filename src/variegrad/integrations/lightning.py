@@ -47,8 +47,8 @@ class BatchSizeMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization or trainer.strategy.handles_gradient_accumulation:
             raise ValueError(
-                "BatchSizeMonitor: which loss belongs to which step is not known under manual optimisation or "
-                "DeepSpeed. Watch in training_step instead, with variegrad.Monitor: monitor.watch(loss, output=logits)."
+                "BatchSizeMonitor: with manual optimization or DeepSpeed, it is not known which loss belongs to which "
+                "step. Use variegrad.Monitor in training_step instead: monitor.watch(loss, output=logits)."
             )
         self._accumulate = trainer.accumulate_grad_batches
         optimizer = trainer.optimizers[0] if self._in_norm else None
@@ -64,7 +64,7 @@ class BatchSizeMonitor(Callback):
         if trainer.accumulate_grad_batches != self._accumulate:
             raise ValueError(
                 f"BatchSizeMonitor: accumulate_grad_batches went from {self._accumulate} to "
-                f"{trainer.accumulate_grad_batches} during the training, which is not supported. Keep it fixed."
+                f"{trainer.accumulate_grad_batches} during training, which is not supported. Keep it fixed."
             )
         # At the end of an epoch the trainer steps with what it has: micro-batches of no whole step are not watched.
         self._whole = batch_idx - batch_idx % self._accumulate + self._accumulate <= trainer.num_training_batches

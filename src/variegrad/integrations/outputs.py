@@ -32,7 +32,7 @@ class StepOutputs:
         name: the one submodule to listen to instead.
 
     Raises:
-        ValueError: if there is no submodule of that name.
+        ValueError: if there is not a submodule of that name.
     """
 
     def __init__(self, module: nn.Module, name: str | None = None) -> None:
@@ -40,7 +40,7 @@ class StepOutputs:
             parts = [module, *_trained(module)] if name is None else [module.get_submodule(name)]
         except AttributeError:
             raise ValueError(
-                f"output_of={name!r} is no submodule of {type(module).__name__}; "
+                f"output_of={name!r} is not a submodule of {type(module).__name__}; "
                 f"its children are {', '.join(repr(child) for child, _ in module.named_children())}."
             ) from None
         self._seen: list[Tensor] = []
@@ -72,9 +72,9 @@ class StepOutputs:
     def _cannot_read(monitor: Monitor, why: str) -> None:
         if monitor.history.leave_out(1, why.rstrip(".")):
             warnings.warn(
-                f"BatchSizeMonitor cannot read this loss: {why} Or accumulate gradients over several micro-batches, or "
-                "train on several processes: the gradients of these are then compared. Otherwise watch one loss per "
-                "example yourself, with variegrad.Monitor. Training continues.",
+                f"BatchSizeMonitor cannot read this loss: {why} Or accumulate gradients over several micro-batches, "
+                "or train on several processes, whose gradients are then compared. Otherwise use variegrad.Monitor "
+                "with one loss per example. Training continues.",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -35,7 +35,7 @@ class ReadingWriter:
         self._unread, self._prefix = Unread(monitor), prefix
 
     def write(self) -> None:
-        """Writes the latest reading where it is new.
+        """Writes the latest reading if it is new.
 
         Infinite numbers are left out: a curve cannot show them, and `cannot_tell` says why.
         """

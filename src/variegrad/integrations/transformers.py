@@ -47,8 +47,8 @@ class BatchSizeMonitor(TrainerCallback):
     def __init__(self, trainer: Trainer, *, in_optimizer_norm: bool = False, **settings: Any) -> None:
         if trainer.is_deepspeed_enabled or trainer.args.n_gpu > 1:
             raise ValueError(
-                "BatchSizeMonitor: gradients cannot be read under DeepSpeed, nor under DataParallel (several GPUs in "
-                "one process). Launch one process a GPU with torchrun."
+                "BatchSizeMonitor: gradients cannot be read under DeepSpeed or DataParallel (several GPUs in one "
+                "process). Launch one process per GPU with torchrun."
             )
         self._trainer, self._settings, self._in_norm = trainer, settings, in_optimizer_norm
         self._unread: Unread | None = None

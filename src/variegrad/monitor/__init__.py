@@ -1,4 +1,4 @@
-"""B_D inside anybody's training loop: readings with an interval, and their history."""
+"""B_D during training: readings with an interval, and their history."""
 
 from variegrad.monitor.history import History
 from variegrad.monitor.monitor import Monitor

@@ -94,7 +94,7 @@ class Dependence:
         steep = peak - beside > max(beside / 3, CERTAIN * error)
         if peak > max(CORRELATED, 1.5 * CERTAIN * error) and steep and -min(mean) < 1 / length + 3 * error:
             return (
-                f"losses of examples that lie {place + 1} places apart in a batch are correlated "
+                f"losses of examples {place + 1} positions apart in a batch are correlated "
                 f"({peak:.2f} over {count} steps): {ADVICE}"
             )
         return ""
@@ -114,5 +114,6 @@ class Dependence:
             return ""
         times = f"{ratio:.2g} times as much as" if ratio < 100 else "while they do not agree with"
         return (
-            f"gradients of one batch agree with each other {times} those of neighbouring steps: {ADVICE}, and shuffle"
+            f"the gradients of one batch agree with each other {times} those of neighbouring steps: {ADVICE}, and "
+            "shuffle"
         )

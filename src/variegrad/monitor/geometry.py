@@ -82,8 +82,8 @@ def norm_of(optimizer: Optimizer | None, model: nn.Module, parameters: Mapping[s
         return Preconditioned(inside, model)
     if not {base.__name__.lower() for base in type(inside).__mro__} & EUCLIDEAN_METHODS:
         raise TypeError(
-            f"optimizer: the norm in which {type(inside).__name__} descends is not known; those of SGD, Adam and its "
-            "relatives, of sign methods and of Muon are. Leave optimizer= out for the Euclidean bound."
+            f"optimizer: the norm in which {type(inside).__name__} descends is not known, unlike those of SGD, "
+            "Adam and its relatives, sign methods and Muon. Leave out optimizer= to get the Euclidean bound."
         )
     return Euclidean()
 

@@ -101,8 +101,8 @@ class History(Sequence[Reading]):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"log: {self.path} cannot be written: {problem}. Training goes on and readings are kept in memory; "
-                    "those that come while it lasts will be missing from the file.",
+                    f"log: {self.path} cannot be written: {problem}. Training continues, and readings are kept in "
+                    "memory; readings made in the meantime will be missing from the file.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -137,7 +137,7 @@ class History(Sequence[Reading]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a checkpoint: with the file's readings up to it, or with the latest one where there is no file.
+        """Resume from a checkpoint: with the file's readings up to it, or with the latest one if there is no file.
 
         Args:
             state: of `state_dict`.
@@ -202,7 +202,7 @@ class _OpenLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - only where a log is written
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - only if a log is written
 
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
         try:
@@ -210,7 +210,7 @@ class _OpenLog:
         except Timeout:
             raise ValueError(
                 f"log: {path} is being written by another process, or by another Monitor of this one. "
-                "Give each run a file of its own, or close() the other."
+                "Give each run its own file, or close() the other Monitor."
             ) from None
         self._path = path
         self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
@@ -235,7 +235,7 @@ class _OpenLog:
         before = os.fstat(self._number).st_size
         try:
             if os.write(self._number, text) != len(text):
-                raise OSError("no space is left for a whole line")
+                raise OSError("no space left for a complete line")
         except OSError:
             os.ftruncate(self._number, before)
             raise

@@ -69,8 +69,8 @@ class Listener:
             return None
         if found.graph.hides_parameters:
             raise ValueError(
-                "a re-entrant activation checkpoint hides parameters from the graph, so that nothing can be read "
-                "from it. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+                "a re-entrant activation checkpoint hides parameters from the graph, so that B_D cannot be estimated. "
+                "Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         plan = Plan(
             parameters=self.parameters, norm=self.norm, parts=self.parts, reached=self._reached.get(structure),
@@ -114,7 +114,7 @@ class Listener:
             raise ValueError(
                 f"rows of output depend on each other through the model (at {self._mixed[structure]}): they are not "
                 "examples. If its first dimension is the sequence, pass output.transpose(0, 1), the batch first. If "
-                "examples of a batch do influence each other, there is no gradient of one."
+                "the examples of a batch do influence each other, per-example gradients are undefined."
             )
 
     def learn(self, one: BackwardPass, errors: Sequence[float]) -> str | None:

@@ -41,7 +41,7 @@ class Log:
     """The last run of a log.
 
     Attributes:
-        readings: its readings, older ones thinned where there are very many.
+        readings: its readings, older ones thinned if there are very many.
         count: how many there are, those left out included.
         runs: how many runs the file holds.
         half_written: the file ends in a line that was not written to its end.
@@ -102,7 +102,7 @@ def lines_of(path: Path) -> Iterator[Line]:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
                 raise ValueError(
                     f"log: {path}, line {number} is damaged: {_short(problem)} "
-                    "Nothing was changed; take the line out to go on."
+                    "Nothing was changed; remove the line to continue."
                 ) from problem
             start += len(line)
 
@@ -124,13 +124,13 @@ def check_is_log(path: Path) -> None:
     if isinstance(found, str) and found.startswith("variegrad.monitor/"):
         raise ValueError(
             f"log: {path} has the schema {found!r}; this version of variegrad knows {SCHEMA!r}. "
-            "Use the version that wrote it, or begin another file."
+            "Use the version that wrote it, or start a new file."
         )
     raise ValueError(f"log: {path} is not a log of Monitor: its first line must begin with {_BEGINNING.decode()}.")
 
 
 def repair(path: Path) -> int:
-    """Take a half-written last line off; where only its end of line is missing, add that instead."""
+    """Remove a half-written last line; if only its end of line is missing, add that instead."""
     size, whole = path.stat().st_size, _whole_part(path)
     with path.open("r+b") as file:
         file.seek(max(0, whole - 1))

@@ -120,7 +120,7 @@ class Loop:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.exchange is None and distributed and torch.distributed.get_world_size() > 1:
             raise ValueError(
-                "several workers train this model, and the monitor sees only one of them. Call "
+                "several workers train this model, but the Monitor sees only one of them. Call "
                 "monitor.attach(ddp) with the DistributedDataParallel (or the model after fully_shard) once, on every "
                 "worker, before training."
             )

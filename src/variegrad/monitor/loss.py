@@ -62,7 +62,8 @@ def groups_of(groups: object, examples: int) -> Groups | None:
             return None
         if examples % groups:
             raise ValueError(
-                f"groups={groups}: a batch must hold whole groups of {groups} consecutive examples; got {examples} "
+                f"groups={groups}: a batch must consist of whole groups of {groups} consecutive examples; got "
+                f"{examples} "
                 "examples. Pass the group of each example instead: watch(..., groups=ids)."
             )
         return Groups(each=groups)
@@ -176,9 +177,9 @@ def check_losses(loss: object) -> Float[Tensor, " b"]:
         raise ValueError(
             f"watch(losses) needs one loss per example, a tensor of shape (b,); got shape {tuple(losses.shape)}. "
             + (
-                "Where there is only the scalar, name the model's output too: watch(loss, output=logits)."
+                "If you only have the scalar, also pass the model's output: watch(loss, output=logits)."
                 if losses.numel() == 1
-                else "Sum or average over every dimension but the first."
+                else "Sum or average over every dimension except the first."
             )
         )
     return losses
@@ -208,13 +209,13 @@ def _check_output(output: object) -> Tensor:
         found = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(
             f"output must be the floating-point tensor that the loss was computed from, or a tuple of them; got "
-            f"{found}. Of a model output with fields pass the field, such as output.logits."
+            f"{found}. If a model output has fields, pass the field, such as output.logits."
         )
     if output.dim() == 0 or output.grad_fn is None:
         raise ValueError(
             "output must have the examples in its first dimension, and a graph; "
             f"got shape {tuple(output.shape)}{'' if output.grad_fn is not None else ' without a graph'}. "
-            "Pass the very tensor that the loss was computed from, not a copy."
+            "Pass the same tensor from which the loss was computed, not a copy."
         )
     return output
 
@@ -245,6 +246,6 @@ def _copies(root: Node) -> dict[str, nn.Parameter]:
 def _check_reaches(graph: Graph, examples: int, parameters: Mapping[str, nn.Parameter]) -> None:
     if parameters and examples and not graph.leaves and not graph.hides_parameters:
         raise ValueError(
-            "what is watched does not depend on any trained parameter of the monitor's model. Is it the model that "
-            "the Monitor was made with, and does it require gradients?"
+            "the watched loss does not depend on any trained parameter of the Monitor's model. Is this the model that "
+            "was passed to the Monitor, and do its parameters require gradients?"
         )

@@ -1,10 +1,11 @@
-"""`Monitor`: B_D inside anybody's training loop, from the loop's own backward passes, by one line between the two.
+"""`Monitor`: B_D during training, from the loop's own backward passes.
 
 On one step in sixteen (more often at first) a random subset of the batch's examples gives M̂² and the gradients that
-arrive give ‖Σg‖²; if examples cannot be separated, micro-batches or workers do, and at last a sign probe. The pairs
+arrive give ‖Σg‖²; if examples cannot be separated, micro-batches or workers do, and finally a sign probe. The pairs
 (Û, M̂²) are pooled over a window of such steps as a ratio of sums, with a jackknife interval.
 
-A monitor is a guest: after its first step it raises nothing, and every worker does the same whatever one of them lacks.
+A Monitor must never harm the training: after its first step it raises no errors, and all workers make the same calls
+whatever one of them lacks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Hook = Callable[[Any, Any], Any]
 
 
 class Monitor:
-    """Reads the batch-size bound B_D from a training loop while it runs.
+    """Estimates the batch-size bound B_D during training, from your own backward passes.
 
     Example:
         ```python
@@ -63,23 +64,22 @@ class Monitor:
         ```
 
     Args:
-        model: the model that is trained; a DistributedDataParallel or a fully sharded model is attached to, as by
-            `attach`.
+        model: the model that is trained; for a DistributedDataParallel or a fully sharded model, `attach` is called.
         every: k: one optimizer step in k is measured.
         population: size n of the data set (in groups, if there are groups) if a step's examples are distinct members of
             it; None for fresh or augmented data.
-        examples: how many examples of each micro-batch to look at, drawn at random; None for 16 of a step, no more than
-            half of it, and more if their norms differ much (`estimators.norms_needed`).
+        examples: how many randomly drawn examples of each micro-batch to measure; None for 16 per step, at most half of
+            it, or more if their norms differ a lot (`estimators.norms_needed`).
         warm_up: during this many first steps, steps are measured eight times as often.
-        window: how many of the latest readings are pooled, at least 8, which is the default: while training moves, a
-            longer window gives an interval of an average over the past.
+        window: the number of latest measured steps that are pooled, at least 8 (the default); with a longer window, the
+            interval is for an average over the past rather than for the current weights.
         accumulate: micro-batches of one optimizer step; `watch` is called for each.
         groups: k, if k consecutive examples of a batch belong together (copies of an image, completions of a prompt,
-            chunks of a document) and groups are what is drawn independently; B_D is then in groups.
-        unit: what to call the unit that is counted; by default "examples", or "groups".
-        optimizer: measure in the norm in which it descends: of Adam and its relatives the preconditioned one, from
-            micro-batches, workers or a sign probe; of sign methods and Muon the dual norm, as a bracket from 8 folds
-            of a step (8 further backward passes on a watched one); of SGD the Euclidean one, as without it.
+            chunks of a document) and only groups are drawn independently; B_D is then in groups.
+        unit: the name of the unit that is counted; "examples" or "groups" by default.
+        optimizer: measure in the norm in which it descends: the preconditioned norm for Adam and its relatives, from
+            micro-batches, workers or a sign probe; the dual norm for sign methods and Muon, as a bracket from 8 folds
+            of a step (8 more backward passes per measured step); the Euclidean norm for SGD, as without this argument.
         per: parameter name → part of the model, such as `vg.estimators.by_layer`: `Reading.parts` then has the bound
             of each part, from the same pass.
         on_reading: called with each reading, after the backward pass of its step.
@@ -87,8 +87,8 @@ class Monitor:
         confidence: nominal level of the interval.
 
     Raises:
-        TypeError: if the model is no module, or the optimizer's norm is not known.
-        ValueError: if a number is out of its range, or the model has nothing to train.
+        TypeError: if the model is not a module, or the optimizer's norm is not known.
+        ValueError: if a number is out of range, or the model has no trainable parameters.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Monitor:
         self._folds = None
         if duals:
             if groups is not None or per is not None:
-                raise ValueError("optimizer: in the norm of a sign method or Muon there are no groups= and no per=.")
+                raise ValueError("optimizer: groups= and per= are not supported for sign methods and Muon.")
             self._folds = Folds(self._model, duals, parameters, accumulate, self._pool.window.size)
         if isinstance(model, DistributedDataParallel) or _is_sharded(model):
             self.attach(model)
@@ -143,7 +143,7 @@ class Monitor:
 
     @property
     def due(self) -> bool:
-        """Whether the next call of `watch` looks; what is only needed then need not be made at other steps."""
+        """Whether the next call of `watch` measures; other steps can skip preparing its arguments."""
         return self._loop.due
 
     def watch(
@@ -153,21 +153,21 @@ class Monitor:
         output: Tensor | Sequence[Tensor] | None = None,
         groups: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Tells the monitor of a step's losses, between forward and backward; most calls only count.
+        """Passes a step's losses to the Monitor, between forward and backward; most calls only count.
 
         Args:
             loss: one loss per example, shape (b,), which the loop then averages or sums; or, with `output`, the scalar.
-            output: if there is only a scalar loss: what it was computed from, first dimension the examples; several
-                outputs, such as policy and value or the heads of a detector, as a tuple.
+            output: with a scalar loss, the model output it was computed from, whose first dimension is the examples;
+                several outputs, such as policy and value or the heads of a detector, as a tuple.
             groups: the group that each example belongs to, shape (b,), if groups are uneven or not consecutive.
 
         Returns:
             Nothing; see `latest` after the backward pass.
 
         Raises:
-            TypeError: in the first call that is looked at, if an argument is no floating-point tensor.
-            ValueError: in the first call that is looked at, if shapes do not fit, there is no graph, or examples cannot
-                be separated. Later calls warn once per kind of problem, and training goes on.
+            TypeError: in the first measured call, if an argument is not a floating-point tensor.
+            ValueError: in the first measured call, if shapes do not match, there is no graph, or examples cannot be
+                separated. Later calls only warn, once per kind of problem.
         """
         loop = self._loop
         loop.calls += 1
@@ -184,33 +184,33 @@ class Monitor:
             loop.drop()
 
     def attach(self, model: nn.Module, *, inner: Hook | None = None, state: object = None) -> None:
-        """Makes readings those of all workers, equal on each; to be called on every worker.
+        """Makes readings cover all workers, equal on each of them. Call it on every worker.
 
-        On watched steps the workers add up 144 bytes in one more all-reduce, decided by a count of reductions
-        that is equal on all of them.
+        Measured steps need one more all-reduce, of 144 bytes. A count of reductions, equal on all workers, decides
+        which steps these are.
 
         Args:
             model: the DistributedDataParallel around the monitor's model, without a communication hook of its own; or
                 the monitor's model itself after `fully_shard`.
-            inner: the hook to compose with, such as torch's fp16_compress_hook, or `mechanism_hook`; None for the plain
-                mean. For one that is not known to average, a watched step averages the plain gradients once more.
+            inner: the hook to compose with, such as torch's fp16_compress_hook or a `MechanismHook`; None for the plain
+                mean. If it is not known to average, the plain gradients are averaged as well on measured steps.
             state: of the inner hook.
 
         Returns:
             Nothing.
 
         Raises:
-            ValueError: if the wrapper has a hook already or wraps another model; if a sharded model cannot be
-                listened to; if parts, or another norm than the Euclidean, are to be read beside such a hook.
+            ValueError: if the wrapper already has a hook or wraps another model; if a sharded model is not supported;
+                if parts or another norm than the Euclidean one are requested together with such a hook.
         """
         if self._folds is not None:
             raise ValueError(
-                "attach: the bound of a sign method or Muon is not read of several workers. Leave optimizer= out for "
-                "the Euclidean bound, or bound it from one batch: variegrad.estimate(model, losses, batch, "
+                "attach: for sign methods and Muon, several workers are not supported. Leave out optimizer= to get "
+                "the Euclidean bound, or estimate the bound from one batch: variegrad.estimate(model, losses, batch, "
                 "geometry=Sign()) or Spectral()."
             )
         if unwrap(model) is not self._model:
-            raise ValueError("attach: the model must be the one that the Monitor was made with, or wrap it.")
+            raise ValueError("attach: the model must be the one that was passed to the Monitor, or wrap it.")
         if isinstance(model, DistributedDataParallel):
             from variegrad.monitor.exchange import ddp  # noqa: PLC0415 - torch may be built without it
 
@@ -225,12 +225,12 @@ class Monitor:
             )
         if not self._listener.norm.exact_for_examples or self._per is not None:
             raise ValueError(
-                "attach: of fully sharded models only the Euclidean bound of the whole is read. Leave optimizer= and "
-                "per= out."
+                "attach: for fully sharded models, only the Euclidean bound of the whole model is supported. Leave "
+                "out optimizer= and per=."
             )
         if inner is not None:
             raise ValueError(
-                "attach: fully sharded models have no communication hook to compose with. Leave inner out."
+                "attach: fully sharded models have no communication hook to compose with. Leave out inner=."
             )
         from variegrad.monitor.exchange.fsdp import ShardedLockstep  # noqa: PLC0415 - as above
 
@@ -257,26 +257,27 @@ class Monitor:
         return ddp.communication_hook(self._loop.exchange, inner)
 
     def summary(self) -> Summary:
-        """What the readings so far come to, for the end of a run: `print(monitor.summary())`.
+        """A summary of the readings so far, for the end of a run: `print(monitor.summary())`.
 
         Returns:
-            Counts, the typical and the least bound, the efficiency of the usual batch, and what gave no reading.
+            Counts, the typical and the lowest bound, the efficiency of the usual batch size, and why steps gave no
+            reading.
         """
         return summarize(self.history, self.average())
 
     def average(self) -> Reading | None:
-        """B_D on average over up to 64 of the latest readings' steps: a narrower interval, of another quantity.
+        """B_D on average over the steps of the latest 64 readings: a narrower interval, of another quantity.
 
-        While training moves, B_D at the last step may lie outside: that is what `latest` is for, whose short window
-        often leaves no upper end.
+        During training, B_D at the last step may be outside this interval. `latest` is for the last step; because of
+        its short window, its interval often has no upper limit.
 
         Returns:
-            A reading that says which steps it averages; None before the first, and right after a resume.
+            A reading that names the steps it averages; None before the first one, and right after a resume.
         """
         return self._pool.average()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and text that survive a checkpoint, five for each pooled reading.
+        """The state as plain numbers and text, for a checkpoint; five numbers per pooled reading.
 
         Returns:
             What `load_state_dict` takes.
@@ -310,7 +311,7 @@ class Monitor:
         self._loop.load(int(state["calls"]))
 
     def close(self) -> None:
-        """Takes away what may still wait for a backward pass, and lets go of the log."""
+        """Removes hooks that still wait for a backward pass, and closes the log."""
         self._loop.drop()
         self.history.close()
 
@@ -464,7 +465,11 @@ class Monitor:
         loop.passes = []
         settled = [one.settle(next(broken)) for one in passes if one.doubts is not None]
         if any(settled):
-            pool.leave_out(loop.number, "", quiet="a batch broke what was known of the model; it is known now")
+            pool.leave_out(
+                loop.number,
+                "",
+                quiet="this batch contradicted what was learned about the model, which has been updated",
+            )
             return
         sums = pool.add(numbers, whole, passes[-1], loop, [] if any(began_with) or not sketch else sketch[0])
         if sums is not None:
@@ -491,7 +496,9 @@ class Monitor:
                 return loop.workers**2 * loop.exchange.sq_norm_of_beside().view(1)
             for name in frozenset().union(*(one.reached for one in loop.passes)):
                 if parameters[name].grad is None:
-                    raise Unusable(f"the gradient of parameter {name!r} was gone when the backward pass ended")
+                    raise Unusable(
+                        f"the gradient of parameter {name!r} was no longer available at the end of the backward pass"
+                    )
             found = {name: norm.sq_norm(name, p.grad) for name, p in parameters.items() if p.grad is not None}
             sums = [torch.stack([*found.values(), zero]).sum()]
             for names in self._listener.parts.values():
@@ -511,8 +518,8 @@ class Monitor:
         if loop.out_of_step > 1:
             self._pool.leave_out(
                 loop.step + 1,
-                "gradients of earlier backward passes were still in .grad when a step began. Are they accumulated over "
-                "more micro-batches than Monitor(accumulate=…) says, or not zeroed between steps?",
+                "gradients of earlier backward passes were still in .grad when a step began. Are they accumulated "
+                "over more micro-batches than Monitor(accumulate=…) states, or not zeroed between steps?",
             )
         if dirty[0]:
             loop.passes = []
@@ -529,8 +536,8 @@ class Monitor:
 
         if not ddp.averages(inner) and not (self._listener.norm.exact_for_examples and self._per is None):
             raise ValueError(
-                "attach: beside a hook that does not average gradients only the Euclidean bound of the whole model is "
-                "read. Leave optimizer= and per= out."
+                "attach: with a hook that does not average gradients, only the Euclidean bound of the whole model is "
+                "supported. Leave out optimizer= and per=."
             )
         length = NUMBERS + 2 * len(self._listener.parts)
         return Lockstep(self._loop.schedule, self._loop.accumulate, group, length)
@@ -544,14 +551,14 @@ class Monitor:
         if self._loop.exchange is not None and not set(map(id, parameters.values())) <= set(map(id, known.values())):
             self._pool.leave_out(
                 self._loop.step + 1,
-                "parameters are trained that DistributedDataParallel does not average, since they were frozen or "
-                "another module when it was made. Wrap the model again, and make another Monitor",
+                "DistributedDataParallel does not average some trained parameters, because they were frozen or "
+                "replaced after it was created. Wrap the model again, and create a new Monitor",
             )
             return False
         self._listener = Listener(self._model, parameters, self._listener.norm, self._most, self._per)
         self._pool.dependence = Dependence()
         self._pool.window.clear()
-        self.history.leave_out(self._loop.step + 1, "other parameters are trained than before: the window begins again")
+        self.history.leave_out(self._loop.step + 1, "the set of trained parameters has changed: a new window starts")
         return True
 
 
@@ -582,6 +589,6 @@ def _named(error: Exception) -> Exception:
     """The commonest mistake of a loop by its name; any other error as it is."""
     if isinstance(error, RuntimeError) and "backward through the graph a second time" in str(error):
         return ValueError(
-            "watch: the loss has no graph any more. Call watch between forward and backward, not after it."
+            "watch: the graph of the loss has been freed. Call watch between forward and backward, not after backward."
         )
     return error

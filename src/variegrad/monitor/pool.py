@@ -57,7 +57,7 @@ class Pool:
             return None
         if sums.cells_of_unknown_scale and self.window.outweighs(sums.pairs):
             self.leave_out(
-                loop.number, "", quiet="short batches of a loss that may be a mean: how much they say is not known"
+                loop.number, "", quiet="short batches with a loss that may be a mean: their weight is not known"
             )
             return None
         self._compare(sums, moments.mean_product, sketch, workers)

@@ -32,25 +32,25 @@ class Reading:
     """B̂_D over the steps `first_step` to `step`, in units (examples, unless groups are measured), with its interval.
 
     Attributes:
-        step: the last optimizer step that was looked at, counted from 1.
-        first_step: the first step that the estimate rests on.
-        examples: units that the last step's measurement rests on, over all workers and micro-batches.
+        step: the last measured optimizer step, counted from 1.
+        first_step: the first step that the estimate pools.
+        examples: units that were measured at the last step, over all workers and micro-batches.
         batch_size: B, units of the last step, over all workers and micro-batches.
-        usual_batch_size: the median of B over the steps that the estimate rests on.
-        source: what the gradients were, in words: "16 of 128 examples", "4 micro-batches", "2 workers", …
+        usual_batch_size: the median of B over the pooled steps.
+        source: where the measured gradients came from: "16 of 128 examples", "4 micro-batches", "2 workers", …
         batch_size_bound: B̂_D ≥ 1; +inf if nothing bounds it from above, NaN if all gradients were zero.
         low: lower end of the two-sided interval, finite.
         high: its upper end; +inf if `unbounded_above`.
-        lower_confidence_bound: what a batch-size controller should use: finite, ≥ 1, and 1 if `cannot_tell`.
+        lower_confidence_bound: use this one to choose a batch size: finite, ≥ 1, and 1 if `cannot_tell`.
         unbounded_above: the data does not exclude B_D = ∞.
-        cannot_tell: more steps are needed before anything can be said.
+        cannot_tell: more steps are needed for an estimate.
         confidence: nominal level of the interval and of the bound, for this reading alone.
-        pooled_steps: steps that the estimate rests on, the last one included.
-        skipped: steps left out so far because their gradients were not finite, or could not be separated.
+        pooled_steps: the number of pooled steps, including the last one.
+        skipped: steps skipped so far because their gradients were not finite or could not be separated.
         population: n, the size of the data set behind the batches; None for fresh or augmented data.
         unit: what is counted: "examples", "sequences", "groups", ….
         group_size: examples per unit.
-        missing: workers that had nothing at the last step.
+        missing: workers without examples at the last step.
         geometry: the norm of gradients: "euclidean" for SGD.
         average: (first step, B̂_D, low, high) over the steps of the last 64 readings, in logged readings; empty
             otherwise. A narrower interval, of the past.
@@ -84,7 +84,7 @@ class Reading:
 
     @classmethod
     def from_estimate(cls, estimate: BatchSizeEstimate, **taken: Any) -> Reading:
-        """The reading that belongs to an estimate.
+        """The reading for an estimate.
 
         Args:
             estimate: of B_D, pooled over steps.
@@ -101,7 +101,7 @@ class Reading:
 
     @property
     def undefined(self) -> bool:
-        """All gradients were zero: B_D is 0/0, and any batch size is harmless."""
+        """All gradients were zero: B_D is 0/0, and the batch size does not matter."""
         return math.isnan(self.batch_size_bound)
 
     def advice(
@@ -111,7 +111,7 @@ class Reading:
         optimizer: Optimizer | type[Optimizer] | StepSizeRule | None = None,
         limits: Limited | None = None,
     ) -> Advice:
-        """What the reading means for a batch: its regime, its efficiency 1/(1+(B−1)/B_D), the step after a change.
+        """What the reading means for a batch size: its regime, its efficiency, the learning rate after a change.
 
         Args:
             batch_size: B, in units; the usual one of these steps by default.
@@ -122,7 +122,7 @@ class Reading:
                 the learning rate in use, for every rule.
 
         Returns:
-            The advice; its `step_size_factor` is None where the rule was left open.
+            The advice; its `step_size_factor` is None if no rule was chosen.
 
         Raises:
             ValueError: if a batch size is below one, or the limits are those of another batch size.
@@ -149,7 +149,7 @@ class Reading:
 
         Args:
             unit: what to count.
-            per_unit: how many of them one of the present units holds, on average.
+            per_unit: how many of them one current unit contains, on average.
 
         Returns:
             A reading with that unit.
@@ -185,7 +185,7 @@ class Reading:
         """The reading that `to_record` wrote.
 
         Args:
-            record: one entry for each attribute; those that came later may be missing.
+            record: one entry for each attribute; attributes of later versions may be missing.
 
         Returns:
             The reading.
@@ -199,7 +199,7 @@ class Reading:
         return f"{self.steps()} · {self.in_words()} · {self.advice()} · {self._origin()}"
 
     def steps(self) -> str:
-        """Which steps the estimate is an average over.
+        """The steps over which the estimate is an average.
 
         Returns:
             "steps 568–689", or "step 1" for a single one.
@@ -209,7 +209,7 @@ class Reading:
         return f"steps {self.first_step:,}–{self.step:,}"
 
     def in_words(self) -> str:
-        """B_D with what is known of it.
+        """B_D with its interval, as far as it is known.
 
         Returns:
             A phrase such as "B_D = 120 [60, 220] (95%), at least 51".

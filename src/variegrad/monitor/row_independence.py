@@ -111,13 +111,13 @@ def _above(loss: Tensor, outputs: Sequence[Tensor], parameters: Mapping[str, nn.
         climb.extend(below)
     if met != ends:
         raise ValueError(
-            "the loss was not computed from `output`: it is not in the loss's graph. Pass the very tensor that the "
-            "loss function was given (for a Hugging Face model: outputs.logits of the same call)."
+            "the loss was not computed from `output`: it is not in the loss's graph. Pass the same tensor that was "
+            "passed to the loss function (for a Hugging Face model: outputs.logits of the same call)."
         )
     if bypassed:
         raise Coupled(
             f"the loss also depends on parameter {bypassed!r} directly, not only through `output` (a weight penalty, "
-            "an auxiliary loss, or another output of the model): what belongs to one example is not known. Name all "
+            "an auxiliary loss, or another output of the model): the share of one example is then unknown. Pass all "
             "outputs, watch(loss, output=(policy, value)), or watch the losses of the examples, "
             "monitor.watch(per_example), or move a penalty into the optimizer's weight_decay."
         )
@@ -133,7 +133,7 @@ def _refuse_nested(ends: Iterable[tuple[Node | None, int]]) -> None:
             if edge in ends:
                 raise ValueError(
                     "one of the outputs was computed from another, so that examples would be counted twice. Pass only "
-                    "outputs of which none is computed from another."
+                    "outputs that are not computed from each other."
                 )
             if edge[0] is not None and edge[0] not in seen:
                 seen.add(edge[0])
@@ -197,7 +197,7 @@ def _rows_behind(node: Node, nr: int, outputs: Sequence[Tensor]) -> Iterator[int
 
 
 def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
-    """Whether it was seen that rows are kept apart; False where all second derivatives are zero, this time."""
+    """Whether it was seen that rows are kept apart; False if all second derivatives are zero, this time."""
     try:
         with torch.enable_grad():
             first = [g for g in torch.autograd.grad(loss, outputs, create_graph=True) if g.requires_grad]
@@ -228,14 +228,14 @@ def _second_derivatives_apart(loss: Tensor, outputs: Sequence[Tensor]) -> bool:
 
 def _coupled(why: str) -> str:
     return (
-        f"this loss compares examples with each other: {why}. There is no loss of one example alone (contrastive, "
-        "ranking and mined losses are of this kind), and no reading. Pass one loss per example (shape (b,)), or leave "
+        f"this loss compares examples with each other: {why}. Per-example losses are then undefined (as for "
+        "contrastive, ranking and mined losses), and so is B_D. Pass one loss per example (shape (b,)), or leave "
         "this loss unmonitored."
     )
 
 
 def _unknown(error: RuntimeError) -> str:
     return (
-        f"it cannot be known whether this loss compares examples: it cannot be differentiated twice "
+        f"it is not known whether this loss compares examples, because it cannot be differentiated twice "
         f"({str(error).splitlines()[0][:120]}). Watch the losses of the examples, monitor.watch(per_example)."
     )

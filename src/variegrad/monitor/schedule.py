@@ -25,7 +25,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"every must be at least 1 step; got {self.every}. 16 is cheap and usually enough.")
+            raise ValueError(f"every must be at least 1 step; got {self.every}. 16 is cheap and usually sufficient.")
         if self.warm_up < 0:
             raise ValueError(f"warm_up must be a number of steps, 0 for none; got {self.warm_up}.")
 

@@ -61,7 +61,7 @@ class Summary:
             return f"no readings{reasons}"
         steps = f"{self.readings:,} readings over steps {self.first_step:,}–{self.last_step:,}"
         if not self.told:
-            return f"{steps}: not enough to tell B_D{reasons}"
+            return f"{steps}: not enough for an estimate of B_D{reasons}"
         return (
             f"{steps}: B_D about {_two(self.typical)} {self.unit} (harmonic mean), "
             f"at least {_two(self.least, down=True)} at every reading and {_two(self.latest, down=True)} at the last. "

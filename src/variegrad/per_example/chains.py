@@ -14,7 +14,7 @@ from variegrad.shapes import Float
 
 
 def as_one(parts: Sequence[tuple[Use, Contribution]]) -> tuple[Use, Contribution] | None:
-    """All uses of a parameter as one contribution of the same norms, where their layouts allow it."""
+    """All uses of a parameter as one contribution of the same norms, if their layouts allow it."""
     kinds = {use.kind for use, _ in parts}
     if None in kinds or not all(use.keeps_norms for use, _ in parts):
         return None

@@ -166,7 +166,7 @@ class Reference:
             sizes: parameter → Σ_i ‖c_i∇f_i‖², as far as known: what a sum that nearly cancels is rounded relative to.
 
         Returns:
-            Its name and relative error; None where all agree.
+            Its name and relative error; None if all agree.
         """
         zero = torch.zeros(2, dtype=torch.float64)
         found = torch.stack([whole.get(name, zero) for name in self.names])

@@ -52,7 +52,7 @@ class Explanation:
     served: tuple[Served, ...]
 
     def __str__(self) -> str:
-        from rich.console import Console  # noqa: PLC0415 - only where it is printed
+        from rich.console import Console  # noqa: PLC0415 - only if it is printed
         from rich.table import Table  # noqa: PLC0415
 
         table = Table(title=f"Per-example gradient norms of {self.examples} examples", title_justify="left", box=None)
@@ -76,7 +76,7 @@ def explain(model: nn.Module, losses: Losses, batch: Batch) -> Explanation:
     """Say which rule serves which parameter, what it costs, and which parameters go to the exact fallback and why.
 
     Args:
-        model: the model, in the mode it is to be measured in; left as it was found.
+        model: the model, in the mode in which to measure it; left as it was found.
         losses: `losses(model, batch) → (b,)`.
         batch: a typical batch of at least two examples.
 

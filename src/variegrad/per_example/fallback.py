@@ -1,6 +1,6 @@
 """The exact fallbacks, for parameters with a use that no rule covers.
 
-First `torch.func`: vmap(grad) over single examples, for those parameters only, where the model allows it. Then the loop
+First `torch.func`: vmap(grad) over single examples, for those parameters only, if the model allows it. Then the loop
 on the full batch's own graph, which is always right, whatever the model does, and the reference of all tests.
 """
 
@@ -100,7 +100,7 @@ def chunk_size(parameters: Mapping[str, nn.Parameter]) -> int:
 
 
 def _free_memory() -> int:
-    """Bytes of main memory that can be had; where the system does not say, enough for the largest chunk."""
+    """Bytes of main memory that are available; if the system does not report it, enough for the largest chunk."""
     try:
         return int(re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
     except (OSError, TypeError):

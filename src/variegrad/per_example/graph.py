@@ -96,7 +96,7 @@ class Graph:
         root: the node that made the losses.
         order: every node, losses first (breadth first).
         number: node → its place in that order.
-        leaves: parameter name → its `AccumulateGrad` node, where the losses depend on it.
+        leaves: parameter name → its `AccumulateGrad` node, if the losses depend on it.
         signature: equal for graphs of equal structure, whatever the sizes.
         opaque: names of nodes made by custom Functions, which may hide parameters.
         strays: leaves that require a gradient and are no trained parameter of the model.

@@ -74,8 +74,9 @@ def example_sq_norms(
     """Squared gradient norms ‖∇f_i(w)‖² of the examples of a batch; Σ_i ∇f_i is added to `.grad` as backward would.
 
     Args:
-        model: the model, in the mode it is to be measured in.
-        losses: `losses(model, batch) → (b,)`, one loss per example, not averaged.
+        model: the model, in the mode in which to measure it.
+        losses: `losses(model, batch) → (b,)`, one loss per
+            example, not averaged.
         batch: any nesting of tensors whose first dimension is the example.
         examples: the examples whose norms are wanted; None for all b. `.grad` receives the sum over all b anyway.
 
@@ -120,7 +121,7 @@ def example_gradients(
     """The gradients ∇f_i themselves, a chunk of examples at a time, in order; `.grad` is left alone.
 
     Args:
-        model: the model, in the mode it is to be measured in.
+        model: the model, in the mode in which to measure it.
         losses: `losses(model, batch) → (b,)`.
         batch: any nesting of tensors whose first dimension is the example.
         chunk_size: examples at once, ≥ 1; None for what fits a small share of the free memory.
@@ -147,7 +148,7 @@ def loop_gradients(model: nn.Module, losses: Losses, batch: Batch) -> Iterator[d
     """∇f_i by one backward pass for each example over the full batch's graph: slow, and right on every model.
 
     Args:
-        model: the model, in the mode it is to be measured in.
+        model: the model, in the mode in which to measure it.
         losses: `losses(model, batch) → (b,)`.
         batch: the batch.
 

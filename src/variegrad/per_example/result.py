@@ -22,7 +22,7 @@ class Norms:
     Attributes:
         sq_norms: parameter → ‖∇f_i‖² restricted to it, float64.
         total: parameter → Σ_i ∇f_i over the whole batch.
-        l1_norms: ‖∇f_i‖₁ over all parameters together, where asked for.
+        l1_norms: ‖∇f_i‖₁ over all parameters together, if asked for.
         fresh: the parameters whose total is a new tensor, not shared with anything.
     """
 

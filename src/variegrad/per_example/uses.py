@@ -127,7 +127,7 @@ class Found:
         uses: its uses.
         dormant: arcs above which examples have a layout and below which only zeros arrived: an open gate would add a
             use there.
-        reason: why no rule serves the parameter; None where rules do.
+        reason: why no rule serves the parameter; None if rules do.
     """
 
     uses: list[Use] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Found:
 
 
 def owner_of(graph: Graph, owners: Mapping[tuple[int, int], Owner], node: Node) -> Owner | None:
-    """Who owns the gradient that arrives at a node: at its first output, or where one arrives; None where none does."""
+    """Who owns the gradient that arrives at a node: at its first output, or where one arrives; None if none does."""
     number = graph.number[node]
     first = owners.get((number, 0))
     if isinstance(first, Layout):

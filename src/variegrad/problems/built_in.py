@@ -1,8 +1,8 @@
-"""The built-in problems: which data, which model, and a step size that trains it sensibly.
+"""The built-in problems: data, model, and a step size that works.
 
 Step sizes are sum-normalised, for batches of 64, and were found by doubling: the largest that lowers the training loss
-steadily over the first passes, halved once or twice for safety (for Fashion-MNIST: half of MNIST's). They are
-beginnings, not tuned choices.
+steadily over the first passes, halved once or twice for safety (for Fashion-MNIST: half of MNIST's). They are starting
+points, not tuned.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _a9a(seed: int, root: Path) -> Problem:
 
 
 def libsvm_problem(name: str, path: Path, *, seed: int = 0) -> Problem:
-    """Logistic regression on a LIBSVM file, softmax where it has more than two classes.
+    """Logistic regression on a LIBSVM file, softmax if it has more than two classes.
 
     Args:
         name: what to call it.
@@ -123,11 +123,11 @@ def _problem(
 
 
 BUILT_IN = {
-    "digits": Entry(summary="8×8 digits that come with scikit-learn, MLP 64-32-10; needs no files", build=_digits),
+    "digits": Entry(summary="8×8 digits included in scikit-learn, MLP 64-32-10; needs no files", build=_digits),
     "mnist": Entry(summary="MNIST, convolutional network with 1.7 million parameters", build=_mnist),
     "fashion-mnist": Entry(summary="Fashion-MNIST, the same network", build=_fashion_mnist),
     "cifar10": Entry(summary="CIFAR-10, cuda-convnet with 1.8 million parameters", build=_cifar10),
     "cifar10-resnet20": Entry(summary="CIFAR-10, ResNet-20 with group normalisation", build=_cifar10_resnet20),
-    "cifar10-pair": Entry(summary="CIFAR-10, airplane against automobile, logistic regression", build=_cifar10_pair),
+    "cifar10-pair": Entry(summary="CIFAR-10, airplane vs. automobile, logistic regression", build=_cifar10_pair),
     "a9a": Entry(summary="a9a (Adult census), logistic regression on 123 binary features", build=_a9a),
 }

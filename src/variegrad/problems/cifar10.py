@@ -60,7 +60,7 @@ def read_records(path: Path, records: int = RECORDS) -> Split:
     size = path.stat().st_size
     if size != records * (1 + pixels):
         raise ValueError(
-            f"{path}: must hold {records:,} records of {1 + pixels} bytes, {records * (1 + pixels):,} bytes in all; "
+            f"{path}: must have {records:,} records of {1 + pixels} bytes, {records * (1 + pixels):,} bytes in total; "
             f"it has {size:,}. Get the binary version of CIFAR-10 again (not the Python or Matlab version)."
         )
     rows = torch.from_numpy(np.fromfile(path, np.uint8)).reshape(records, 1 + pixels)
@@ -81,7 +81,7 @@ def pair(split: Split, first: str, second: str) -> Split:
         Those images with their new labels.
 
     Raises:
-        ValueError: if the split holds no image of one of them.
+        ValueError: if the split has no image of one of them.
     """
     images, labels = split
     kept = (labels == CLASSES.index(first)) | (labels == CLASSES.index(second))
@@ -89,7 +89,8 @@ def pair(split: Split, first: str, second: str) -> Split:
     ones = int(chosen.sum())
     if not 0 < ones < len(chosen):
         raise ValueError(
-            f"the CIFAR-10 files must hold images of both {first} and {second}; found {len(chosen) - ones} and {ones}. "
+            f"the CIFAR-10 files must contain images of both {first} and {second}; found {len(chosen) - ones} and "
+            f"{ones}. "
             "Get the binary version of CIFAR-10 again."
         )
     return Split(images[kept], chosen)

@@ -1,4 +1,4 @@
-"""How a classifier is scored on each example: the loss to descend and whether the answer is right.
+"""Per-example losses and accuracies of classifiers.
 
 Every function takes `(model, (features, labels))` and returns one number per example, shape (b,): nothing is reduced.
 """
@@ -28,7 +28,7 @@ def softmax_losses(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
 
 
 def softmax_accuracy(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
-    """1 where the largest logit is the label's, else 0.
+    """1 if the largest logit is the label's, else 0.
 
     Args:
         model: from features to (b, K) logits.
@@ -43,7 +43,7 @@ def softmax_accuracy(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
 
 
 def logistic_losses(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
-    """log(1 + exp(−s)) of each example, s being its logit, with the sign turned where the label is 0.
+    """log(1 + exp(−s)) of each example, s being its logit, with the sign turned if the label is 0.
 
     Args:
         model: from features to (b, 1) logits.
@@ -58,7 +58,7 @@ def logistic_losses(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
 
 
 def logistic_accuracy(model: nn.Module, batch: Batch) -> Float[Tensor, " b"]:
-    """1 where the logit is positive for label 1 or not positive for label 0, else 0.
+    """1 if the logit is positive for label 1 or not positive for label 0, else 0.
 
     Args:
         model: from features to (b, 1) logits.

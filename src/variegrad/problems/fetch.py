@@ -49,7 +49,7 @@ def fetch(name: str, root: str | Path | None = None) -> list[Path]:
 
     Args:
         name: "mnist", "fashion-mnist", "cifar10" or "a9a".
-        root: the data root; by default VARIEGRAD_DATA, else ~/.cache/variegrad.
+        root: the data root; by default VARIEGRAD_DATA, or ~/.cache/variegrad.
 
     Returns:
         The files written.
@@ -65,8 +65,8 @@ def fetch(name: str, root: str | Path | None = None) -> list[Path]:
     title = bunch.details["name"]
     if title.lower() != source.title.lower():
         raise ValueError(
-            f"fetch: OpenML's data set {source.data_id} should be {source.title!r}; it calls itself {title!r}. "
-            "Get the files by hand and name their folder by VARIEGRAD_DATA."
+            f"fetch: OpenML's data set {source.data_id} should be {source.title!r}; its name is {title!r}. "
+            "Download the files yourself and set VARIEGRAD_DATA to their folder."
         )
     try:
         files = source.files(bunch.data, bunch.target)
@@ -147,14 +147,14 @@ def _bytes(values: Any, columns: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # what does not fit is found by the comparison
         rounded = numbers.astype(np.uint8)
     if numbers.shape[1] != columns or not np.array_equal(rounded, numbers):
-        raise ValueError(f"it should have {columns} columns of whole numbers in 0 … 255; its shape is {numbers.shape}.")
+        raise ValueError(f"it must have {columns} columns of whole numbers in 0 … 255; its shape is {numbers.shape}.")
     return rounded
 
 
 def _check_counts(labels: np.ndarray, published: dict[int, int]) -> None:
     found = dict(zip(*(column.tolist() for column in np.unique(labels, return_counts=True)), strict=True))
     if found != published:
-        raise ValueError(f"it has {found} examples of each class where {published} were published.")
+        raise ValueError(f"it has {found} examples per class; the published data has {published}.")
 
 
 def _write(path: Path, content: bytes) -> None:

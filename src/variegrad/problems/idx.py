@@ -42,7 +42,7 @@ def read_idx(path: Path, *, dimensions: int) -> UInt8[Tensor, "*shape"]:
     if content[:4] != magic:
         raise ValueError(
             f"{path}: an IDX file of bytes in {dimensions} dimensions starts with the magic number 0x{magic.hex()}; "
-            f"found 0x{content[:4].hex()} in {len(content)} bytes. Is it another file, or still packed?"
+            f"found 0x{content[:4].hex()} in {len(content)} bytes. Is it a different file, or still compressed?"
         )
     start = 4 + 4 * dimensions
     if len(content) < start:
@@ -50,7 +50,7 @@ def read_idx(path: Path, *, dimensions: int) -> UInt8[Tensor, "*shape"]:
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"{path}: its header promises {' × '.join(map(str, shape))} = {math.prod(shape)} bytes; "
+            f"{path}: its header states {' × '.join(map(str, shape))} = {math.prod(shape)} bytes; "
             f"found {len(content) - start}. Get the file again."
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)
@@ -72,11 +72,11 @@ def read_images(images: Path, labels: Path, *, classes: int) -> Split:
     """
     pixels, answers = read_idx(images, dimensions=3), read_idx(labels, dimensions=1)
     if pixels.numel() == 0:
-        raise ValueError(f"{images}: holds no images (its header says {' × '.join(map(str, pixels.shape))}).")
+        raise ValueError(f"{images}: has no images (its header says {' × '.join(map(str, pixels.shape))}).")
     if len(pixels) != len(answers):
         raise ValueError(
             f"{images} holds {len(pixels)} images but {labels} holds {len(answers)} labels; there must be one for "
-            "each. Do both belong to the same split?"
+            "each. Are both from the same split?"
         )
     check_labels(labels, answers, classes=classes)
     return Split(pixels[:, None], answers)

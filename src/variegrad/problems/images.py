@@ -35,7 +35,7 @@ def standardised(train: Split, test: Split) -> tuple[TensorDataset, TensorDatase
     if not (deviation > 0).all():
         raise ValueError(
             f"the training images are blank: channel {int(deviation.argmin())} has one value everywhere. "
-            "The files have the right size but not the right content; get them again."
+            "The files have the right size but the wrong content; download them again."
         )
 
     def scaled(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -42,7 +42,9 @@ def read_libsvm(path: Path) -> tuple[csr_matrix, Int[Tensor, " n"]]:
             reader = LibsvmReader(stream, path)
             parts = list(reader)
     except DAMAGED as error:
-        raise ValueError(f"{path}: cannot be read to its end ({error}). Is it truncated? Get it again.") from error
+        raise ValueError(
+            f"{path}: cannot be read to its end ({error}). It may be truncated: download it again."
+        ) from error
     rows = reader.rows
     written, columns = (np.concatenate([getattr(p.features, name) for p in parts]) for name in ("data", "indices"))
     lengths = np.concatenate([np.diff(part.features.indptr) for part in parts])
@@ -61,12 +63,12 @@ def read_libsvm(path: Path) -> tuple[csr_matrix, Int[Tensor, " n"]]:
     if not whole.all():
         odd = int(np.argmin(whole))
         raise ValueError(
-            f"{path}: labels must be whole numbers, one for each class; example {odd + 1} of {rows} has {labels[odd]}. "
-            "Is it a regression problem? Offer it by a function of your own (mine.py:problem)."
+            f"{path}: labels must be whole numbers, one per class; example {odd + 1} of {rows} has {labels[odd]}. "
+            "For a regression problem, write your own function (mine.py:problem)."
         )
     found, classes = np.unique(labels, return_inverse=True)
     if len(found) < 2:
-        raise ValueError(f"{path}: logistic regression needs two classes or more; all labels are {found[0]:g}.")
+        raise ValueError(f"{path}: logistic regression needs at least two classes; all labels are {found[0]:g}.")
     return features, torch.from_numpy(classes.astype(np.int64))
 
 
@@ -75,7 +77,7 @@ def _one_label_each(labels: list[Any], path: Path) -> np.ndarray:
         if isinstance(label, tuple) and len(label) != 1:
             raise ValueError(
                 f"{path}: a classifier needs one label per example; example {number} has {len(label)}. "
-                "`variegrad bound` reads such a file, since its bounds need no labels."
+                "`variegrad bound` accepts such files, because its bounds need no labels."
             )
     return np.array([label[0] if isinstance(label, tuple) else label for label in labels], dtype=np.float64)
 
@@ -89,7 +91,7 @@ def as_dataset(features: csr_matrix, labels: Int[Tensor, " n"], *, dense_bytes: 
         dense_bytes: the size up to which features are stored dense.
 
     Returns:
-        A `TensorDataset`, or `SparseRows` where that would be larger.
+        A `TensorDataset`, or `SparseRows` if that would be larger.
     """
     rows, columns = features.shape
     if 4 * rows * columns <= dense_bytes:

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from their published IDX files, checked before they are believed."""
+"""MNIST and Fashion-MNIST from their published IDX files, which are verified."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_mnist(root: Path) -> tuple[Split, Split]:
         if (found := sha256(path)) != published:
             raise ValueError(
                 f"{path}: not the published {name}: its uncompressed SHA-256 is {found}, it should be {published}. "
-                "Get the file again, or offer other data by a function of your own (package.module:function)."
+                "Download the file again, or use your own data through a function (package.module:function)."
             )
     return splits
 
@@ -66,8 +66,8 @@ def read_fashion_mnist(root: Path) -> tuple[Split, Split]:
     for path in paths:
         if sha256(path) in MNIST_SHA256.values():
             raise ValueError(
-                f"{path}: this file belongs to MNIST, not to Fashion-MNIST; their files have the same names. "
-                "Put Fashion-MNIST into a folder fashion-mnist below the data root."
+                f"{path}: this file is from MNIST, not from Fashion-MNIST; the files have the same names. Put "
+                "Fashion-MNIST into a folder fashion-mnist in the data root."
             )
     return splits
 

@@ -58,7 +58,7 @@ def mlp(sizes: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU, *, 
         ValueError: if there is no layer, that is fewer than two sizes.
     """
     if len(sizes) < 2:
-        raise ValueError(f"mlp: sizes must name at least the input and the output; got {list(sizes)}.")
+        raise ValueError(f"mlp: sizes must include at least the input and the output; got {list(sizes)}.")
     with _drawn_from(seed):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):

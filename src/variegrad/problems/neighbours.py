@@ -21,7 +21,7 @@ class Neighbours:
         first: S, the data set as it was given.
         second: S′, equal to S except at `position`.
         position: where they differ.
-        replacement: which example of the held-out set (of S where there is none) stands there in S′.
+        replacement: the index in the held-out set (or in S, without one) of the example that replaces it in S′.
     """
 
     first: Dataset[Any]
@@ -60,7 +60,7 @@ def neighbours(dataset: Dataset[Any], held_out: Dataset[Any] | None = None, *, s
     else:
         raise ValueError(
             f"neighbours: no example of the {'data set' if held_out is None else 'held-out data'} differs from "
-            f"example {position}, which was to be replaced. Give held-out data with other examples."
+            f"example {position}, which was to be replaced. Pass held-out data with different examples."
         )
     return Neighbours(
         first=dataset,

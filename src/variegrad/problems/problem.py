@@ -16,16 +16,16 @@ Losses = Callable[[nn.Module, Any], Float[Tensor, " b"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A model to train, how each example is scored, and the data.
+    """A model to train, a loss for each example, and the data.
 
     Attributes:
         name: what to call it in tables and reports.
-        model: the model at its starting weights.
+        model: the model at its initial weights.
         losses: `losses(model, batch) → (b,)`, one unreduced loss per example.
         train: the training set; `train[i]` is one example, any nesting of tensors.
-        test: a test set, where there is one.
-        accuracy: `accuracy(model, batch) → (b,)`, 1 where an example is answered right, where that means something.
-        step_size: γ of the sum-normalised update w − γ·Σ∇f_i that trains it sensibly from its start at a batch of 64.
+        test: a test set, if there is one.
+        accuracy: `accuracy(model, batch) → (b,)`, 1 if an example is answered right, if that means something.
+        step_size: γ of the update w − γ·Σ∇f_i with a summed gradient; it should train the model well at batch size 64.
         description: one line: data, model, sizes.
     """
 

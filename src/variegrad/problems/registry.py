@@ -28,9 +28,9 @@ def load(name: str, *, seed: int = 0, data_root: str | Path | None = None, max_e
 
     Args:
         name: one of `names()`, the path of a LIBSVM file, `mine.py:function` or `package.module:function`.
-        seed: of the starting weights and of the choice of examples; a user's function chooses its own weights.
-        data_root: where data files are; by default VARIEGRAD_DATA, else ~/.cache/variegrad.
-        max_examples: keep at most this many training examples, and as many test examples, chosen at random.
+        seed: of the initial weights and of the choice of examples; a user's function sets its own weights.
+        data_root: where data files are; by default VARIEGRAD_DATA, or ~/.cache/variegrad.
+        max_examples: keep at most this many training examples, and the same number of test examples, chosen at random.
 
     Returns:
         The problem.
@@ -56,8 +56,8 @@ def _build(name: str, seed: int, root: Path) -> Problem:
         find_file(name, root)
     near = get_close_matches(name, BUILT_IN, n=1)
     raise ValueError(
-        f"unknown problem {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(BUILT_IN)}, "
-        "the path of a LIBSVM file, and mine.py:function or package.module:function for one of your own."
+        f"unknown problem {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Choose one of "
+        f"{', '.join(BUILT_IN)}, the path of a LIBSVM file, or your own mine.py:function or package.module:function."
     )
 
 

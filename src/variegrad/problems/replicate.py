@@ -1,4 +1,4 @@
-"""r-replication: the same number of examples, of which only one in r is new (Section 6 of the paper).
+"""r-replication: the same number of examples, of which only one in r is distinct (Section 6 of the paper).
 
 It lowers gradient diversity at an unchanged n: 1/B_D becomes 1/B_D + ((r−1)/(n−1))·(1 − 1/B_D) in expectation, up to
 the fluctuation of the mean squared norm.
@@ -15,9 +15,9 @@ from variegrad.problems.subset import size, take
 
 
 def replicate(dataset: Dataset[Any], times: int, *, seed: int) -> Dataset[Any]:
-    """A data set of the same size in which a random n/r of the examples stand r times each, in random order.
+    """A data set of the same size that contains a random n/r of the examples r times each, in random order.
 
-    Where r does not divide n = q·r + s, q examples stand r times and one more stands s times, so that n is unchanged.
+    If r does not divide n = q·r + s, q examples occur r times and one more occurs s times, so that n is unchanged.
 
     Args:
         dataset: n examples.

@@ -1,4 +1,4 @@
-"""A data set that is sparse in memory and dense in the hand: compressed rows, made dense as they are asked for."""
+"""A data set that is sparse in memory: compressed rows that are made dense when they are read."""
 
 from __future__ import annotations
 

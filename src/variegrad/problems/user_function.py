@@ -31,7 +31,7 @@ def call(target: str) -> Problem:
     if module_name.endswith(".py") and not name:
         raise ValueError(f"{target}: name the function in it that returns a Problem: {module_name}:problem.")
     if not (module_name and name):
-        raise ValueError(f"{target!r}: a function of your own is named as mine.py:function or package.module:function.")
+        raise ValueError(f"{target!r}: write your own function as mine.py:function or package.module:function.")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
@@ -47,7 +47,7 @@ def call(target: str) -> Problem:
         again = module_name if module_name.endswith(".py") else f"-c 'import {module_name}'"
         raise ValueError(
             f"{target}: importing {module_name} failed with {type(error).__name__}: {error}. "
-            f"Is it importable from here ({here})? Try: python {again}"
+            f"Can it be imported from here ({here})? Try: python {again}"
         ) from error
     if not hasattr(module, name):
         near = get_close_matches(name, vars(module), n=1)
@@ -63,7 +63,7 @@ def call(target: str) -> Problem:
     except (Exception, SystemExit) as error:
         raise ValueError(
             f"{target}: the function raised {type(error).__name__}: {error}. It is called without arguments; "
-            f"see where it happens by: python -c 'import {module_name}; {module_name}.{name}()'"
+            f"to see where, run: python -c 'import {module_name}; {module_name}.{name}()'"
         ) from error
     if not isinstance(problem, Problem):
         returned = "None" if problem is None else f"a {type(problem).__name__}"
@@ -77,5 +77,5 @@ def _from_file(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     if (known := sys.modules.get(path.stem)) is not None and getattr(known, "__file__", None) != str(path.resolve()):
-        raise ImportError(f"the name {path.stem} belongs to another module that is loaded already; rename the file")
+        raise ImportError(f"the name {path.stem} belongs to another module that is already loaded; rename the file")
     return importlib.import_module(path.stem)

@@ -18,7 +18,7 @@ OF_A_RUN = "weights.safetensors"
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a file into a model, in place.
+    """Load the weights from a file into a model, in place.
 
     Args:
         model: takes them, by name.
@@ -61,12 +61,12 @@ def _file(path: Path) -> Path:
         if not file.parent.name.startswith((".", "damaged-"))
     ]
     if not found:
-        raise ValueError(f"--weights {path}: the folder holds no {OF_A_RUN}, as `variegrad train --out` writes it.")
+        raise ValueError(f"--weights {path}: the folder has no {OF_A_RUN}, as `variegrad train --out` writes it.")
     return found[-1]  # of several checkpoints the newest
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError  # noqa: PLC0415 - only where weights are read
+    from safetensors import SafetensorError  # noqa: PLC0415 - only if weights are read
     from safetensors.torch import load_file  # noqa: PLC0415
 
     try:
@@ -84,7 +84,9 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"--weights {file}: must hold a state dict, name → tensor; it holds a {type(found).__name__}.")
+        raise ValueError(
+            f"--weights {file}: must contain a state dict, name → tensor; it contains a {type(found).__name__}."
+        )
     return found
 
 

@@ -75,7 +75,7 @@ class Point:
             batch_size: B, in examples.
 
         Returns:
-            A number in (0, 1]; NaN where B_D is undefined.
+            A number in (0, 1]; NaN if B_D is undefined.
         """
         return 1 / (1 + (batch_size - 1) / self.bound)
 
@@ -149,7 +149,7 @@ def layer_kinds(model: Any) -> dict[str, str]:
 
 
 def batch_size(document: Mapping[str, Any]) -> float:
-    """The batch size the run was trained with, in examples; NaN where the document names none.
+    """The batch size the run was trained with, in examples; NaN if the document names none.
 
     Args:
         document: the document of `variegrad measure`.

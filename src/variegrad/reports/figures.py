@@ -1,6 +1,6 @@
-"""The four pictures of a measured run: B_D along it, what a batch wins, who sets it, what mechanisms change.
+"""The four figures of a measured run: B_D along it, efficiency, shares of layers, effect of mechanisms.
 
-Each function turns the document into one `Figure`, or None where there is nothing to draw; none touches global state.
+Each function turns the document into one `Figure`, or None if there is nothing to draw; none touches global state.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from variegrad.reports.style import (
 
 
 def bound_along_run(document: Mapping[str, Any]) -> Figure | None:
-    """B_D(w) = n·Σ‖g_i‖²/‖Σg_i‖² along the run, above the loss and, where it was measured, the accuracy.
+    """B_D(w) = n·Σ‖g_i‖²/‖Σg_i‖² along the run, above the loss and, if it was measured, the accuracy.
 
     Args:
         document: the document of `variegrad measure`.
 
     Returns:
-        The figure; None where nothing was measured.
+        The figure; None if nothing was measured.
     """
     measured, trained_with = points(document), batch_size(document)
     if not measured:
@@ -99,7 +99,7 @@ def efficiency(document: Mapping[str, Any]) -> Figure | None:
         document: the document of `variegrad measure`.
 
     Returns:
-        The figure; None where no point has a defined B_D.
+        The figure; None if no point has a defined B_D.
     """
     measured, trained_with = points(document), batch_size(document)
     chosen = {name: point for name, point in landmarks(measured).items() if not math.isnan(point.bound)}
@@ -157,7 +157,7 @@ def layers(document: Mapping[str, Any], shown: int = len(SERIES)) -> Figure | No
         shown: how many modules are drawn by name; the rest is one, "other".
 
     Returns:
-        The figure; None where there are no layers, or nothing to share out at any point.
+        The figure; None if there are no layers, or nothing to share out at any point.
     """
     measured = points(document)
     groups = modules(measured, shown)
@@ -209,7 +209,7 @@ def mechanisms(document: Mapping[str, Any]) -> Figure | None:
         document: the document of `variegrad measure`.
 
     Returns:
-        The figure; None where no mechanism was asked for or nothing was measured.
+        The figure; None if no mechanism was asked for or nothing was measured.
     """
     measured = points(document)
     names = list(dict.fromkeys(name for point in measured for name in point.mechanisms))

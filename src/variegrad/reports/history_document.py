@@ -24,12 +24,12 @@ class HistoryPoint:
         first_step: the first one.
         batch_size: B of that step, in units.
         usual_batch_size: the median of B over its steps.
-        bound: B̂_D; NaN where undefined.
+        bound: B̂_D; NaN if undefined.
         low: lower end of its interval.
-        high: upper end; +inf where nothing bounds it from above.
-        lower_confidence_bound: 1 where there are too few readings.
+        high: upper end; +inf if nothing bounds it from above.
+        lower_confidence_bound: 1 if there are too few readings.
         cannot_tell: whether there are too few readings.
-        source: what the gradients were.
+        source: where the gradients came from.
         pooled_steps: steps that it rests on.
         skipped: steps left out so far.
         unit: what is counted: "examples", "sequences", "groups".
@@ -114,7 +114,7 @@ def evenly(points: Sequence[HistoryPoint], most: int = DRAWN) -> list[HistoryPoi
         most: at least 2.
 
     Returns:
-        All of them where there are no more.
+        All of them if there are no more.
     """
     if len(points) <= most:
         return list(points)

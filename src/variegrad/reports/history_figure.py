@@ -1,4 +1,4 @@
-"""The picture of a history: B_D against the step with its interval as a band, and below it what the batch is worth."""
+"""The figure of a history: B_D against the step with its interval as a band, and below it the efficiency."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ def write_history(document: Mapping[str, Any], folder: Path) -> Path:
 
     Args:
         document: the document of `variegrad monitor`: plain JSON, +inf as the string "inf", undefined as null.
-        folder: where to write; made where it does not exist.
+        folder: where to write; created if it does not exist.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: if the document is of another schema, or holds no reading.
+        ValueError: if the document is of another schema, or has no reading.
     """
     points = history_points(document)
     if not points:

@@ -36,7 +36,7 @@ def line(
         values: as many numbers.
         color: of line and marks.
         marker: of a finite value.
-        label: its name in a legend; none where it is empty or no value is finite.
+        label: its name in a legend; none if it is empty or no value is finite.
         dashed: whether the line is dashed.
 
     Returns:
@@ -66,7 +66,7 @@ def line(
 
 
 def reference(ax: Axes, value: float, label: str, *, dotted: bool = False) -> None:
-    """A quiet horizontal line to compare with; nothing where the value is not finite.
+    """A quiet horizontal line to compare with; nothing if the value is not finite.
 
     Args:
         ax: the axes.

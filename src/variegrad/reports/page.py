@@ -20,11 +20,11 @@ from variegrad.reports.style import render
 from variegrad.reports.writing import embedded, template
 
 FLAGS: Mapping[str, str] = {
-    "undefined": "Every gradient is zero, so B_D is 0/0: nothing is left to learn from these data here, and any batch "
-    "size is harmless.",
-    "zero_total": "The gradients cancel to zero while single ones do not, so B_D is infinite: a stationary point, "
-    "where noise is all there is and no batch is too large.",
-    "conflicting": "Gradients oppose each other on average, so B_D exceeds the number of examples n. Drawn without "
+    "undefined": "Every gradient is zero, so B_D is 0/0: nothing is left to learn from this data here, and the batch "
+    "size does not matter.",
+    "zero_total": "Gradients cancel: they are not zero but their sum is, so B_D is infinite. At such a stationary "
+    "point, only noise is left and no batch is too large.",
+    "conflicting": "Gradients oppose each other on average, so B_D exceeds the number of examples n. Without "
     "replacement, no batch is too large here.",
 }
 """What each degenerate case means, in words."""
@@ -47,7 +47,7 @@ def write_report(document: Mapping[str, Any], folder: Path) -> Path:
 
     Args:
         document: the document of `variegrad measure`: plain JSON, +inf as the string "inf", undefined as null.
-        folder: where to write; made where it does not exist.
+        folder: where to write; created if it does not exist.
 
     Returns:
         The path of the page.
@@ -102,7 +102,7 @@ def _specials(measured: list[Point]) -> list[Special]:
     return [
         Special(
             name=name,
-            meaning=FLAGS.get(name, "A case that this version of the report does not know."),
+            meaning=FLAGS.get(name, "This version of the report does not know this case."),
             passes=[point.passes for point in measured if name in point.flags],
         )
         for name in names

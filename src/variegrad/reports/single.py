@@ -118,7 +118,7 @@ def report(
     model: Any = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the page of `variegrad measure` from Python: B_D along a run, efficiency, and what each layer adds to it.
+    """Writes the page of `variegrad measure` from Python: B_D along a run, efficiency, and shares of layers.
 
     Example:
         ```python
@@ -130,12 +130,12 @@ def report(
         ```
 
     Args:
-        found: what `variegrad.measure` returned; or several of them by passes over the data.
-        folder: where report.html, its pictures and measure.json are written; made if it does not exist.
+        found: a result of `variegrad.measure`, or several of them, by passes over the data.
+        folder: where report.html, its pictures and measure.json are written; created if it does not exist.
         name: of the model or the run.
-        batch_size: B of the run, to be judged on the page.
-        model: to say what each layer is.
-        overwrite: whether a page that is there may be replaced.
+        batch_size: B of the run; its efficiency is shown.
+        model: the model, to describe each layer.
+        overwrite: whether an existing page may be replaced.
 
     Returns:
         The path of the page.
@@ -148,12 +148,12 @@ def report(
 
     along = dict(found) if isinstance(found, Mapping) else {0.0: found}
     if not along:
-        raise ValueError("found: nothing was measured. Pass what variegrad.measure returned.")
+        raise ValueError("found: it is empty. Pass results of variegrad.measure.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
     page = Path(folder) / "report.html"
     if page.exists() and not overwrite:
-        raise FileExistsError(f"{page} is there already. Choose another folder, or pass overwrite=True.")
+        raise FileExistsError(f"{page} already exists. Choose another folder, or pass overwrite=True.")
     first = next(iter(along.values()))
     unknown = dict.fromkeys(("loss", "accuracy", "test_loss", "test_accuracy"))
     points = [

@@ -122,7 +122,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str, length: int) -> str:
-    """A name as it can be drawn: one line, glyphs that the font has, its middle left out where it is too long.
+    """A name as it can be drawn: one line, glyphs that the font has, its middle left out if it is too long.
 
     Args:
         text: any text.

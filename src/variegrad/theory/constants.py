@@ -57,7 +57,7 @@ def glm_smoothness(
         curvature: sup ℓ″: 1/4 for the logistic loss, 1 for ½(x·w−y)², ½ for softmax.
         l2: λ of a term (λ/2)‖w‖² in the loss.
         tolerance: relative width of the interval of σ²_max.
-        failure_probability: allowed where signed data need a random start.
+        failure_probability: allowed if signed data need a random start.
 
     Returns:
         β.
@@ -162,7 +162,7 @@ def smoothness(model: nn.Module, losses: Losses, batches: Iterable[Any], *, step
 
     Source: Definition 1, locally.
     """
-    import torch  # noqa: PLC0415 - only where a model is differentiated
+    import torch  # noqa: PLC0415 - only if a model is differentiated
 
     whole_number(steps=steps)
     batches = list(batches)
@@ -231,7 +231,7 @@ def pl_along(sq_gradient_norms: Sequence[float], values: Sequence[float], *, min
         minimum: F*, or the smallest value that is known.
 
     Returns:
-        The estimate; inf where no value exceeds the minimum.
+        The estimate; inf if no value exceeds the minimum.
 
     Raises:
         ValueError: if the sequences differ in length.

@@ -23,7 +23,7 @@ from variegrad.theory.rows import Array, Progress, Rows, Survey, transposed
 from variegrad.theory.spectral import Interval, WeightedGram, lanczos, largest_eigenvalue
 
 ASSUMPTION = (
-    "holds for every w where f_i is a function of x_i·w (a GLM, softmax included) and has no L2 term inside it: "
+    "holds for every w if f_i is a function of x_i·w (a GLM, softmax included) and has no L2 term inside it: "
     "a regulariser in f_i voids it"
 )
 CENTRING_STEPS = 7  # Ritz values of a spectrum worth centring settle within a few per cent by then
@@ -38,7 +38,7 @@ class GLMBound:
         low: lower end of the interval that contains n/σ²_max(X̂), the exact infimum over arbitrary derivatives.
         high: its upper end.
         certificate: what `low` rests on.
-        failure_probability: of the certificate; 0 where it is deterministic.
+        failure_probability: of the certificate; 0 if it is deterministic.
         paper_bound: Remark 1's own n·min‖x_i‖²/σ²_max(X), certified in the same way; None if not asked for.
         paper_high: upper end of the interval that contains Remark 1's number.
         leave_one_out: (n−1)/σ²_max(X̂), valid for the data without any one example; what stability needs.

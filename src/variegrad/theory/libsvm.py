@@ -75,7 +75,7 @@ class LibsvmReader:
             yield found
             line += lines
         if self.rows == 0:
-            raise ValueError(f"{self.path}: holds no example. A line is a label and then index:value pairs.")
+            raise ValueError(f"{self.path}: has no example. A line is a label and then index:value pairs.")
         if self.header is not None and self.header[0] != self.rows:
             raise ValueError(f"{self.path}: its header announces {self.header[0]:,} examples; found {self.rows:,}.")
         if self.header is not None and self.highest - self.base >= self.header[1]:

@@ -30,7 +30,7 @@ def gaussian_bound(*, examples: int, dimension: int, failure_probability: float)
         failure_probability: η.
 
     Returns:
-        The bound in examples; 0 where it says nothing (d below about 4·ln(2n/η)).
+        The bound in examples; 0 if it says nothing (d below about 4·ln(2n/η)).
 
     Raises:
         ValueError: if η is not within (0, 1), or n or d is below one.
@@ -87,7 +87,7 @@ def sub_gaussian_bound(
         failure_probability: η.
 
     Returns:
-        The bound in examples; 0 where it says nothing. Its constant is small: `glm_bound` measures what it guarantees.
+        The bound in examples; 0 if it says nothing. Its constant is small: `glm_bound` measures what it guarantees.
 
     Raises:
         ValueError: if a number is out of range, or the proxy is below the variance.

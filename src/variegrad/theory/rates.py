@@ -240,7 +240,7 @@ def rates_strongly_convex(
         bound: inf B_D(w) along the run, in examples.
         delta: δ ≥ 0, how far to go; the batch is then the largest allowed. Default 1.
         batch_size: B instead of δ.
-        smoothness: β, only to warn where γB ≥ 2/β: the theorem's cap does not exclude that.
+        smoothness: β, only to warn if γB ≥ 2/β: the theorem's cap does not exclude that.
 
     Returns:
         Both laws; if D₀ ≤ ε/2, no update is needed.

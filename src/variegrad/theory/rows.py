@@ -207,7 +207,7 @@ def rows_of(X: Any, progress: Progress | None = None) -> Rows:
         progress: called after each block of each pass.
 
     Returns:
-        Its rows, without a copy where X is dense or stored by rows.
+        Its rows, without a copy if X is dense or stored by rows.
 
     Raises:
         TypeError: if X is none of these or does not hold real numbers.

@@ -37,7 +37,7 @@ class Interval:
         low: lower end, deterministic up to rounding.
         high: upper end; rounding is added to it.
         certificate: what the upper end rests on, in words.
-        failure_probability: of the upper end; 0 where it is deterministic.
+        failure_probability: of the upper end; 0 if it is deterministic.
         iterations: passes over the data (products with A).
     """
 
@@ -70,7 +70,7 @@ class WeightedGram:
         return product
 
     def dense(self) -> Array:
-        """A itself where there are few columns, or else W^½XXᵀW^½, which has the same largest eigenvalue."""
+        """A itself if there are few columns, or else W^½XXᵀW^½, which has the same largest eigenvalue."""
         n, d = self.rows.rows, self.rows.columns
         if d <= n:
             total = np.zeros((d, d))
@@ -226,7 +226,7 @@ def largest_eigenvalue(
         non_negative: whether X ≥ 0.
         summands: the most terms that are summed for one entry of A·v.
         tolerance: the relative width to reach.
-        failure_probability: allowed where only a random start gives a certificate.
+        failure_probability: allowed if only a random start gives a certificate.
         seed: of that start.
         basis_bytes: memory for the basis of Lanczos.
 

@@ -1,6 +1,6 @@
 """Theorems 9 and 10: up to which batch mini-batch SGD generalises as serial SGD does, by algorithmic stability.
 
-Threshold: τ(B) = (B−1)/(2/(γβ) − 1 − 1/(n−1)), 0 for B = 1; with β+λ in place of β where F is λ-strongly convex.
+Threshold: τ(B) = (B−1)/(2/(γβ) − 1 − 1/(n−1)), 0 for B = 1; with β+λ in place of β if F is λ-strongly convex.
 η is the probability, over data sets, that inf B_D(w, w′) < τ(B).
 
 An honest note on 1/(n−1). Conditioned on not drawing the example in which two data sets differ, a batch is drawn from
@@ -28,7 +28,7 @@ class Stability:
 
     Attributes:
         theorem: which.
-        threshold: τ(B) as printed: inf B_D(w, w′) must reach it; inf where no diversity suffices.
+        threshold: τ(B) as printed: inf B_D(w, w′) must reach it; inf if no diversity suffices.
         leave_one_out_threshold: τ₁(B), to be reached by a bound that holds without any one example.
         failure_probability: η that went into `error`; 0 or 1 given these data, or as it was passed.
         error: the bound on the expected generalisation error.
@@ -347,7 +347,7 @@ def _stability(
 
 
 def _largest(bound: float, slack: float, correction: float, cap: float) -> int | None:
-    """The largest B with τ(B) ≤ bound; None where even one example a step is not covered, or nothing limits B."""
+    """The largest B with τ(B) ≤ bound; None if even one example a step is not covered, or nothing limits B."""
     if slack < 0:
         return None
     room = 1 + bound * max(0.0, slack - correction) if slack > correction else 1.0

@@ -25,7 +25,7 @@ def distance_along(
     bounds: Sequence[float],
     second_moments: Sequence[float],
 ) -> Float64[np.ndarray, " k1"]:
-    """Theorem 5 by steps: e_{k+1} ≤ (1 − 2λγ_kB_k)e_k + (1+δ_k)B_kγ_k²M_k², with equality where F has curvature λ.
+    """Theorem 5 by steps: e_{k+1} ≤ (1 − 2λγ_kB_k)e_k + (1+δ_k)B_kγ_k²M_k², with equality if F has curvature λ.
 
     Args:
         sq_distance: e_0 = ‖w_0 − w*‖².

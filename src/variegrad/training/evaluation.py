@@ -40,7 +40,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if size(self.data) == 0:
-            raise ValueError("Evaluation: data holds no examples.")
+            raise ValueError("Evaluation: data has no examples.")
         if self.target is not None and math.isnan(self.target):
             raise ValueError("Evaluation: target must be a number; got nan.")
 

@@ -62,8 +62,8 @@ def register(lockstep: Lockstep, inner: Hook | None, ddp: DistributedDataParalle
         ddp.register_comm_hook(state, communication_hook(lockstep, inner))
     except RuntimeError as error:
         raise ValueError(
-            "this DistributedDataParallel has a communication hook already, and it takes only one. Do not register "
-            "yours, but compose it: monitor.attach(ddp, inner=your_hook)."
+            "this DistributedDataParallel model already has a communication hook, and it accepts only one. Instead of "
+            "registering yours, compose it: monitor.attach(ddp, inner=your_hook)."
         ) from error
 
 

@@ -25,7 +25,7 @@ from variegrad.monitor.schedule import Schedule
 # In other types torch divides before the reduction, by a power of two that it does not tell.
 _AS_IT_IS = (torch.float32, torch.bfloat16)
 SCALED = (
-    "gradients are scaled before they are reduced, by a factor that is not known: reduce them in float32 or bfloat16, "
+    "gradients are scaled by an unknown factor before they are reduced: reduce them in float32 or bfloat16, "
     "without set_gradient_divide_factor"
 )
 
@@ -42,8 +42,8 @@ class ShardedLockstep(Lockstep):
             )
         if any(p.device_mesh.size() != dist.get_world_size() for p in model.parameters() if hasattr(p, "device_mesh")):
             raise ValueError(
-                "attach: shards must lie over all workers, in a one-dimensional mesh; found another. Replicas of "
-                "shards (HSDP) and other kinds of parallelism are not supported."
+                "attach: the model must be sharded over all workers, in a one-dimensional mesh; this one is not. "
+                "Replicas of shards (HSDP) and other kinds of parallelism are not supported."
             )
         try:
             for module in model.modules():
@@ -53,7 +53,7 @@ class ShardedLockstep(Lockstep):
         except AttributeError as error:
             raise ValueError(
                 f"attach: this torch ({torch.__version__}) has no custom reduce-scatter for fully sharded modules "
-                f"({error}); 2.9 has one. Use DistributedDataParallel, or no monitor on these workers."
+                f"({error}); torch 2.9 has one. Use DistributedDataParallel, or train without a Monitor."
             ) from error
         group = dist.group.WORLD
         assert group is not None

@@ -145,7 +145,7 @@ class Lockstep:
         except RuntimeError:  # DistStoreError, its subclass, after the wait
             self._store.set(off, "1")
             self.disagreement = (
-                "not all workers have attached a Monitor. Make one on every worker, and call attach on each"
+                "not all workers have attached a Monitor. Create one on every worker, and call attach on each of them"
             )
             return
         found = {tuple(self._store.get(key).decode().split("/")) for key in keys}

@@ -84,11 +84,11 @@ class StepSums(NamedTuple):
         if self.uneven:
             return (
                 "the losses enter the step with unequal weights. Multiply weights that belong to the objective into "
-                "the losses before watch: monitor.watch(weights * losses); weights of zero are left out by themselves"
+                "the losses before watch: monitor.watch(weights * losses); weights of zero are ignored automatically"
             )
         unequal = self.cells * self.sq_examples > self.examples**2 * (1 + 1e-6)
         if self.cells_of_unknown_scale and self.cells > 1 and unequal:
-            return "micro-batches or workers of unequal size, and a loss whose reduction is not known"
+            return "micro-batches or workers of unequal size, with a loss whose reduction is not known"
         if self.cells_without_norms == 0:
             pairs = self.weight**2 - self.sq_weight
             if self.examples < 2 or pairs <= 0:

@@ -123,7 +123,7 @@ class Examples:
         for name, uses in capture.uses.items():
             alone = len(uses) == 1 and uses[0].keeps_norms
             if not alone and any(_saves_tensors(node) for use in uses for node in use.chain):
-                return f"parameter {name!r} is prepared by operations that are gone when the backward pass ends"
+                return f"parameter {name!r} is computed by operations that are freed before backward ends"
         per_example = watched.per_example()
         handles = capture.listen()
         try:  # an activation checkpoint gives each input out once, to a rule or to autograd
@@ -141,14 +141,14 @@ def _unserved(known: Knowledge) -> str | None:
     if known.looped:
         return "the graph hides parameters"
     if known.deferred:
-        return "activation checkpoints give their inputs out only once"
+        return "activation checkpoints provide their inputs only once"
     if known.uncovered:
         name, why = next(iter(known.uncovered.items()))
         return f"parameter {name!r}: {why}"
     if known.dormant:
         return "a gate lets no gradient through yet"
     if not _holds(known):
-        return "whose row is whose would have to be measured anew for every batch of this model"
+        return "for this model, the owner of each row would have to be measured again for every batch"
     return None
 
 

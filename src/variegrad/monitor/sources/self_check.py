@@ -109,13 +109,13 @@ class SelfCheck:
         if which == "alone":
             return (
                 f"the gradient of one example alone differs at parameter {name!r} from what the backward pass showed: "
-                "is another loss computed from the same hidden values differentiated along with the watched one, or "
-                "does a hook change the gradient of this parameter?"
+                "is another loss, computed from the same hidden values, differentiated together with the watched one, "
+                "or does a hook change the gradient of this parameter?"
             )
         return (
             f"the gradient that arrived at parameter {name!r} is not that of the watched losses: something else was "
-            "differentiated along with them (a weight penalty, an auxiliary loss). Move a penalty into the optimizer's "
-            "weight_decay, or add what belongs to each example to its loss before watch"
+            "differentiated together with them (a weight penalty, an auxiliary loss). Move a penalty into the "
+            "optimizer's weight_decay, or add each example's share to its loss before watch"
         )
 
     def _gradients(self, losses: Tensor, weights: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 A rule is a function (visit, slot, shape) → `Contribution`: what this use adds to the gradient of
 its input `slot`, for each example, without forming b gradients where only their norms are wanted. It raises
-`NotCovered` where a setting is outside what it is exact for; the parameter then goes, whole, to the exact fallback.
+`NotCovered` if a setting is outside what it is exact for; the parameter then goes, whole, to the exact fallback.
 """
 
 from variegrad.per_example.rules.contribution import Contribution, Dense, NotCovered, Summed

@@ -28,7 +28,7 @@ class Summed:
 
     Attributes:
         sq_norms: ‖g_i‖² for each example, float64.
-        total: Σ_i g_i, where it was asked for.
+        total: Σ_i g_i, if it was asked for.
         lost: examples of whose ‖g_i‖² rounding may have left nothing (see `mended`); None if that cannot be.
     """
 
@@ -77,11 +77,11 @@ class Contribution(ABC):
         return [(i, min(i + step, self.count)) for i in range(0, self.count, step)]
 
     def transposed(self) -> Contribution | None:
-        """The same of the transposed parameter, where that is cheap."""
+        """The same of the transposed parameter, if that is cheap."""
         return None
 
     def merged(self, other: Contribution) -> Contribution | None:  # noqa: ARG002
-        """Both uses as one contribution of the same kind, where that is cheap."""
+        """Both uses as one contribution of the same kind, if that is cheap."""
         return None
 
 

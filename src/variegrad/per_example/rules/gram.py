@@ -2,7 +2,7 @@
 
 No rule forms b gradients at once. Where every example has one row of each factor, K = XXᵀ∘DDᵀ; where it has a few,
 K_ij = Σ_{r of i, s of j} (x_r·x_s)(δ_r·δ_s); a table's rows meet only where two examples read the same one. Otherwise a
-slice of the parameter is formed for all examples, or, where that cannot be, the whole for two tiles of examples.
+slice of the parameter is formed for all examples, or, if that cannot be, the whole for two tiles of examples.
 Elementwise factors of the gradients (√P of a preconditioner) are applied to the slices; of wide layers with one row per
 example, norms and row sums are then exact and the other products sketched.
 """
