@@ -55,7 +55,7 @@ def test_digits_need_no_files() -> None:
     assert set(labels.tolist()) == set(range(10))
     assert isinstance(problem.test, TensorDataset)
     assert len(problem.test) == 360
-    assert problem.description == "1,437 + 360 examples of 64 features; MLP 64-32-10, 2,410 parameters"
+    assert problem.description == "1,437 training and 360 test examples of 64 features; MLP 64-32-10, 2,410 parameters"
 
 
 def test_no_digit_is_in_both_splits() -> None:
@@ -96,7 +96,7 @@ def test_max_examples_takes_a_seeded_subset_of_both_splits() -> None:
     assert (len(columns(one)[1]), len(one.test)) == (500, 360)
     assert torch.equal(columns(one)[0], columns(same)[0])
     assert not torch.equal(columns(one)[0], columns(other)[0])
-    assert one.description.endswith("; 500 + 360 examples kept")
+    assert one.description.endswith("; 500 training and 360 test examples used")
     assert len(columns(load("digits", max_examples=1))[1]) == 1
     assert load("digits", max_examples=5000).description == load("digits").description
 
@@ -134,7 +134,7 @@ def test_missing_data_says_where_it_looked_and_the_three_ways(tmp_path: Path, na
     assert "\n" not in message
     assert f"Looked in {tmp_path} and below it in " in message
     assert len(message) < 600
-    assert "--data-root DIR (data_root=DIR in Python) or VARIEGRAD_DATA=DIR" in message
+    assert "--data-root DIR (data_root=DIR in Python) or set VARIEGRAD_DATA=DIR" in message
     assert "download them: python -c" in message
     command = shlex.split(message[message.index("python -c") :])[2]
     compile(command, "advice", "exec")
@@ -176,7 +176,7 @@ def test_a_libsvm_file_by_path_here_or_below_the_root(tmp_path: Path, monkeypatc
         assert problem.test is None
         assert len(columns(problem)[1]) == 3
     monkeypatch.chdir(tmp_path)
-    assert load("mine.svm", max_examples=2).description.endswith("; 2 examples kept")
+    assert load("mine.svm", max_examples=2).description.endswith("; 2 examples used")
 
 
 @pytest.mark.parametrize("name", ["absent.svm", "some/file"])

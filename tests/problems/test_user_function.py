@@ -57,7 +57,7 @@ def test_the_current_directory_is_importable(here: Path) -> None:
 def test_max_examples_holds_for_it_too(here: Path) -> None:
     problem = load("users_package.own:good", max_examples=4)
     assert len(problem.train) == 4  # type: ignore[arg-type]
-    assert problem.description == "4 examples kept"
+    assert problem.description == "4 examples used"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -148,17 +148,23 @@ def print_columns(title: str, columns: Sequence[Column], *, caption: str = "", c
         while rest and (len(part) == 1 or used + 2 + rest[0].width <= console.width):
             used += 2 + rest[0].width
             part.append(rest.pop(0))
-        # As wide as its columns: on a narrower terminal the lines wrap, and no character is dropped.
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), width=None)
-        for column in part:
-            table.add_column(escape(column.head), justify="right", no_wrap=True, min_width=column.width)
+        _print_rows([column.head for column in part], part, console, style="bold")
         for cells in zip(*(column.cells for column in part), strict=True):
-            table.add_row(*(escape(cell) for cell in cells))
-        console.print(table, width=max(used, console.width), crop=False, highlight=False)
+            _print_rows(cells, part, console)
         if rest:
             console.print()
     if caption:
         console.print(shown(caption), markup=False, highlight=False, style="italic")
+
+
+def _print_rows(texts: Iterable[str], columns: Sequence[Column], console: Console, style: str = "") -> None:
+    """One row of a table, its texts at the right of their columns and, if they have several lines, at the bottom."""
+    # Not a table of rich: its oldest versions pad the last column.
+    parts = [text.split("\n") for text in texts]
+    height = max(map(len, parts))
+    for line in zip(*([""] * (height - len(lines)) + lines for lines in parts), strict=True):
+        row = "  ".join(text.rjust(column.width) for text, column in zip(line, columns, strict=True)).rstrip()
+        console.print(row, style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:

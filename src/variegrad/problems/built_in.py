@@ -24,7 +24,7 @@ from variegrad.problems.libsvm import as_dataset, read_libsvm, stable_step_size
 from variegrad.problems.mnist import read_fashion_mnist, read_mnist
 from variegrad.problems.models import cuda_convnet, logistic_regression, mlp, mnist_cnn, resnet20
 from variegrad.problems.problem import Losses, Problem
-from variegrad.problems.subset import size
+from variegrad.problems.subset import counted
 
 SOFTMAX = (softmax_losses, softmax_accuracy)
 LOGISTIC = (logistic_losses, logistic_accuracy)
@@ -107,7 +107,7 @@ def _problem(
 ) -> Problem:
     train, test = data
     losses, accuracy = scoring
-    counts = f"{size(train):,}" + ("" if test is None else f" + {size(test):,}")
+    counts = counted(train, test)
     shape = " × ".join(map(str, train[0][0].shape))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Problem(
@@ -118,7 +118,7 @@ def _problem(
         train=train,
         test=test,
         step_size=step_size,
-        description=f"{counts} examples of {shape} features; {about}, {parameters:,} parameters",
+        description=f"{counts} of {shape} features; {about}, {parameters:,} parameters",
     )
 
 

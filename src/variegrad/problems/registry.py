@@ -10,7 +10,7 @@ from pathlib import Path
 from variegrad.data_root import find_file, root_folder
 from variegrad.problems.built_in import BUILT_IN, libsvm_problem
 from variegrad.problems.problem import Problem
-from variegrad.problems.subset import size, some
+from variegrad.problems.subset import counted, some
 from variegrad.problems.user_function import call
 
 
@@ -66,6 +66,5 @@ def _limited(problem: Problem, max_examples: int, seed: int) -> Problem:
     test = None if problem.test is None else some(problem.test, max_examples, seed=seed)
     if train is problem.train and test is problem.test:
         return problem
-    kept = f"{size(train):,}" + ("" if test is None else f" + {size(test):,}")
-    about = "; ".join(part for part in (problem.description, f"{kept} examples kept") if part)
+    about = "; ".join(part for part in (problem.description, f"{counted(train, test)} used") if part)
     return replace(problem, train=train, test=test, description=about)

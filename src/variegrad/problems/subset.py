@@ -82,3 +82,8 @@ def permutation(count: int, *, seed: int) -> Int[Tensor, " n"]:
         The order.
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def counted(train: Dataset[Any], test: Dataset[Any] | None) -> str:
+    """How many examples there are, in words."""
+    return f"{size(train):,} examples" if test is None else f"{size(train):,} training and {size(test):,} test examples"
