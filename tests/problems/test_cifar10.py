@@ -28,7 +28,7 @@ def test_a_record_is_a_label_and_red_green_blue_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "must hold 2 records of 3073 bytes, 6,146 bytes in all; it has 0"),
+        (b"", "must have 2 records of 3073 bytes, 6,146 bytes in total; it has 0"),
         (bytes(6145), "it has 6,145"),
         (bytes(6147), "it has 6,147"),
         (bytes(3073) + b"\x0a" + bytes(3072), "labels must lie in 0 … 9; example 1 has label 10"),
@@ -44,7 +44,7 @@ def test_malformed_file_is_named_with_what_is_wrong(tmp_path: Path, content: byt
 
 def test_official_files_hold_ten_thousand_records(tmp_path: Path) -> None:
     write_cifar10(tmp_path, records=10)
-    with pytest.raises(ValueError, match=r"data_batch_1\.bin: must hold 10,000 records .* 30,730,000 bytes in all"):
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin: must have 10,000 records .* 30,730,000 bytes in total"):
         read_cifar10(tmp_path)
 
 

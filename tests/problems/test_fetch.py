@@ -100,7 +100,7 @@ def test_other_data_is_refused_and_nothing_is_written(monkeypatch: pytest.Monkey
         fetch("mnist", tmp_path)
     answers(monkeypatch, "Fashion-MNIST", pixels.astype(float) + 0.5, target)
     with pytest.raises(
-        ValueError, match=r"should have 784 columns of whole numbers in 0 … 255; its shape is \(70000, 784\)"
+        ValueError, match=r"must have 784 columns of whole numbers in 0 … 255; its shape is \(70000, 784\)"
     ):
         fetch("fashion-mnist", tmp_path)
     answers(monkeypatch, "Fashion-MNIST", pixels, target + 0.5)

@@ -73,7 +73,7 @@ class Updates:
             )
             _refuse_statistics_of_a_share(self.model)
         if self._count == 0:
-            raise ValueError("the training set holds no examples.")
+            raise ValueError("the training set has no examples.")
         for each in self.config.configs.values() if isinstance(self.config, Phases) else [self.config]:
             self._refuse_batch_size(each)
 
