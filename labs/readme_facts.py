@@ -99,9 +99,9 @@ def intervals():
     held = " and ".join(f"{inside} % (learning rate {rate})" for rate, (inside, _) in rates.items())
     open_ended = " and ".join(f"{ends} %" for _, ends in rates.values())
     return (
-        "* **Intervals**: while training moves, the Monitor's 95 % interval contains the true B_D at its last step in\n"
+        "* **Intervals**: during training, the Monitor's 95 % interval contains the true B_D at its last step in\n"
         f"  {held} of {int(rows[0][2]):,} readings on digits;\n"
-        f"  {open_ended} of them have no upper end ({link(moving)}).\n"
+        f"  {open_ended} of them have no upper limit ({link(moving)}).\n"
         f"  Pooled over 64 steps at fixed weights it contains B_D in {', '.join(shares[:-1])} and {shares[-1]} of\n"
         f"  {found[0][0]} runs on {words[len(found)]} networks ({link(fixed)})."
     )

@@ -114,7 +114,7 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
 
     Args:
         batch: any nesting of tensors.
-        size: examples a part; None for the whole.
+        size: examples per part; None for the whole.
 
     Yields:
         The parts.

@@ -2,7 +2,7 @@
 
 The gradient of an example is that of its loss *within its batch*: losses that normalise over the batch (advantages,
 in-batch weights) treat the batch's statistics as part of the loss. Such a batch must not be cut for memory, and how a
-data set is cut into batches is part of what is measured. One comparison at the start of a pass finds it out.
+data set is split into batches is part of what is measured. One comparison at the start of a pass finds it out.
 """
 
 from __future__ import annotations

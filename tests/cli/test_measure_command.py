@@ -99,7 +99,7 @@ def test_zero_gradients_are_said_in_words_and_stay_json(variegrad, own):
     found = strict(said.out)
     assert found["points"][0]["batch_size_bound"] is None
     assert found["points"][0]["flags"] == ["undefined"]
-    assert found["advice"].startswith("Nothing can be said about batch sizes: every gradient was zero")
+    assert found["advice"].startswith("No advice on batch sizes: every gradient was zero")
     assert "undefined: all gradients are zero" in variegrad("measure", "own_problem:flat", "--points", 2).out
 
 

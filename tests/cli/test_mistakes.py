@@ -57,6 +57,12 @@ def here(tmp_path, monkeypatch):
     (folder / "other").mkdir()
     (folder / "other/experiment.json").write_text("{}")
     np.save(folder / "table.npy", np.eye(3))
+    np.save(folder / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    (folder / "archive.pt").write_bytes(b"PK\x03\x04")
+    (folder / "own.py").write_text("def problem():\n    pass\n")
+    (folder / "damaged").mkdir()
+    (folder / "damaged/experiment.json").write_text("not json")
+    (folder / "dangling").symlink_to("gone")
     os.mkfifo(folder / "pipe")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("VARIEGRAD_DATA", os.environ.get("VARIEGRAD_DATA", ""))  # `experiment --data-root` sets it
@@ -260,6 +266,31 @@ READ = [
     (("experiment", "theorem-6", "--profile", "tiny"), "--profile"),
     (("experiment", "theorem-6", "--cluster", "slurm"), "--cluster"),
     (("plan", "digits", "--schedule", "nemo"), "--schedule"),
+    (("branch", "--ledger", "a.svm"), "was not written by `variegrad branch`"),
+    (("branch", "--ledger", "file"), "--ledger"),
+    (("measure", "--step-size", "1e-400"), "must be more than 0; got 0.0."),
+    (("measure", "own.py:problem:more"), "write your own function as mine.py:function"),
+    (("measure", "DIGITS"), "did you mean 'digits'"),
+    (("measure", "--weights", "archive.pt"), "archive.pt: cannot be read"),
+    (("measure", "os.path:join"), "the function raised TypeError"),
+    (("measure", "os:getcwd"), "it returned a str"),
+    (("measure", "--passes", "1/2"), "must be a number; got '1/2'"),
+    (("measure", "--learning-rate", "0,1"), "must be a number; got '0,1'"),
+    (("measure", "--mechanism", "dropconnect"), "dropconnect:P"),
+    (("measure", "--mechanism", "dropconnect:0.4+langevin:1"), "choose one of"),
+    (("train", "--target-accuracy", "95%"), "must be a number; got '95%'"),
+    (("train", "--resume"), "--out"),
+    (("train", "--per-worker"), "--mechanism"),
+    (("plan", "--link", "1Gb"), "1Gbit/s"),
+    (("plan", "--link", "0Mbit/s"), "--link"),
+    (("branch", "--window", "100", "--batch-size", "64"), "multiple of --batch-size"),
+    (("branch", "--momentum", "1"), "less than 1"),
+    (("bound", "dangling"), "no such file"),
+    (("bound", "http://example.org/a.svm"), "no such file"),
+    (("bound", "objects.npy"), "real numbers"),
+    (("bound", "table.npy", "table.npy"), "unexpected extra argument"),
+    (("report", "damaged"), "not the record of an experiment"),
+    (("help",), "No such command"),
 ]
 
 

@@ -194,7 +194,7 @@ def test_a_report_in_place_of_a_file_is_refused_before_anything_is_read(variegra
         ({"bound": 9.0, "low": 8.0, "high": 10.0, "lower": 7.0}, "10% to 14% efficient: beyond the limit"),
         ({"bound": math.inf, "high": math.inf, "lower": 50.0}, "44% to 100% efficient: undecided"),
         (ODD["undefined"], "every gradient was zero, so the batch size does not matter"),
-        (ODD["cannot tell"], "Not enough readings yet (1): B_D is not bounded from below. Let"),
+        (ODD["cannot tell"], "Not enough readings yet (1): there is no lower bound of B_D. Let"),
         (ODD["cannot tell, bounded above"], "it is at most 200 examples (95% confidence)"),
         ({"bound": 70.0, "low": 3.0, "high": 500.0, "lower": 2.5}, "4% to 89% efficient: undecided"),
     ],

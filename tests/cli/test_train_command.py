@@ -153,10 +153,10 @@ BAD = {
     "probability NaN": (["digits", "--mechanism", "dropconnect:nan"], "p must lie in [0, 1); got nan"),
     "negative sigma": (["digits", "--mechanism", "langevin:-1"], "sigma must be a finite number ≥ 0; got -1"),
     "unknown mechanism": (["digits", "--mechanism", "drop"], "--mechanism: unknown 'drop'"),
-    "per worker without mechanism": (["digits", "--per-worker"], "give --mechanism too"),
+    "per worker without mechanism": (["digits", "--per-worker"], "pass --mechanism as well"),
     "data smaller than a batch": (
         ["digits", "--max-examples", "9", "--epochs"],
-        "a batch cannot hold more than the 9 examples there are; got 64",
+        "a batch must not be larger than the training set (9 examples); got 64",
     ),
     "target 95": (
         ["digits", "--target-accuracy", "95"],
@@ -168,7 +168,7 @@ BAD = {
     ),
     "evaluate never": (["digits", "--evaluate-every", "0"], "--evaluate-every: must be more than 0; got 0"),
     "bound never": (["digits", "--bound-every", "0"], "--bound-every: must be at least 1; got 0"),
-    "resume from nowhere": (["digits", "--resume"], "need a folder: give --out"),
+    "resume from nowhere": (["digits", "--resume"], "need a folder: pass --out"),
     "skip less than none": (["digits", "--skip-not-finite", "-1"], "--skip-not-finite: must be at least 0; got -1"),
     "timeout 0": (["digits", "--timeout", "0"], "--timeout: must be more than 0; got 0"),
     "folder that is a file": (["digits", "--out", "own_problem.py/a"], "is not a folder"),

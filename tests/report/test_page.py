@@ -142,7 +142,7 @@ def test_degenerate_cases_are_explained_where_they_occur(report: Report) -> None
     assert "undefined at 1.3 passes. Every gradient is zero" in text
     assert "zero total at 0.25 passes. Gradients cancel" in text
     assert "conflicting at 0.25, 0.707 passes. Gradients oppose each other" in text
-    assert "Interrupted. The run was stopped before its end; the last point measured is at 2 of 10 passes." in text
+    assert "Interrupted. The run was stopped early; the last point measured is at 2 of 10 passes." in text
     assert "∞" in text
     assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
 

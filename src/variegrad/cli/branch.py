@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from enum import Enum, StrEnum
+from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,21 @@ import typer
 
 from variegrad.cli import options
 from variegrad.cli.terminal import errors, print_json, print_line
+
+
+def _ledger_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, or that exists and was not written by this command."""
+    path = options.writable_file(path)
+    if path is not None and path.exists():
+        with path.open("rb") as file:
+            first = file.readline(10_000)
+        try:
+            settings = loads(first)
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict) or "start_loss" not in settings:
+            raise typer.BadParameter(f"{path}: was not written by `variegrad branch`. Choose another file.")
+    return path
 
 
 class Rule(StrEnum):
@@ -84,7 +100,7 @@ def branch(
         Path | None,
         typer.Option(
             help="Keep finished branches in this file; the same command then resumes from it.",
-            callback=options.writable_file,
+            callback=_ledger_file,
         ),
     ] = None,
     seed: options.Seed = 0,

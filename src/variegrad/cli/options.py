@@ -74,7 +74,7 @@ class Command(TyperCommand):
             for part, rule in NOT_A_NUMBER.items():
                 if part in error.message:
                     error.message = rule
-            if isinstance(typed, str) and typed not in error.message:
+            if isinstance(typed, str) and typed not in error.message and "; got " not in error.message:
                 error.message = f"{error.message.rstrip('.')}; got {typed!r}."
             raise
         sys.stderr.write("".join(notices))

@@ -58,7 +58,7 @@ def train_command(
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     chosen = None if mechanism is None else parse_mechanism(mechanism)
     if per_worker and chosen is None:
-        raise ValueError("--per-worker says where a mechanism is applied: give --mechanism too.")
+        raise ValueError("--per-worker says where a mechanism is applied: pass --mechanism as well.")
     _check_folder(out, resume, checkpoint_every)
     cadence = Cadence(passes=evaluate_every)
     with workers(timeout=timeout) as world, ends_together(world) as signals:
@@ -132,7 +132,7 @@ def _trained(
 def _check_folder(out: Path | None, resume: bool, checkpoint_every: int | None) -> None:
     if out is None:
         if resume or checkpoint_every is not None:
-            raise ValueError("--resume and --checkpoint-every need a folder: give --out.")
+            raise ValueError("--resume and --checkpoint-every need a folder: pass --out.")
         return
     if not (standing := next(p for p in (out, *out.parents) if p.exists())).is_dir():
         raise ValueError(f"--out {out}: {standing} is a file; name a folder.")

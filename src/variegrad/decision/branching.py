@@ -7,7 +7,7 @@ are compared. With P_r = F₀ − F_r(1) the progress of window r at B₀ and Q_
 
 k·B₀ is *accepted* once the lower confidence limit of E D is positive: it keeps at least 1−ε of the progress per
 example. It is *refused* once the upper limit is negative. Windows are added until one of the two happens or the budget
-is spent: then it is *undecided*. Windows are looked at after 4, 8, 16, … of them; each look has its share of the error.
+is spent: then it is *undecided*. Windows are evaluated after 4, 8, 16, … of them; each look has its share of the error.
 
 k = 2, 4, 8, … are tested in this order, and nothing is accepted after the first k that was not. In such a fixed order
 no correction for testing several k is needed (Maurer, Hothorn and Lehmacher, 1995).

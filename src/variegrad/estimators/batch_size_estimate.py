@@ -132,7 +132,7 @@ class BatchSizeEstimate:
             ("batch-size bound B_D (examples)", "?" if self.cannot_tell else in_digits(self.batch_size_bound, 2)),
             (f"{self.confidence:.0%} interval", f"{in_digits(self.low, 2)} – {in_digits(self.high, 2)}"),
             ("at least", "?" if self.cannot_tell else in_digits(self.lower_confidence_bound, 2)),
-            ("examples looked at", f"{self.count:,}"),
+            ("examples measured", f"{self.count:,}"),
             *(
                 (f"· {name}", "?" if part.cannot_tell else in_digits(part.batch_size_bound, 2))
                 for name, part in self.parts.items()

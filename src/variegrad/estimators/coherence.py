@@ -3,7 +3,7 @@
 U-statistics: Û = (‖Σg‖² − Σ‖g‖²)/(m(m−1)) and M̂² = Σ‖g‖²/m are both unbiased, with or without replacement, and
 ρ̂ = Û/M̂². The in-batch ratio m·Σ‖g‖²/‖Σg‖² is not used: it saturates at m. Limits are set on ρ, which has moments,
 and inverted afterwards: B = 1/ρ̂ has none. All functions accept leading batch dimensions, so that coverage can be
-measured on thousands of samples with the very code that ships.
+measured on thousands of samples with the released code.
 """
 
 from __future__ import annotations

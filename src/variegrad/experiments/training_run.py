@@ -38,7 +38,7 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     Args:
         cell: with problem, max_examples, network, batch_size, step_size, seed, `at` (samples after which it is
             measured), and perhaps r, drop (of moment-matched DropConnect), `exact_masks`, `bounds_every` (B_D at each
-            so many points, the start first), `target` (a training accuracy that ends the run) and `test` (whether the
+            this many points, the start first), `target` (a training accuracy that ends the run) and `test` (whether the
             test set is read at the end).
         device: where it is trained.
 

@@ -64,7 +64,7 @@ class BatchSizeMonitor:
             output: what a scalar loss was computed from, first dimension the examples; several as a tuple.
 
         Raises:
-            TypeError: if an argument is no floating-point tensor.
+            TypeError: if an argument is not a floating-point tensor.
             ValueError: if shapes do not fit, there is no graph, or examples cannot be separated.
         """
         self.monitor.watch(loss, output=output)

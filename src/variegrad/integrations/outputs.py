@@ -52,7 +52,7 @@ class StepOutputs:
     def watch(self, monitor: Monitor, loss: Tensor, count: int | None, *, whole: bool = True) -> None:
         """Let a monitor watch a loss, with the outputs of this step that it was computed from.
 
-        A loss from which nothing can be read is warned of once, and training goes on.
+        A loss from which nothing can be read is warned of once, and training continues.
         """
         if not whole:
             self.forget()
@@ -97,7 +97,7 @@ class StepOutputs:
 
 
 def examples_of(batch: Any) -> int | None:
-    """How many examples a batch holds, if its tensors agree on their first dimension."""
+    """The number of examples in a batch, if its tensors agree on their first dimension."""
     lengths = {len(tensor) for tensor in _tensors(batch) if tensor.dim() > 0}
     return lengths.pop() if len(lengths) == 1 else None
 

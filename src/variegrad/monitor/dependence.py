@@ -34,7 +34,7 @@ ADVICE = (
 
 
 class Dependence:
-    """Sketches of the gradients, and correlations of the losses, of the first steps that were looked at."""
+    """Sketches of the gradients, and correlations of the losses, of the first steps that were measured."""
 
     def __init__(self) -> None:
         self._signs: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """The readings of a run: bounded in memory, streamed to a file that a crash cannot corrupt, continued after a resume.
 
 In memory a million readings are thinned to a few thousand; the file has them all. Of several ranks one writes. What a
-crash left in the file beyond the checkpoint that is resumed from is superseded: taken off when the run goes on.
+crash left in the file beyond the checkpoint that is resumed from is superseded: removed when the run continues.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class History(Sequence[Reading]):
 
     Args:
         path: where to stream every reading as a line of JSON; None for memory only. Of several ranks only the first
-            writes. An existing log goes on: a new run begins with a header line of its own.
+            writes. An existing log is continued: a new run begins with a header line of its own.
         max_readings: how many readings to keep in memory, the newest half of them without gaps.
 
     Raises:
@@ -79,7 +79,7 @@ class History(Sequence[Reading]):
     def append(self, reading: Reading) -> None:
         """Add a reading, in memory and in the file.
 
-        A file that cannot be written is warned of once, and training goes on.
+        A file that cannot be written is warned of once, and training continues.
 
         Args:
             reading: of a later step than the last.

@@ -30,7 +30,7 @@ class Loop:
         self.asleep = 0
         """How many calls need not be measured."""
         self.step = -1
-        """That is looked at, from 0."""
+        """That is measured, from 0."""
         self.passes: list[Any] = []
         """Of this step's micro-batches, those that have ended."""
         self.waiting: BackwardPass | None = None
@@ -67,7 +67,7 @@ class Loop:
         return self.calls >= self.asleep
 
     def begins(self) -> bool:
-        """Whether the present call is looked at."""
+        """Whether the present call is measured."""
         if self.waiting is not None:  # its backward pass never came
             self.drop()
         return self._due_alone() if self.exchange is None else self._due_together(self.exchange)

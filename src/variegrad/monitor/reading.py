@@ -1,6 +1,6 @@
 """A reading: B_D with its interval over the latest steps of a training loop, and what it means for a batch.
 
-It is the estimate pooled over the latest steps that were looked at, with where it was taken and from what. As a record
+It is the estimate pooled over the latest steps that were measured, with where it was taken and from what. As a record
 of plain JSON, which has neither infinity nor NaN: +inf is the string "inf", an undefined number null.
 """
 

@@ -1,4 +1,4 @@
-"""Which steps are looked at: every 16th, and more often at the beginning, when B_D changes fastest."""
+"""Which steps are measured: every 16th, and more often at the beginning, when B_D changes fastest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DENSER = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Steps count from 0; the first is looked at.
+    """Steps count from 0; the first is measured.
 
     Attributes:
-        every: k ≥ 1, one step in k is looked at after the warm-up.
+        every: k ≥ 1, one step in k is measured after the warm-up.
         warm_up: during this many first steps, one in k/8 (rounded down, at least every one).
 
     Raises:

@@ -19,7 +19,7 @@ class Summary:
     Attributes:
         readings: how many there were, also those that are no longer in memory.
         told: how many of those in memory could tell.
-        first_step: the first step that a reading rests on; 0 without readings.
+        first_step: the first step that a reading pools; 0 without readings.
         last_step: the last.
         usual_batch_size: the median batch, in units.
         unit: what is counted.

@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 class Window:
-    """The last K steps that were looked at, and some before them; ValueError if K < 8, which an interval needs."""
+    """The last K steps that were measured, and some before them; ValueError if K < 8, which an interval needs."""
 
     def __init__(self, steps: int | None) -> None:
         if steps is not None and steps < 8:

@@ -54,7 +54,7 @@ def _build(name: str, seed: int, root: Path) -> Problem:
         return call(name)
     if os.sep in name or Path(name).suffix or (name and Path(name).expanduser().exists()):
         find_file(name, root)
-    near = get_close_matches(name, BUILT_IN, n=1)
+    near = get_close_matches(name.lower(), BUILT_IN, n=1)
     raise ValueError(
         f"unknown problem {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Choose one of "
         f"{', '.join(BUILT_IN)}, the path of a LIBSVM file, or your own mine.py:function or package.module:function."

@@ -31,7 +31,7 @@ class SparseRows(Dataset[tuple[Float[Tensor, "*b d"], Int[Tensor, "*b"]]]):
             labels: one for each row.
 
         Raises:
-            ValueError: if there are not as many labels as rows.
+            ValueError: if the numbers of labels and rows differ.
         """
         if features.shape[0] != len(labels):
             raise ValueError(f"SparseRows: one label for each row; got {features.shape[0]} rows, {len(labels)} labels.")

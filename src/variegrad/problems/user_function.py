@@ -30,7 +30,7 @@ def call(target: str) -> Problem:
     module_name, _, name = target.rpartition(":") if ":" in target else (target, "", "")
     if module_name.endswith(".py") and not name:
         raise ValueError(f"{target}: name the function in it that returns a Problem: {module_name}:problem.")
-    if not (module_name and name):
+    if not (module_name and name) or ":" in module_name:
         raise ValueError(f"{target!r}: write your own function as mine.py:function or package.module:function.")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:

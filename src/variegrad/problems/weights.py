@@ -26,7 +26,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             state dict saved by `torch.save` (also under the key "state_dict" or "model").
 
     Raises:
-        ValueError: if the file is no such thing, or belongs to another model.
+        ValueError: if the file is none of these, or belongs to another model.
     """
     file = _file(path)
     tensors = _read(file)
@@ -91,4 +91,4 @@ def _read(file: Path) -> Mapping[str, Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200].rstrip(".")

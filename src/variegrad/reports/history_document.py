@@ -20,7 +20,7 @@ class HistoryPoint:
     """One reading as it is drawn; +inf and NaN as floats again.
 
     Attributes:
-        step: the last optimizer step that it rests on.
+        step: the last optimizer step that it pools.
         first_step: the first one.
         batch_size: B of that step, in units.
         usual_batch_size: the median of B over its steps.
@@ -30,7 +30,7 @@ class HistoryPoint:
         lower_confidence_bound: 1 if there are too few readings.
         cannot_tell: whether there are too few readings.
         source: where the gradients came from.
-        pooled_steps: steps that it rests on.
+        pooled_steps: steps that it pools.
         skipped: steps left out so far.
         unit: what is counted: "examples", "sequences", "groups".
         geometry: the norm of gradients: "euclidean" for SGD.
@@ -53,7 +53,7 @@ class HistoryPoint:
 
     @property
     def steps(self) -> str:
-        """The steps that it rests on, as "steps 568–689"."""
+        """The steps that it pools, as "steps 568–689"."""
         if not 0 < self.first_step < self.step:
             return f"step {self.step:,}"
         return f"steps {self.first_step:,}–{self.step:,}"

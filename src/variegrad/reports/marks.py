@@ -33,7 +33,7 @@ def line(
     Args:
         ax: the axes.
         x: where the values stand.
-        values: as many numbers.
+        values: the same number of values.
         color: of line and marks.
         marker: of a finite value.
         label: its name in a legend; none if it is empty or no value is finite.

@@ -2,7 +2,7 @@
 
 β (smoothness), μ (Polyak-Łojasiewicz), M² (second moment), D₀ = ‖w₀−w*‖² and F₀−F*. λ is the L2 coefficient of the
 loss and needs no function. Certificates come from the data (generalised linear models) or from inequalities;
-everything that rests on the points of a run is an estimate.
+everything that is based on the points of a run is an estimate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Constant:
     Attributes:
         value: the number.
         certified: whether it provably bounds what it names; otherwise it is an estimate.
-        basis: what it rests on, in words.
+        basis: what it is based on, in words.
     """
 
     value: float

@@ -37,7 +37,7 @@ class GLMBound:
         bound: the certified lower bound, equal to `low`.
         low: lower end of the interval that contains n/σ²_max(X̂), the exact infimum over arbitrary derivatives.
         high: its upper end.
-        certificate: what `low` rests on.
+        certificate: what `low` is based on.
         failure_probability: of the certificate; 0 if it is deterministic.
         paper_bound: Remark 1's own n·min‖x_i‖²/σ²_max(X), certified in the same way; None if not asked for.
         paper_high: upper end of the interval that contains Remark 1's number.
@@ -132,8 +132,8 @@ def glm_bound(
         kept = int(np.count_nonzero(sq_norms))
         if kept == 0:
             raise ValueError(
-                f"{rows.name} holds only zeros: every gradient of a GLM is then zero, and B_D is 0/0 (any batch is "
-                f"harmless)."
+                f"{rows.name} holds only zeros: every gradient of a GLM is then zero, and B_D is 0/0 (the batch "
+                f"size does not matter)."
             )
         search = _Search(rows, survey, tolerance, failure_probability, seed)
         weights = np.divide(1.0, sq_norms, out=np.zeros_like(sq_norms), where=sq_norms > 0)

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 
 from variegrad.theory.arguments import formerly
 
-LEAST_LOG = -700.0  # smaller probabilities are not told apart: exp(−745) is zero in float64
+LEAST_LOG = -700.0  # smaller probabilities are not distinguished: exp(−745) is zero in float64
 
 
 @formerly(rows="examples", columns="dimension")

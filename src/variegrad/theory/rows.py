@@ -341,7 +341,7 @@ def check_finite(rows: Rows, first: int, block: Block) -> None:
         ValueError: with the first offending row.
     """
     values = block.data if issparse(block) else block
-    # A finite sum of squares rules both out at the price of one product; only otherwise is every entry looked at.
+    # A finite sum of squares rules both out at the price of one product; only otherwise is every entry checked.
     flat = values.ravel()
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(flat @ flat)

@@ -31,7 +31,7 @@ class SparseBound:
         bound: n/max_c deg(c), exact.
         low: the same number: the interval is a point.
         high: the same number.
-        certificate: what it rests on.
+        certificate: what it is based on.
         largest_degree: max_c deg(c), in examples.
         column: a column that attains it, as the file counts columns (LIBSVM: mostly from 1), or from 0 in an array.
         paper_bound: Remark 2's own n/(ρ+1); None unless asked for, its lower end if ρ was not searched to the end.
@@ -111,8 +111,8 @@ def sparse_bound(
         degrees, nonzeros = _count_columns(rows)
         if nonzeros == 0:
             raise ValueError(
-                f"{rows.name} holds only zeros: no gradient depends on any coordinate, and B_D is 0/0 (any batch is "
-                f"harmless)."
+                f"{rows.name} holds only zeros: no gradient depends on any coordinate, and B_D is 0/0 (the "
+                f"batch size does not matter)."
             )
         n, largest = rows.rows, int(degrees.max())
         column = int(degrees.argmax()) + rows.base

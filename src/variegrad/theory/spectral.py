@@ -31,12 +31,12 @@ Operator = Callable[[Array], Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """low ≤ λ_max ≤ high, and what it rests on.
+    """low ≤ λ_max ≤ high, and what it is based on.
 
     Attributes:
         low: lower end, deterministic up to rounding.
         high: upper end; rounding is added to it.
-        certificate: what the upper end rests on, in words.
+        certificate: what the upper end is based on, in words.
         failure_probability: of the upper end; 0 if it is deterministic.
         iterations: passes over the data (products with A).
     """

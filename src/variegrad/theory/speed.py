@@ -80,7 +80,7 @@ def best_batch_size(
     """B* = √(α(B_D−1)/c′) for a step that takes α + c′B seconds; the least time is (√α + √(c′(B_D−1)))².
 
     Args:
-        bound: B_D, in examples; inf if a larger batch wastes nothing.
+        bound: B_D, in examples; inf if a larger batch is equally efficient.
         seconds_per_step: α, what a step costs whatever its batch (communication, launch).
         seconds_per_example: c′, the time of one further example (c/P on P workers).
         largest: a cap on B, such as memory; None for none.

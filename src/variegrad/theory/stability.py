@@ -35,7 +35,7 @@ class Stability:
         serial_error: the same for serial SGD (B = 1).
         largest_batch_size: the largest B whose threshold the bound reaches; None if there is no bound to compare.
         largest_step_size: the largest γ at which the bound reaches the threshold of this B; None likewise.
-        basis: what η rests on, in words.
+        basis: what η is based on, in words.
         warnings: in words.
     """
 

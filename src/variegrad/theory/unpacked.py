@@ -1,4 +1,4 @@
-"""Files as they are published: gz, bz2, xz, zst, or a zip of one file; told apart by their first bytes, not by name."""
+"""Files as they are published: gz, bz2, xz, zst, or a zip of one file; recognised by their first bytes, not by name."""
 
 from __future__ import annotations
 

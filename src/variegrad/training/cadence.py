@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """How often: every so many updates, or every so many passes over the data.
+    """How often: once per given number of updates or passes over the data.
 
     Attributes:
         updates: the number of updates from one time to the next; or

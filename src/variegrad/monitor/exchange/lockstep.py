@@ -80,7 +80,7 @@ class Lockstep:
 
     @property
     def watched(self) -> bool:
-        """Whether that step is looked at."""
+        """Whether that step is measured."""
         return not self.disagreement and self._schedule.due(self.step) == self.step
 
     @property

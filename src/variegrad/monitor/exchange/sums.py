@@ -30,7 +30,7 @@ from variegrad.shapes import Float
 # Weights of a mean are equal to the last bit; products with a loss scale may differ by rounding.
 EQUAL = 1e-5
 Rows = Tensor | slice | Sequence[int] | None
-"""Which examples were looked at; None for all."""
+"""Which examples were measured; None for all."""
 
 
 class StepSums(NamedTuple):
@@ -44,8 +44,8 @@ class StepSums(NamedTuple):
     unevenness: float = 0.0  # Σ_j (b_j·Σ_i c_i² − (Σ_i c_i)²), zero if weights within each cell are equal
     sq_norms_of_sums: float = 0.0  # W
     sum_sq_norms: float = 0.0  # Σ c_j²·A_j, over the cells for which it is known
-    sum_fourth_powers: float = 0.0  # Σ c_i⁴‖g_i‖⁴ over the examples that were looked at
-    used: float = 0.0  # examples that were looked at
+    sum_fourth_powers: float = 0.0  # Σ c_i⁴‖g_i‖⁴ over the examples that were measured
+    used: float = 0.0  # examples that were measured
     cells_without_norms: float = 0.0  # cells with A_j unknown
     cells_of_unknown_scale: float = 0.0  # cells with c_j known only up to a factor that depends on b_j
     cells: float = 0.0  # cells with an example
@@ -73,7 +73,7 @@ class StepSums(NamedTuple):
 
     @property
     def cv2(self) -> float:
-        """Squared coefficient of variation of ‖g_i‖² among the examples that were looked at; NaN if unknown."""
+        """Squared coefficient of variation of ‖g_i‖² among the examples that were measured; NaN if unknown."""
         if self.cells_without_norms or self.used < 2 or not self.sum_fourth_powers:
             return math.nan
         mean = self.sum_sq_norms / self.examples

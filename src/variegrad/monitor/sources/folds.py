@@ -26,7 +26,7 @@ from variegrad.per_example.passes import gradients
 
 
 class Folds:
-    """Terms of the latest steps that were looked at.
+    """Terms of the latest steps that were measured.
 
     Args:
         model: the unwrapped model.

@@ -30,7 +30,7 @@ class Lookup(Contribution):
         gradients: the gradient at what was read.
         count: b.
         vocabulary: V, the number of rows of the table.
-        each: how many readings every example has, if all have as many.
+        each: how many readings every example has, if all have the same number.
         sparse: whether autograd would give the table a sparse gradient: then Σg_i is one, of the rows that were read.
     """
 
@@ -44,7 +44,7 @@ class Lookup(Contribution):
 
     @classmethod
     def of_rows(cls, tokens: Int[Tensor, "b t"], gradients: Float[Tensor, "b t d"], vocabulary: int) -> Lookup:
-        """Every example has read as many rows."""
+        """Every example has read the same number of rows."""
         count, each = tokens.shape
         examples = torch.arange(count, device=tokens.device).repeat_interleave(each, output_size=count * each)
         return cls(examples, tokens.flatten(), gradients.flatten(0, 1), count, vocabulary, each)
