@@ -52,16 +52,21 @@ def experiment(
     cells: Annotated[
         str,
         typer.Option(
-            help="all; untimed: only those that may run beside other work; timed: only those that measure time and "
-            "need the machine for themselves."
+            help="all; untimed: only cells that can share the machine; timed: only cells that measure time and "
+            "need an otherwise idle machine."
         ),
     ] = "all",
-    cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to spread the cells over a Ray cluster.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Set to 'ray' to run the cells on a Ray cluster.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where networks are trained: cpu, cuda, cuda:1, mps. Default: cpu.")
+        str | None, typer.Option(help="Device to train on: cpu, cuda, cuda:1 or mps. Default: cpu.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print runs, operations and hours; time a few updates, start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the number of runs, operations and hours, after timing a few "
+            "updates, without running anything.",
+        ),
     ] = False,
     data_root: options.DataRoot = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a different run in the folder.")] = False,
@@ -95,7 +100,7 @@ def experiment(
         {**chosen.profiles[profile], "seed_offset": seed_offset}, required=data_root is not None
     )
     if data_root is not None and settings.get("problem", "digits") == "digits":
-        about += " --data-root is not used: this profile needs no files."
+        about += " --data-root is ignored: this profile needs no files."
     if dry_run:
         console.print(about)
         _print_cost(chosen, settings, place)

@@ -113,13 +113,11 @@ def plan(
         ),
     ] = None,
     per_worker: Annotated[
-        bool, typer.Option("--per-worker", help="One draw of the mechanism for each worker, not for each example.")
+        bool, typer.Option("--per-worker", help="Draw the mechanism once per worker instead of once per example.")
     ] = False,
     optimizer: Annotated[
         Optimizer,
-        typer.Option(
-            help="Optimizer of your training. For adamw neither a learning rate nor a stability limit is given."
-        ),
+        typer.Option(help="Optimizer of your training. For adamw, no learning rate and no stability limit are given."),
     ] = Optimizer.SGD,
     momentum: Annotated[
         float, typer.Option(help="Momentum coefficient of SGD.", callback=options.number(least=0, below=1))
@@ -252,7 +250,7 @@ def _in_words(made: Plan) -> str:
         lines.append(
             f"  warning: the learning rate exceeds the stable one, {made.stable_learning_rate:.2g}; start with less"
         )
-    lines.append(f"  a batch that follows B_D: {made.schedule}")
+    lines.append(f"  batch sizes that follow B_D: {made.schedule}")
     if made.at_workers:
         lines += ["", "Workers (α-β model of an all-reduce; all rows but the first are extrapolated)"]
         lines += [

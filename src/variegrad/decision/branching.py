@@ -226,7 +226,7 @@ def branch(
     low, high, stopped, unsure = (
         batch_size,
         math.inf,
-        "largest batch that fits the window reached: pass a longer one, a power of two times the batch size",
+        "reached the largest batch size that fits in the window: use a longer one, a power of two times the batch size",
         0,
     )
     k = 2

@@ -158,7 +158,7 @@ def seconds(
         link: which.
 
     Returns:
-        Seconds per seed; at least so many, if a run does not arrive.
+        Seconds per seed; at least this many, if a run does not arrive.
     """
     own = PLAIN if configuration == HALF else configuration
     each = time_per_update(settings, records, configuration, size, link)

@@ -81,7 +81,7 @@ def config(cell: Cell, n: int) -> TrainConfig:
 
 
 class TrainingRun:
-    """What a run gathers, whoever makes its updates.
+    """What a run gathers, however its updates are made.
 
     Attributes:
         model: at its starting weights.

@@ -35,7 +35,7 @@ def run_once(cell: Cell) -> dict[str, Any]:
     Args:
         cell: with problem, max_examples, network, drop, granularity ("example", "worker", or "half": plain gradients,
             summed over workers in float16), workers, batch_size, step_size, seed, target, most_examples, `first`
-            (examples before the first evaluation) and `scored` (accuracy is that of the first so many examples).
+            (examples before the first evaluation) and `scored` (accuracy is that of the first examples, this many).
 
     Returns:
         `updates` and `accuracies` at each evaluation, and whether the run `diverged`.
