@@ -283,7 +283,7 @@ READ = [
     (("train", "--per-worker"), "--mechanism"),
     (("plan", "--link", "1Gb"), "1Gbit/s"),
     (("plan", "--link", "0Mbit/s"), "--link"),
-    (("branch", "--window", "100", "--batch-size", "64"), "multiple of --batch-size"),
+    (("branch", "--window", "100", "--batch-size", "64"), "--window"),
     (("branch", "--momentum", "1"), "less than 1"),
     (("bound", "dangling"), "no such file"),
     (("bound", "http://example.org/a.svm"), "no such file"),
