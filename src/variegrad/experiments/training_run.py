@@ -77,6 +77,7 @@ def config(cell: Cell, n: int) -> TrainConfig:
     return TrainConfig(
         batch_size=cell["batch_size"], step_size=cell["step_size"], seed=cell["seed"], passes=cell["at"][-1] / n,
         mechanism=masks if masks is None or cell.values.get("exact_masks") else MomentMatched(masks),
+        granularity=cell.values.get("granularity", "example"),
     )  # fmt: skip
 
 
