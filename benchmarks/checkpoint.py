@@ -10,6 +10,9 @@ is written in the thread beside, again in turn. Memory is that of a process with
 medians; the quartiles are those of each round's own ratio. Files are written where temporary files are (TMPDIR): the
 report says on which file system, since most of a save is waiting for the disk. What was measured is kept in the JSON
 file and not repeated: run it again after an interruption, or for more rounds.
+
+Two more bars: a run of two workers at a time limit of 60 s whose saves take 75 s each (9 GB at 120 MB/s; the disk is a
+sleep), and 1,000 parts of the order of 10⁹ shuffled examples.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -30,6 +34,7 @@ from variegrad import TrainConfig, train, workers
 from variegrad.cli.train import default_step_size
 from variegrad.files import write_whole
 from variegrad.problems import load
+from variegrad.training import Cadence, Epochs
 from variegrad.training.checkpoint import Progress, Run, save
 from variegrad.training.checkpoint.tensors import snapshot
 
@@ -134,6 +139,51 @@ def memory_of(megabytes, folder):
     print(json.dumps({"model": megabytes, "rise": round((int(peak.split()[1]) * 1024 - held) / 1e6, 1)}))
 
 
+def slow_disk(seconds=75.0, limit=60.0):
+    """Two workers, a save of which takes longer than the time limit: whether the run lives, and what is kept of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*python(2), __file__, "--slow-disk", str(seconds), str(limit), folder]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        kept = sorted(int(step.name.removeprefix("step-")) for step in Path(folder).glob("checkpoints/step-*"))
+        return {
+            "save": seconds, "limit": limit, "code": done.returncode, "kept": kept,
+            "took": round(time.perf_counter() - began), "said": done.stderr.count("is alive: waiting continues"),
+        }  # fmt: skip
+
+
+def slow_disk_run(seconds, limit, folder):
+    """In workers: ten updates; a checkpoint is due after five of them, another at the end."""
+    tensors = import_module("variegrad.training.checkpoint.tensors")
+    write = tensors.write
+
+    def slow(file, arrays):
+        time.sleep(seconds)
+        return write(file, arrays)
+
+    tensors.write = slow
+    problem = load("digits", seed=0)
+    config = TrainConfig(batch_size=BATCH, passes=float("inf"), step_size=default_step_size(problem, BATCH))
+    with (
+        workers(timeout=limit) as world,
+        Run(folder, problem.model, config, world, every=Cadence(updates=5)) as kept,
+    ):
+        for update in kept.of(train(problem.model, problem.losses, problem.train, config, world)):
+            if update.updates == 10:
+                break
+
+
+def shuffling(count=10**9, parts=1000):
+    """Seconds and megabytes for parts of one pass's order, 1,000 places each."""
+    Epochs().samples(0, range(1000), count)
+    held, began = psutil.Process().memory_info().rss, time.perf_counter()
+    for part in range(parts):
+        Epochs().samples(0, range(part * (count // parts), part * (count // parts) + 1000), count)
+    seconds = time.perf_counter() - began
+    rise = (psutil.Process().memory_info().rss - held) / 1e6
+    return {"count": count, "parts": parts, "first": seconds / parts, "all": seconds, "rise": round(max(0.0, rise), 1)}
+
+
 def block_pairs(count, repeats):
     """`blocks` in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -192,6 +242,21 @@ def markdown(document):
             "",
             f"A checkpoint of a model of {kept['model']} MB raises the process's memory by {kept['rise']} MB.",
         ]
+    if "slow disk" in document:
+        slow = document["slow disk"]
+        outcome = "the run lives" if slow["code"] == 0 else f"THE RUN ENDED with exit code {slow['code']}"
+        lines += [
+            "",
+            f"Two workers, saves of {slow['save']:g} s each, time limit {slow['limit']:g} s: {outcome}; checkpoints of "
+            f"updates {', '.join(map(str, slow['kept']))} after {slow['took']} s.",
+        ]
+    if "shuffling" in document:
+        order = document["shuffling"]
+        lines += [
+            "",
+            f"Shuffling {order['count']:,} examples: {1e3 * order['first']:.2f} ms per 1,000 places of the order, "
+            f"{order['all']:.2f} s for {order['parts']:,} such parts; memory rises by {order['rise']} MB.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -203,7 +268,13 @@ def main():
     parser.add_argument("--no-report", action="store_true", help="print only, and measure everything")
     parser.add_argument("--blocks", nargs=2, metavar=("REPEATS", "FILE"), help="measure blocks in this process")
     parser.add_argument("--memory-of", nargs=2, metavar=("MB", "FOLDER"), help="measure memory in this process")
+    parser.add_argument(
+        "--slow-disk", nargs=3, metavar=("SECONDS", "LIMIT", "FOLDER"), help="a run on a slow disk in this process"
+    )
     arguments = parser.parse_args()
+    if arguments.slow_disk:
+        slow_disk_run(float(arguments.slow_disk[0]), float(arguments.slow_disk[1]), arguments.slow_disk[2])
+        return
     if arguments.memory_of:
         memory_of(int(arguments.memory_of[0]), arguments.memory_of[1])
         return
@@ -218,7 +289,7 @@ def main():
         "command": " ".join(["python benchmarks/checkpoint.py", *sys.argv[1:]]),
     }  # fmt: skip
 
-    document["memory"] = memory()
+    document |= {"memory": memory(), "shuffling": shuffling(), "slow disk": slow_disk()}
 
     def keep():
         if not arguments.no_report:

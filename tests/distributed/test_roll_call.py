@@ -94,7 +94,7 @@ def test_a_worker_that_is_alive_is_waited_for_and_one_that_is_not_is_named(roll,
 def test_an_exchange_that_does_not_move_although_all_wait_is_an_error(roll):
     found = roll(4, present=[1, 2, 3], key="waiting/0")
     found.ask_for_missing()
-    assert "every worker waits, and the exchange does not move" in found.trouble_with_missing()
+    assert "every worker is waiting, but the exchange makes no progress" in found.trouble_with_missing()
 
 
 def test_a_worker_that_exchanges_nothing_for_long_says_that_it_is_alive(roll):

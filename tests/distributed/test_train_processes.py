@@ -133,7 +133,7 @@ def test_a_worker_that_pauses_is_named_and_waited_for(running, sums):
     both = workers(running, 2, HERE / "endless.py", 4, "pause", *sums)
     said = [process.communicate(timeout=LIMIT)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert said[0].count("worker 1 kept the others waiting for 4 s and is alive: waiting goes on") == 1
+    assert said[0].count("worker 1 kept the others waiting for 4 s and is alive: waiting continues") == 1
     assert said[1].count("worker 0 kept the others waiting") == 1  # at the end of the block
 
 

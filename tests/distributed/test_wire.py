@@ -154,7 +154,7 @@ AWAITED = {"elements": 500, "dtype": torch.float32, **HERE}
     ("name", "other"), [("elements", 499), ("dtype", torch.float64), ("step", 6), ("step", 8), ("sender", 0)]
 )
 def test_a_payload_of_another_step_sender_length_or_type_is_refused(name, other):
-    with pytest.raises(Refused, match=f"{name} .* was awaited; this is of {name}"):
+    with pytest.raises(Refused, match=f"expected {name} .*; this has {name}"):
         wire.decode(PAYLOAD, **{**AWAITED, name: other})
 
 
@@ -220,7 +220,7 @@ def test_another_version_is_refused_by_name():
 
 def test_a_length_that_cannot_be_costs_no_memory():
     # 2⁶⁰ coordinates are announced; nothing is made before the header fits what is awaited.
-    with pytest.raises(Refused, match="elements 500 was awaited"):
+    with pytest.raises(Refused, match="expected elements 500"):
         wire.decode(forged(wire.Kind.BASE3, ONE, 2**60), **AWAITED)
 
 

@@ -1,4 +1,4 @@
-"""Signs in {0, +, −}, five to a byte (3⁵ = 243 ≤ 256): the form of m = Q(v) where non-zeros are dense."""
+"""Signs in {0, +, −}, five to a byte (3⁵ = 243 ≤ 256): the form of m = Q(v) if its nonzeros are dense."""
 
 from __future__ import annotations
 

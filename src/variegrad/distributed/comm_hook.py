@@ -1,12 +1,12 @@
 """A mechanism for each worker in anybody's DistributedDataParallel loop: gradients become (1/P) Σ_r m(g_r).
 
-g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync` the sum over micro-batches), so
-that m meets the gradient of the mean loss. Without `no_sync` DDP would pass on what m has made before; that is
-refused, since m(m(g₁) + g₂) has another distribution. A sparse gradient is made dense for m and sparse by rows again.
-Draws do not depend on DDP's buckets. What is sent is packed if that is less than a dense sum
-(`packed_sum`); all ranks decide that together.
+g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync`, the sum over micro-batches), so
+m is applied to the gradient of the mean loss. Without `no_sync`, m would be applied again to what it has made before;
+that is refused, since m(m(g₁) + g₂) has another distribution. A sparse gradient is made dense for m, and sparse by rows
+again afterwards. Draws do not depend on DDP's buckets. What is sent is packed if that is smaller than a dense sum
+(`packed_sum`); all ranks make that decision together.
 
-Nothing leaves before the last bucket is there, since m may need the norm of the whole gradient: sending does not
+Nothing is sent before the last bucket is ready, since m may need the norm of the whole gradient: communication does not
 overlap with the backward pass.
 """
 # No `from __future__ import annotations` here: DDP compares the annotations of a hook with types, not with their names.
@@ -67,8 +67,8 @@ class MechanismHook:
     Attributes:
         mechanism: m.
         seed: of its draws; the same on every rank.
-        skip_not_finite: where a rank's gradient is not finite, leave NaN in every gradient on every rank and go on
-            (`not_finite` says who; skip the step), instead of raising on every rank.
+        skip_not_finite: if a rank's gradient is not finite, leave NaN in every gradient on every rank and continue
+            (`not_finite` says which ranks; skip the step), instead of raising on every rank.
         step: reductions so far: the key of the next draws.
         bytes_sent: by this rank to others: payloads and lengths, and 2D(P−1)/P for a dense sum of D bytes; not what an
             inner hook sends.
@@ -96,11 +96,11 @@ class MechanismHook:
         if not isinstance(self.mechanism, Mechanism):
             raise TypeError(
                 f"mechanism must be a Mechanism such as Quantize(); got {type(self.mechanism).__name__}. "
-                "For plain training leave the hook away."
+                "For plain training, do not register the hook."
             )
 
     def compose(self, inner: Hook, state: Any = None) -> "MechanismHook":
-        """Let another hook make the dense sums, where gradients are not packed.
+        """Let another hook make the dense sums if gradients are not packed.
 
         Args:
             inner: a communication hook that averages a bucket, for example `fp16_compress_hook`.
@@ -301,7 +301,7 @@ class MechanismHook:
                 f"in reduction {step}, {what} is not finite; every rank stops here, before its weights change. "
                 "Look for a division or a logarithm of zero or a step size that is too large, or set "
                 "skip_not_finite=True and leave out steps in which hook.not_finite names ranks. After this error the "
-                "DistributedDataParallel model cannot be used again: wrap the module anew."
+                "DistributedDataParallel model cannot be used again: wrap the module in a new one."
             )
         for bucket in buckets:
             _values(bucket.buffer()).fill_(torch.nan)

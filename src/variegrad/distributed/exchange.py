@@ -1,9 +1,9 @@
-"""Σ over workers of the gradients of one backward pass, in flat buckets that leave while the pass still goes on.
+"""Σ over workers of the gradients of one backward pass, in flat buckets that are sent while the pass is still running.
 
-Parameters are taken in reverse order, as a backward pass reaches them. Buckets leave in one order on all workers, also
-where a parameter was not reached (its gradient is zero) or a worker had no example, so that no worker waits for
-another's graph. Gradients are added, not averaged. A few numbers of each worker's own (its votes) ride behind the last
-bucket, which leaves when the pass has ended: a step is one exchange, with no message of its own for them.
+Parameters are taken in reverse order, as a backward pass reaches them. Buckets are sent in the same order on all
+workers, also if a parameter was not reached (its gradient is zero) or a worker had no example, so that no worker waits
+for another's graph. Gradients are added, not averaged. A few numbers of each worker (its votes) are appended to the
+last bucket, which is sent when the pass has ended: a step is one exchange, with no separate message for them.
 
 Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training".
 """
@@ -103,7 +103,7 @@ class Exchange:
 
     def _send(self) -> None:
         bucket = self._buckets[self._sent]
-        self._sent += 1  # first: where sending fails, it is not tried again
+        self._sent += 1  # first: if sending fails, it is not tried again
         bucket.work = self.world.start_sum(bucket.flat)
 
     def send_rest(self, votes: Float[Tensor, " votes"]) -> None:
@@ -144,7 +144,7 @@ class Exchange:
         Returns:
             Float64, on the device; it may overflow although all are finite.
         """
-        flat = [bucket.gradients for bucket in self._buckets if bucket.work is not None]  # none where nothing was sent
+        flat = [bucket.gradients for bucket in self._buckets if bucket.work is not None]  # none if nothing was sent
         totals = [total(part) for part in flat or [each for each in sums if each is not None]]
         return torch.stack(totals).sum() if totals else torch.zeros((), dtype=torch.float64)
 

@@ -1,7 +1,7 @@
 """Sparse positions with a sign each, as 16-bit words: how far to the next non-zero, and which sign it has.
 
 A word's upper bit is the sign, its lower 15 bits the distance to the previous position, less one (the first counts from
-−1). The distance `FAR` means: go on by `FAR` coordinates, where there is nothing. Each list of positions has
+−1). The distance `FAR` means: advance by `FAR` coordinates, all zero. Each list of positions has
 exactly one form. For m = Q(v) of d = 10⁶ Gaussian coordinates, about 800 non-zeros, this is 1.6 kB.
 """
 

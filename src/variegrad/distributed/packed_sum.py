@@ -1,4 +1,4 @@
-"""Σ_r m(g_r) over ranks, one draw for each rank, with packed payloads where they are smaller than a dense sum.
+"""Σ_r m(g_r) over ranks, one draw per rank, with packed payloads if they are smaller than a dense sum.
 
 Draws are those of `vg.backward(..., granularity="worker", worker=r)`: pure functions of (seed, samples seen before the
 step, rank, parameter). So DropConnect's masks are known to every rank, and only kept coordinates travel; Q(v) travels
@@ -28,7 +28,7 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True, kw_only=True)
 class PackedSum:
-    """What an exchange came to: equal on all ranks, but for the bytes.
+    """The result of an exchange: the same on all ranks, except for the bytes.
 
     Attributes:
         total: Σ_r m(g_r), all parameters flattened and concatenated, the same to the last bit on every rank; None if it
@@ -53,7 +53,7 @@ def packed_sum(
     dense_bytes: int,
     world: World,
 ) -> PackedSum:
-    """Add up all ranks' surrogates, where packing pays. Every rank calls it in the same step.
+    """Add up all ranks' surrogates, packed if that is faster. Every rank calls it in the same step.
 
     Args:
         surrogate: this rank's m(g), all parameters flattened and concatenated; None, or not finite, if it has nothing
@@ -61,7 +61,7 @@ def packed_sum(
         mechanism: m.
         shapes: of the parameters by name, in that order.
         seed: of the draws.
-        step: samples seen before the update, or its number where samples are not counted.
+        step: samples seen before the update, or its number if samples are not counted.
         dtype: of the surrogates on every rank.
         dense_bytes: what a dense sum would move.
         world: the ranks.
@@ -94,8 +94,8 @@ def packed_sum(
     came = payloads.exchange(payload, said.longest, limit=limit, world=world)
     total = torch.zeros(elements, dtype=torch.promote_types(dtype, torch.float32))
     for sender, each in enumerate(came):  # always in this order: floating-point sums depend on it
-        awaited = {"elements": elements, "dtype": dtype, "step": step, "sender": sender}
-        if not wire.add_to(total, wire.without_padding(each), mask=mask(sender), **awaited):
+        expected = {"elements": elements, "dtype": dtype, "step": step, "sender": sender}
+        if not wire.add_to(total, wire.without_padding(each), mask=mask(sender), **expected):
             raise Refused(f"rank {sender} announced a gradient and then sent that it is not finite")
     return PackedSum(total=total.to(world.device), absent=(), bytes_sent=sent + said.longest * (ranks - 1))
 
@@ -107,7 +107,7 @@ def packs(mechanism: Mechanism) -> bool:
         mechanism: m.
 
     Returns:
-        True where each coordinate of m(g) is 0 or ±c (Quantize, also with DropConnect after it), or where the mask is a
+        True if each coordinate of m(g) is 0 or ±c (Quantize, also with DropConnect after it), or if the mask is a
         function of the key (DropConnect).
     """
     if isinstance(mechanism, Composed):

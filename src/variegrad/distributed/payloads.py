@@ -100,7 +100,7 @@ def exchange(payload: bytes, longest: int, *, limit: int, world: World) -> Itera
         RuntimeError: if a worker does not take part; it is named if that is known.
     """
     if not len(payload) <= longest <= limit:
-        raise Refused(f"a worker announces {longest} bytes, where at most {limit} can be meant")
+        raise Refused(f"a worker announced a payload of {longest} bytes; the limit is {limit}")
     room = torch.empty(world.size, longest, dtype=torch.uint8, device=world.device)
     room[0] = torch.frombuffer(bytearray(payload.ljust(longest, b"\0")), dtype=torch.uint8)
 

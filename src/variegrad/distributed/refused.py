@@ -2,4 +2,4 @@
 
 
 class Refused(ValueError):  # noqa: N818 - it reads as what happened to the payload
-    """A payload that is malformed, damaged, out of range, or not the one that was awaited; nothing of it was used."""
+    """A payload that is malformed, damaged, out of range, or not the expected one; none of it was used."""

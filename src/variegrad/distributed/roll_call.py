@@ -80,7 +80,7 @@ class RollCall:
         """At the time limit: who keeps the others waiting, and whether it is alive.
 
         Returns:
-            What is wrong; None if those that are missing are alive, so that waiting goes on.
+            What is wrong; None if those that are missing are alive, so that waiting continues.
         """
         self.trouble = self._asked(self._judge_missing)
         return self.trouble
@@ -104,12 +104,12 @@ class RollCall:
     def _judge_missing(self) -> str | None:
         missing = self._missing(f"waiting/{self._exchanges}")
         if not missing:
-            return "every worker waits, and the exchange does not move: the network between them may be cut"
+            return "every worker is waiting, but the exchange makes no progress: the network between them may be cut"
         if dead := [rank for rank in missing if self._beats.get(rank) == self._alive(rank)]:
             return f"{_named(dead)} did not answer: stopped, ended or cut off"
         if not self._told and next(rank for rank in range(self.size) if rank not in missing) == self.rank:
             log.warning(
-                "%s kept the others waiting for %.0f s and is alive: waiting goes on, for at most %.0f minutes.",
+                "%s kept the others waiting for %.0f s and is alive: waiting continues, for at most %.0f minutes.",
                 _named(missing), self.timeout, LONGEST.total_seconds() / 60,
             )  # fmt: skip
         self._told = True

@@ -59,7 +59,7 @@ def encode(values: Float[Tensor, " d"], *, step: int, sender: int, mask: Bool[Te
         values: what is to be sent.
         step: the number of the update.
         sender: the rank.
-        mask: the coordinates that may differ from zero, where the receiver knows them, too.
+        mask: the coordinates that may differ from zero, if the receiver knows them, too.
 
     Returns:
         The payload.
@@ -87,14 +87,14 @@ def decode(
 
     Args:
         payload: the bytes that came.
-        elements: d, as awaited.
-        dtype: as awaited.
-        step: as awaited.
-        sender: as awaited.
-        mask: the sender's mask, where it may have sent kept coordinates only.
+        elements: d, as expected.
+        dtype: as expected.
+        step: as expected.
+        sender: as expected.
+        mask: the sender's mask, if it may have sent kept coordinates only.
 
     Returns:
-        The vector, or None where the sender's gradient was not finite.
+        The vector, or None if the sender's gradient was not finite.
 
     Raises:
         Refused: if the payload is anything but a whole, undamaged vector of that length and type from that step and
@@ -109,14 +109,14 @@ def decode(
         return _numbers(body, dtype, elements)
     if kind is Kind.KEPT:
         if mask is None:
-            raise Refused("kept coordinates came, where no mask is known")
+            raise Refused("kept coordinates arrived, but no mask is known")
         values = torch.zeros(elements, dtype=dtype)
         return values.masked_scatter_(mask.cpu(), _numbers(body, dtype, int(mask.count_nonzero())))
     return _signed(kind, body, dtype, elements)
 
 
 def add_to(
-    total: Float[Tensor, " d"], payload: bytes, *, mask: Bool[Tensor, " d"] | None = None, **awaited: Any
+    total: Float[Tensor, " d"], payload: bytes, *, mask: Bool[Tensor, " d"] | None = None, **expected: Any
 ) -> bool:
     """Add the vector of a payload to a sum; positions and signs cost what they hold, not d.
 
@@ -124,7 +124,7 @@ def add_to(
         total: the sum, on the CPU, changed in place.
         payload: as for `decode`.
         mask: as for `decode`.
-        **awaited: `elements`, `dtype`, `step` and `sender`, as for `decode`.
+        **expected: `elements`, `dtype`, `step` and `sender`, as for `decode`.
 
     Returns:
         False, and nothing is added, if the sender's gradient was not finite.
@@ -132,13 +132,13 @@ def add_to(
     Raises:
         Refused: as `decode`, before anything is added.
     """
-    kind, body = _unframe(payload, **awaited)
+    kind, body = _unframe(payload, **expected)
     if kind is not Kind.GAPS:
-        values = decode(payload, mask=mask, **awaited)
+        values = decode(payload, mask=mask, **expected)
         if values is not None:
             total += values
         return values is not None
-    positions, symbols = _sparse(body, awaited["dtype"], awaited["elements"])
+    positions, symbols = _sparse(body, expected["dtype"], expected["elements"])
     total.index_add_(0, torch.from_numpy(positions), symbols.to(total.dtype))
     return True
 
@@ -259,7 +259,7 @@ def _frame(kind: int, dtype: torch.dtype, sender: int, step: int, elements: int,
     return b"".join((head, CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))), body))
 
 
-def _unframe(payload: bytes, **awaited: Any) -> tuple[Kind, memoryview]:
+def _unframe(payload: bytes, **expected: Any) -> tuple[Kind, memoryview]:
     if len(payload) < HEADER.size:
         raise Refused(f"a header takes {HEADER.size} bytes; there are {len(payload)}")
     magic, version, kind, number, reserved, sender, step, elements, length, checksum = HEADER.unpack_from(payload)
@@ -269,13 +269,13 @@ def _unframe(payload: bytes, **awaited: Any) -> tuple[Kind, memoryview]:
     if version != VERSION:
         raise Refused(f"it is of version {version}; this is version {VERSION}. Run one version on all ranks")
     if length != len(body):
-        raise Refused(f"the header announces {length} bytes; {len(body)} came")
+        raise Refused(f"the header announces {length} bytes; {len(body)} arrived")
     if zlib.crc32(body, zlib.crc32(payload[: HEADER.size - CHECKSUM.size])) != checksum:
         raise Refused("its checksum does not fit: it was damaged on the way")
     if reserved or kind not in list(Kind) or number >= len(DTYPES):
         raise Refused(f"kind {kind}, number type {number} or reserved byte {reserved} is unknown")
     found = {"elements": elements, "dtype": DTYPES[number], "step": step, "sender": sender}
     for name, value in found.items():
-        if value != awaited[name]:
-            raise Refused(f"{name} {awaited[name]} was awaited; this is of {name} {value}")
+        if value != expected[name]:
+            raise Refused(f"expected {name} {expected[name]}; this has {name} {value}")
     return Kind(kind), body

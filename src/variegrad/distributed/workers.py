@@ -27,14 +27,14 @@ def workers(*, backend: str | None = None, timeout: float = 60.0, threads: int |
     """The workers that `torchrun` started, as one group; under plain `python`, this process alone.
 
     A group that exists already is used and left standing. Otherwise it is made here, all workers meet at the end, and
-    it is taken down, also where an error ends the block.
+    it is taken down, also if an error ends the block.
 
     Args:
-        backend: of torch.distributed; by default "nccl" where there is an accelerator for each worker, else "gloo".
+        backend: of torch.distributed; by default "nccl" if there is an accelerator for each worker, else "gloo".
         timeout: seconds after which a worker that does not answer is an error. One that is slow (it saves, reads, or is
             in the caller's loop) but alive is waited for, up to 30 minutes, and named.
         threads: of torch's operations in this process; by default what OMP_NUM_THREADS says (torchrun sets it to 1),
-            and an equal share of the processors where it says nothing.
+            and an equal share of the processors if that is not set.
 
     Yields:
         The world: rank, size, device.
@@ -94,7 +94,7 @@ def placement(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
         environment: of the process.
 
     Returns:
-        (rank, P, local rank); None where the process was not started by torchrun.
+        (rank, P, local rank); None if the process was not started by torchrun.
 
     Raises:
         ValueError: if a variable is missing, no number or out of range.

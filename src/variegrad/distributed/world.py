@@ -273,11 +273,11 @@ class InThread:
             limit: at most so long.
 
         Raises:
-            RuntimeError: if it goes on after that.
+            RuntimeError: if it is still running after that.
         """
         self._thread.join(None if limit is None else limit.total_seconds())
         if self._thread.is_alive():
-            raise RuntimeError("the exchange goes on")
+            raise RuntimeError("the exchange is still running")
         if self._error is not None:
             raise self._error
 

@@ -31,7 +31,7 @@ class Described(Law, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A mechanism in numbers; None where what they depend on was not given.
+    """A mechanism in numbers; None if what they depend on was not given.
 
     Attributes:
         mechanism: as written.

@@ -37,7 +37,7 @@ class Draws:
         positions: the number in the run of each of the t samples.
         shape: of the parameter.
         like: a tensor of the type and on the device that the numbers are for.
-        norms: ‖∇f_i‖ over all parameters together, float64, where the mechanism `needs_norms`.
+        norms: ‖∇f_i‖ over all parameters together, float64, if the mechanism `needs_norms`.
         part: (rank, size): only every size-th block is drawn, from number `rank` on, and the others are zero, for noise
             that several workers add up.
         calls: how many calls there were: a second one draws other numbers.
@@ -190,7 +190,7 @@ class Draws:
 
 
 def blocks(shape: Size) -> list[tuple[int, int]]:
-    """How the coordinates of a parameter are cut: into equally many whole rows where rows are short enough.
+    """How the coordinates of a parameter are cut: into equally many whole rows if rows are short enough.
 
     Args:
         shape: of the parameter.

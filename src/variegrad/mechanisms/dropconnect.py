@@ -18,7 +18,7 @@ from variegrad.shapes import Float
 
 @dataclass(frozen=True)
 class DropConnect(Mechanism):
-    """m(g) = D·g with D diagonal, Bernoulli(1−p); divided by 1−p where `rescale` (unbiased, the default).
+    """m(g) = D·g with D diagonal, Bernoulli(1−p); divided by 1−p if `rescale` (unbiased, the default).
 
     1/B_DIM = (1−p)/B_D + p/n and B_eff = B_D/(1−p), with or without rescaling. `rescale=False` is the paper's form,
     whose mean is (1−p)·g: a step size keeps its meaning only with rescaling.

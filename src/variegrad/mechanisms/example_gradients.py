@@ -1,4 +1,4 @@
-"""The per-example gradients that a mechanism meets: one parameter at a time, a tile of examples at a time.
+"""The per-example gradients that a mechanism is applied to: one parameter at a time, a tile of examples at a time.
 
 Where rules cover a parameter, its gradients stay factors (inputs and output gradients) until a tile asks for rows; all
 uses of a tied parameter are summed in these rows. The others come from the exact fallback, chunk by chunk. A gradient
@@ -24,7 +24,7 @@ from variegrad.per_example.rules.matmul import Outer
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
-# Rows, their draws and their sums stand beside each other for a moment: smaller tiles than where only norms are wanted.
+# Rows, their draws and their sums stand beside each other for a moment: smaller tiles than if only norms are wanted.
 TILE_BYTES = 2 << 20
 KEPT_BYTES = 32 << 20  # of rows that were formed for their norms and are kept for the draws
 
@@ -192,7 +192,7 @@ def not_finite(example: int | None, name: str) -> NotFinite:
     """What to say of a gradient that is not finite.
 
     Args:
-        example: in the batch; None where only their sum is not finite.
+        example: in the batch; None if only their sum is not finite.
         name: the parameter.
 
     Returns:
@@ -217,7 +217,7 @@ def first_not_finite(
         parameters: the trained parameters.
 
     Returns:
-        The error that names it; None where there is none, or examples cannot be cut out of the batch.
+        The error that names it; None if there is none, or examples cannot be cut out of the batch.
     """
     for i in range(shared_length(batch) or 0):
         try:
@@ -239,5 +239,5 @@ def _examples_in_a_tile(size: int) -> int:
 
 
 def as_reals(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals, (*shape, 2): a mechanism meets real coordinates only."""
+    """A complex tensor as pairs of reals, (*shape, 2): a mechanism sees real coordinates only."""
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()

@@ -1,7 +1,7 @@
 """Stochastic gradient Langevin dynamics (Section 4.4): add isotropic Gaussian noise to each ∇f_i.
 
-The noise of B examples is one Gaussian of standard deviation σ√B: drawn once a step, it costs as much as a gradient has
-coordinates, and is the same for any number of workers.
+The noise of B examples is one Gaussian of standard deviation σ√B: drawn once per step, it costs as much as a gradient
+has coordinates, and is the same for any number of workers.
 """
 
 from __future__ import annotations

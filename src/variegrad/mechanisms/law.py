@@ -41,7 +41,7 @@ class Mechanism(ABC):
         """Σ_i E‖m(g_i)‖² from the sums over the gradients it is applied to.
 
         Args:
-            norms: n, d, Σ‖g_i‖² and, where `needs_l1_norms`, Σ‖g_i‖₁‖g_i‖₂.
+            norms: n, d, Σ‖g_i‖² and, if `needs_l1_norms`, Σ‖g_i‖₁‖g_i‖₂.
 
         Returns:
             The expected sum of squared norms.
@@ -67,7 +67,7 @@ class Mechanism(ABC):
             draws: as for `draw`.
 
         Returns:
-            The sum; None where the mechanism has no such way (the default).
+            The sum; None if the mechanism has no such method (the default).
         """
         return None
 
@@ -85,7 +85,7 @@ class Mechanism(ABC):
             draws: as for `draw`, of all b examples.
 
         Returns:
-            The sum; None where the mechanism has no such way (the default).
+            The sum; None if the mechanism has no such method (the default).
         """
         return None
 
@@ -95,7 +95,7 @@ class Mechanism(ABC):
         return False
 
     def noise_of_sum(self, count: int, draws: Draws) -> Tensor:
-        """Σ_i (m(g_i) − g_i) of a whole step, as one draw; only where `adds_noise`.
+        """Σ_i (m(g_i) − g_i) of a whole step, as one draw; only if `adds_noise`.
 
         Args:
             count: B, the examples of the step over all workers.
@@ -127,7 +127,7 @@ class Mechanism(ABC):
         """What `describe` says of this mechanism alone.
 
         Args:
-            diversity: what was measured, where it was.
+            diversity: what was measured, if anything was.
 
         Returns:
             Sentences.

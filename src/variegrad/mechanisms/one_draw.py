@@ -25,7 +25,7 @@ class WorkerKey:
 
     Attributes:
         seed: the run's seed.
-        at: samples seen before the step, or the number of the step where samples are not counted.
+        at: samples seen before the step, or the number of the step if samples are not counted.
         worker: the rank.
     """
 

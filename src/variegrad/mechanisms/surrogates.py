@@ -261,7 +261,7 @@ def without_noise(mechanism: Mechanism) -> tuple[Mechanism | None, list[Mechanis
 
 
 def takes_examples_apart(mechanism: Mechanism, granularity: str) -> bool:
-    """Whether a mechanism meets each example's gradient, so that a sum does not do.
+    """Whether a mechanism is applied to each example's gradient, so that their sum is not enough.
 
     Args:
         mechanism: m.

@@ -37,7 +37,7 @@ class Cadence:
             after: passes after it.
 
         Returns:
-            True where it is.
+            Whether it is.
         """
         if self.updates is not None:
             return updates % self.updates == 0

@@ -21,7 +21,7 @@ from variegrad.training.reading import Collate, outlive_requests_to_end
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `train` evaluates, on what, how often, and where the run may end.
+    """What `train` evaluates, on which data, how often, and at which accuracy the run may end.
 
     Attributes:
         accuracy: `accuracy(model, batch) → (b,)`, 1 if an example is answered right.

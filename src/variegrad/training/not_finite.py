@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class WhenNotFinite(Protocol):
-    """Decides, from what every worker knows, whether the run goes on without this update."""
+    """Decides, from what every worker knows, whether the run continues without this update."""
 
     def skips(self, updates: int, skipped: int) -> bool:
-        """Whether to leave the update out and go on.
+        """Whether to leave the update out and continue.
 
         Args:
             updates: the number of this update, from 1.

@@ -26,7 +26,7 @@ Read = Callable[[Int[Tensor, " b"], int], Batch]
 Collate = Callable[[list[Any]], Batch]
 Part = tuple[Int[Tensor, " b"], int]  # indices, and the number in the run of the first of them
 AHEAD = 4  # batches that each reader process prepares
-GRACE_SECONDS = 30  # that readers go on after a request to end, so that the update under way has its examples
+GRACE_SECONDS = 30  # that readers continue after a request to end, so that the update under way has its examples
 
 
 def reader(dataset: Dataset[Any], seed: int, collate_fn: Collate | None = None) -> Read:

@@ -2,7 +2,7 @@
 
 The sum convention of the paper: γ multiplies the summed gradient, so that a learning rate η of the mean is γ = η/B.
 Each worker differentiates its share of the batch; the sums are added up over workers; all make the same update. Without
-a mechanism the gradients are ordinary autograd's, and leave while the backward pass still goes on.
+a mechanism the gradients are ordinary autograd's, and are sent while the backward pass is still running.
 
 Which examples, the mechanism's draws and the data set's own are functions of the seed and the number of the sample,
 never of the update or of B: B may change at any update. With any number of workers the weights are the same up to the

@@ -1,7 +1,7 @@
 """One update of equation (2), shared among the workers: each differentiates its share of the batch, all add up.
 
 Whatever happens to a worker in between (a loss that is not finite, an error in the user's code, a stop request), it
-takes part in the exchange and says so there: all workers end, skip or stop at the same update.
+takes part in the exchange and reports it there: all workers end, skip or stop at the same update.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Apply = Callable[[TrainConfig, Weights, Sequence[Tensor | None]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an update came to, the same on all workers but for the seconds.
+    """The outcome of an update, the same on all workers except for the seconds.
 
     Attributes:
         loss_sum: Σf over the batch, before the update.
@@ -97,7 +97,7 @@ class SharedUpdate:
             left_out: updates left out before it.
 
         Returns:
-            What it came to.
+            Its outcome.
 
         Raises:
             ValueError: if a loss or gradient is not finite, or the losses are refused.
@@ -223,7 +223,7 @@ class SharedUpdate:
         return first_not_finite(self.model, self.losses, part.batch, self.weights) or found
 
     def _packed_sums(self, config: TrainConfig, failure: Exception | None, position: int) -> list[Tensor | None] | None:
-        """Σ over workers of one surrogate each, packed; None, on all workers alike, where a dense sum is to be made."""
+        """Σ over workers of one surrogate each, packed; None, on all workers alike, if a dense sum is to be made."""
         mechanism = config.mechanism
         if self.world.size == 1 or config.granularity != "worker" or mechanism is None or not packs(mechanism):
             return None

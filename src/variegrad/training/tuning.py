@@ -39,7 +39,7 @@ class Arm:
 
     Attributes:
         step_size: γ.
-        losses: the mean training loss at the end of each repeat; inf where it diverged: became not finite, or ended
+        losses: the mean training loss at the end of each repeat; inf if it diverged: became not finite, or ended
             above the loss it began with.
     """
 
@@ -118,7 +118,7 @@ def tune(
         config: of the runs; its step size is the middle of the grid, its passes the budget.
         world: the workers; None for the process group that exists, or this process alone.
         points: step sizes to begin with, odd, at least 3.
-        growth: how often the grid may grow by a point where the best is at its edge.
+        growth: how often the grid may grow by a point if the best is at its edge.
         repeats: seeds for each step size; with at least two there is an interval.
         confidence: of the comparisons with the winner, all together.
 
@@ -190,7 +190,7 @@ def _ends(
         try:
             stacked = stacked_losses(model, losses, dataset, config, sizes, seeds)
             return [[end if math.isfinite(end) else math.inf for end in ends] for ends in stacked]
-        except (RuntimeError, ValueError):  # torch.func cannot stack it: one by one, where a true error shows again
+        except (RuntimeError, ValueError):  # torch.func cannot stack it: one by one; a real error then shows again
             pass
     settings = [[replace(config, seed=seed, step_size=step_size) for step_size in sizes] for seed in seeds]
     return [[_end(model, losses, dataset, each, world) for each in of_seed] for of_seed in settings]

@@ -69,7 +69,7 @@ def stacked_losses(
         seeds: of the order of the data.
 
     Returns:
-        For each seed, one loss for each step size; NaN or inf where the run diverged.
+        For each seed, one loss for each step size; NaN or inf if the run diverged.
 
     Raises:
         RuntimeError: if torch.func cannot stack this model (dropout, batch statistics, control flow on values).

@@ -39,8 +39,8 @@ class TwinRuns:
         passes: the same in passes over the data.
         distances: ‖w − w′‖.
         normalised_distances: √(‖w−w′‖²/(‖w‖²+‖w′‖²)), as in Figure 3a.
-        bounds: B_D(w, w′); +inf where every difference of gradients is zero; empty where it was not asked for.
-        mechanism_bounds: B_DIM(w, w′) with the mechanism of the runs and the same draw at both weights; empty where
+        bounds: B_D(w, w′); +inf if every difference of gradients is zero; empty if it was not requested.
+        mechanism_bounds: B_DIM(w, w′) with the mechanism of the runs and the same draw at both weights; empty if
             there is none, or no closed form: one mask for a worker's whole sum has none.
     """
 
@@ -53,7 +53,7 @@ class TwinRuns:
 
     @property
     def smallest_bound(self) -> float:
-        """The smallest B_D(w_t, w′_t) met: empirical, not a bound over all pairs; NaN where none was measured."""
+        """The smallest B_D(w_t, w′_t) met: empirical, not a bound over all pairs; NaN if none was measured."""
         return min(self.bounds, default=math.nan)
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """One update that has been made: equal on all workers, but for the seconds.
+    """One update that has been made: the same on all workers, except for the seconds.
 
     Attributes:
         updates: how many so far, counted, those left out included.

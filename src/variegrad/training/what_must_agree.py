@@ -63,7 +63,7 @@ def what_must_agree(
 def _example(dataset: Dataset[Any], index: int) -> str:
     with torch_draws(0, "probe", index):
         first, second = tensors(dataset[index]), tensors(dataset[index])
-    # An example that is drawn anew each time it is read has no numbers to compare, only its shape.
+    # An example that is drawn again each time it is read has no numbers to compare, only its shape.
     same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     return ", ".join(f"{_shape(t)}{f', numbers {digest(t)}' if same else ''}" for t in first)
 

@@ -1,6 +1,6 @@
 """Reading a checkpoint: every byte is verified before it is used, and what cannot be used is named.
 
-The newest that verifies is loaded. A damaged, missing or half-written one is skipped, which the result says; where none
+The newest that verifies is loaded. A damaged, missing or half-written one is skipped, and the result says why; if none
 verifies, nothing is loaded.
 """
 
@@ -133,7 +133,7 @@ def empty(folder: str | Path) -> bool:
         folder: of the run's checkpoints.
 
     Returns:
-        True also where there is no folder.
+        True also if there is no folder.
     """
     return not candidates(Path(folder)) and not (Path(folder) / LATEST).exists()
 
@@ -145,7 +145,7 @@ def steps(folder: str | Path) -> list[int]:
         folder: of the run's checkpoints.
 
     Returns:
-        Steps, the newest first; none where there is no folder.
+        Steps, the newest first; none if there is no folder.
     """
     return list(dict.fromkeys(map(step_of, candidates(Path(folder)))))
 

@@ -274,7 +274,7 @@ class Run:
         progress = Progress(
             samples_seen=update.examples, workers=self.world.size, batch_size=self._config.batch_size,
             seed=self._config.seed, settings=self._settings_at(first),
-            # As text and back: the caller's loop goes on and changes what it holds.
+            # As text and back: the caller's loop continues and changes what it holds.
             state={"left_out": update.left_out, "batch_began": first, "starts": list(self.starts),
                    "yours": json.loads(json.dumps(self.state, allow_nan=False))},
         )  # fmt: skip
