@@ -17,6 +17,7 @@ sleep), and 1,000 parts of the order of 10⁹ shuffled examples.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def markdown(document):
     lines = [
         f"# Cost of a checkpoint every {EVERY} updates, {document['date']}", "",
         f"{host['cpu']}, {host['cores']} cores; torch {host['versions']['torch']}; Python {host['python']}; commit "
-        f"{host['commit']}; `{document['command']}`. MNIST CNN (1,663,370 parameters), B = {BATCH}; one worker of as "
+        f"{host['commit']}; load {document['load']} before; `{document['command']}`. MNIST CNN (1,663,370 parameters), B = {BATCH}; one worker of as "
         f"many threads as there are cores, two of one thread each; files on {document['file_system']}. Bar: {BAR}.", "",
         "| workers | what is timed | without, s | with, s | ratio of medians (quartiles of rounds) | rounds |",
         "|---:|---|---:|---:|---:|---:|",
@@ -286,6 +287,7 @@ def main():
     cases = json.loads(out.read_text())["cases"] if out.exists() and not arguments.no_report else {}
     document = {
         "date": date, "machine": machine(), "file_system": file_system(), "cases": cases,
+        "load": round(os.getloadavg()[0], 1),
         "command": " ".join(["python benchmarks/checkpoint.py", *sys.argv[1:]]),
     }  # fmt: skip
 

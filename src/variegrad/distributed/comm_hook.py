@@ -1,6 +1,6 @@
 """A mechanism for each worker in anybody's DistributedDataParallel loop: gradients become (1/P) Σ_r m(g_r).
 
-g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync`, the sum over micro-batches), so
+g_r is the whole local gradient of rank r, as its backward pass left it (after `no_sync`, the sum over micro-batches):
 m is applied to the gradient of the mean loss. Without `no_sync`, m would be applied again to what it has made before;
 that is refused, since m(m(g₁) + g₂) has another distribution. A sparse gradient is made dense for m, and sparse by rows
 again afterwards. Draws do not depend on DDP's buckets. What is sent is packed if that is smaller than a dense sum
