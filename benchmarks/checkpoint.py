@@ -210,8 +210,9 @@ def markdown(document):
     lines = [
         f"# Cost of a checkpoint every {EVERY} updates, {document['date']}", "",
         f"{host['cpu']}, {host['cores']} cores; torch {host['versions']['torch']}; Python {host['python']}; commit "
-        f"{host['commit']}; load {document['load']} before; `{document['command']}`. MNIST CNN (1,663,370 parameters), B = {BATCH}; one worker of as "
-        f"many threads as there are cores, two of one thread each; files on {document['file_system']}. Bar: {BAR}.", "",
+        f"{host['commit']}; load {document['load']} before; `{document['command']}`. "
+        f"MNIST CNN (1,663,370 parameters), B = {BATCH}; one worker of as many threads as there are cores, two of one "
+        f"thread each; files on {document['file_system']}. Bar: {BAR}.", "",
         "| workers | what is timed | without, s | with, s | ratio of medians (quartiles of rounds) | rounds |",
         "|---:|---|---:|---:|---:|---:|",
     ]  # fmt: skip
