@@ -146,9 +146,9 @@ def test_tasks_without_their_files_are_left_out_and_that_is_said(monkeypatch, tm
         "gone": {"source": "a9a", "max_examples": 50},
     }
     found, said = settled({"tasks": both})
-    assert set(found["tasks"]) == {"here"}
+    assert set(found["data"]) == {"here"}
     assert "gone is left out" in said
-    assert len(found["tasks"]["here"]["data"]) == 16
+    assert len(found["data"]["here"]) == 16
 
 
 @pytest.mark.parametrize("word", ["groupnorm-cnn:8", "gpt:1x16"])

@@ -14,21 +14,27 @@ from variegrad.experiments.records import Cell
 NAME, VERSION = "critical-batch", 1
 # Half octaves of the learning rates tried: the first and the last.
 GRID = {"sgd": (-10, 6), "momentum": (-16, 0), "adamw": (-20, -4), "sign": (-28, -12), "muon": (-18, -2)}
-FIXED = ("source", "data", "max_examples", "network", "pool", "evaluated", "length")
+FIXED = ("source", "max_examples", "network", "pool", "evaluated", "length")
 OF_WINDOWS = ("window", "windows", "branch_windows", "batch_sizes")
 
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
     """Task by task, each to its end: the curves of every batch size; then, at the tuned rate of B₀, the windows."""
     found: list[Cell] = []
-    for name, task in settings["tasks"].items():
-        for optimizer in task["optimizers"]:
+    for name, optimizers in runs_of(settings).items():
+        task = settings["tasks"][name]
+        for optimizer in optimizers:
             found += [curve_cell(settings, name, optimizer, size) for size in task["tuned_batch_sizes"]]
             if (tuned := tuned_of(settings, records, name, optimizer)) is not None:
                 found += window_cells(settings, name, optimizer, tuned.best)
         if any(cell.key not in records for cell in found):
             break  # one task after the other
     return found
+
+
+def runs_of(settings: Settings) -> dict[str, list[str]]:
+    """The optimizers of each task whose data are there; `finished` names them where a run is committed unfinished."""
+    return settings.get("finished") or {name: settings["tasks"][name]["optimizers"] for name in settings["data"]}
 
 
 def tuned_of(settings: Settings, records: Records, name: str, optimizer: str) -> Tuned | None:
@@ -64,7 +70,7 @@ def _cell(settings: Settings, name: str, optimizer: str, **values: Any) -> Cell:
     task = settings["tasks"][name]
     return Cell(experiment=NAME, version=VERSION, values={
         "task": name, "optimizer": optimizer, "seed": settings.get("seed_offset", 0),
-        **{key: task.get(key) for key in FIXED}, **values,
+        "data": settings["data"][name], **{key: task[key] for key in FIXED}, **values,
     })  # fmt: skip
 
 

@@ -224,4 +224,12 @@ def _said(told: Sequence[Case], predictor: str) -> str:
     seen = [case for case in told if not isinstance(case.truth, AtLeast) and math.isfinite(case.predicted[predictor])]
     ratios = list(_by_run(seen, lambda case: case.truth / case.predicted[predictor]).values())
     good = sum(case.error(predictor) <= WITHIN for case in told)
-    return f"{rank:.2f}, {f'×{geometric(ratios)}' if ratios else '–'}, {good}/{len(told)}"
+    return f"{rank:.2f}, {_factor(ratios)}, {good}/{len(told)}"
+
+
+def _factor(ratios: Sequence[float]) -> str:
+    """A calibration factor; with its interval from three runs on."""
+    if not ratios:
+        return "–"
+    found = geometric(ratios)
+    return f"×{found}" if found.count > 2 else f"×{found.mean:.3g}"

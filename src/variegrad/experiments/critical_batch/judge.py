@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from variegrad.experiments.critical_batch.cells import tuned_of, window_cells
+from variegrad.experiments.critical_batch.cells import runs_of, tuned_of, window_cells
 from variegrad.experiments.critical_batch.measure import BASE, KEPT, STARTS
 from variegrad.experiments.critical_batch.tuned import Tuned
 from variegrad.experiments.experiment import Records, Settings
@@ -85,8 +85,9 @@ def cases(settings: Settings, records: Records) -> tuple[list[Case], int]:
     """Every critical batch size of the finished tasks, and how many cells have none for lack of progress at B₀."""
     found: list[Case] = []
     without = 0
-    for name, task in settings["tasks"].items():
-        for optimizer in task["optimizers"]:
+    for name, optimizers in runs_of(settings).items():
+        task = settings["tasks"][name]
+        for optimizer in optimizers:
             tuned = tuned_of(settings, records, name, optimizer)
             if tuned is None:
                 continue
@@ -120,9 +121,9 @@ def cases(settings: Settings, records: Records) -> tuple[list[Case], int]:
 
 
 def _branched(window: Record) -> dict[str, Any]:
-    """The answer of the branch check: the middle of its interval, NaN if a batch size stayed undecided."""
+    """The answer of the branch check: the middle of its interval; NaN if it has no upper end for lack of a decision."""
     low, high = window["branch"]
-    decided = "undecided" not in window["branch_verdicts"] and low > 0
+    decided = high < math.inf or "undecided" not in window["branch_verdicts"]
     return {
         "branch": math.nan if not decided else math.sqrt(low * high) if high < math.inf else AtLeast(low),
         "branch_between": (low, high),

@@ -66,7 +66,7 @@ def settled(settings: Mapping[str, Any], *, required: bool = False) -> tuple[Map
     Raises:
         DataNotFound: if files are missing and required.
     """
-    tasks, said = {}, []
+    digests, said = {}, []
     for name, task in settings["tasks"].items():
         try:
             digest = _digest(task["source"], task["max_examples"])
@@ -75,9 +75,9 @@ def settled(settings: Mapping[str, Any], *, required: bool = False) -> tuple[Map
                 raise
             said.append(f"{name} is left out: {missing}")
             continue
-        tasks[name] = {**task, "data": digest}
+        digests[name] = digest
         said.append(f"{name}: {task['source']}, at most {task['max_examples']:,} examples, digest {digest}.")
-    return {**settings, "tasks": tasks}, " ".join(said)
+    return {**settings, "data": digests}, " ".join(said)
 
 
 @lru_cache(maxsize=2)
