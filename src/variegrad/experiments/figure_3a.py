@@ -35,7 +35,7 @@ from variegrad.training.evaluation import mean_of
 
 NAME, VERSION = "figure-3a", 2
 MARGIN = math.log(1.1)  # primary contrast: the distance at the end, from the smallest to the largest batch
-BOUNDS_EVERY = 2  # B_D(w, w′) is measured at each so many points, for the first replaced example
+BOUNDS_EVERY = 2  # B_D(w, w′) is measured at every second point, for the first replaced example
 SMALL: dict[str, Any] = {
     "problem": "cifar10/2", "without_data": "digits", "max_examples": 1024, "network": "convnet:8",
     "batch_sizes": [16, 64, 256], "grid": [-20, -16, -12, -8], "passes": 40, "points": 8, "replaced": 4, "seeds": 10,
