@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn, optim
 
-from variegrad.experiments.critical_batch.judge import crossing, error_factor, harmonic_mean, law
+from variegrad.experiments.critical_batch.findings import findings
+from variegrad.experiments.critical_batch.judge import Case, crossing, error_factor, harmonic_mean, law
 from variegrad.experiments.critical_batch.stack import Stack
 from variegrad.experiments.critical_batch.tasks import settled, task
 from variegrad.experiments.verdict import AtLeast
@@ -33,7 +34,10 @@ def torch_optimizers(name, model, rate):
     return [muon, optim.AdamW(rest, **adam)]
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "muon"])
+NO_MUON = pytest.mark.skipif(not hasattr(optim, "Muon"), reason="this torch has no Muon")
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", pytest.param("muon", marks=NO_MUON)])
 def test_a_run_of_a_stack_is_the_run_of_torch(name):
     chosen = digits()
     stack, rates = Stack(chosen, name), [RATE[name], RATE[name] / 3]
@@ -165,3 +169,17 @@ def test_networks_with_normalisation_layers_name_them(word):
         assert not any(isinstance(m, nn.Dropout) for m in chosen.model.modules())
     else:
         assert not chosen.norm_layers()
+
+
+@pytest.mark.parametrize(("cells", "right", "verdict"), [(2, 2, "undecided"), (12, 12, "undecided"), (60, 59, "holds"),
+                                                         (60, 50, "undecided")])  # fmt: skip
+def test_a_number_that_predicts_a_few_cells_well_is_no_finding(cells, right, verdict):
+    def case(number):
+        predicted = {"B_D": 100.0, "stability": 1.0, "B_H": 1e6, "rule": math.nan}
+        truth = 110.0 if number < right else 1000.0
+        return Case(task="some task", optimizer="sgd", held_out=False, rule="linear", slower=4, checkpoint=number,
+                    truth=truth, predicted=predicted)  # fmt: skip
+
+    said = {found.claim: found.verdict for found in findings([case(number) for number in range(cells)])}
+    (claim,) = (claim for claim in said if claim.startswith("linear rule, sgd"))
+    assert said[claim] == verdict
