@@ -56,15 +56,13 @@ def tables(run: Run) -> str:
     for number, one in enumerate(run.findings, 1):
         found = one.outcome if isinstance(one, Finding) else one.found
         lines.append(f"| {number} | {one.claim} | {found} | {one.verdict} |")
-    details = [
-        row for number, one in enumerate(run.findings, 1) if isinstance(one, Finding) for row in _rows(number, one)
-    ]
+    details = [row for number, one in enumerate(run.findings, 1) for row in _rows(number, one)]
     if details:
         lines += ["", "| claim | configuration | mean | 95 % interval |", "|---|---|---|---|", *details]
     return "\n".join(lines) + "\n"
 
 
-def _rows(number: int, finding: Finding) -> Iterator[str]:
+def _rows(number: int, finding: Finding | Check) -> Iterator[str]:
     numbers = {"": finding.numbers} if isinstance(finding.numbers, str) else finding.numbers
     for name, value in numbers.items():
         if isinstance(value, Interval):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -286,11 +286,13 @@ class Check:
         claim: what should be.
         found: what is.
         met: whether they agree.
+        numbers: behind it, by their names.
     """
 
     claim: str
     found: str
     met: bool
+    numbers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -299,7 +301,8 @@ class Check:
 
     def plain(self) -> dict[str, Any]:
         """The check as JSON."""
-        return {"claim": self.claim, "found": self.found, "verdict": self.verdict, "log_ratio": None}
+        plain = {"claim": self.claim, "found": self.found, "verdict": self.verdict, "log_ratio": None}
+        return plain | ({"numbers": dict(self.numbers)} if self.numbers else {})
 
 
 @cache

@@ -210,7 +210,7 @@ def _regimes(every: Sequence[Case]) -> Mapping[tuple[str, str], list[Case]]:
 
 
 def _regime(name: str, group: Sequence[Case]) -> Check | None:
-    """Every predictor in one regime: rank correlation, calibration factor, share within a factor 2."""
+    """Every predictor in one regime: rank correlation, truth/prediction, cells within a factor 2."""
     told = {p: [case for case in group if not math.isnan(case.error(p))] for p in PREDICTORS}
     said = {p: _said(seen, p) for p, seen in told.items() if len(seen) > 1}
     if not said:
@@ -224,8 +224,8 @@ def _regime(name: str, group: Sequence[Case]) -> Check | None:
     good = [p for p in said if least(p) >= ENOUGH]
     return Check(
         claim=f"{name}: some number predicts it within a factor 2 in at least 80 % of cells", met=bool(good),
-        found=f"{', '.join(good) or 'none'}; {len(group)} cells. Rank correlation, truth/prediction, share within 2: "
-        + "; ".join(f"{p} {text}" for p, text in said.items()),
+        found=f"{', '.join(good) or 'none'}; {len(group)} cells",
+        numbers=said,
     )  # fmt: skip
 
 
