@@ -105,7 +105,7 @@ def test_a_finished_window_is_never_trained_twice_and_the_ledger_resumes(tmp_pat
     again = vg.branch(run, batch_size=B, start_loss=loop.start_loss, window=WINDOW, ledger=ledger)
     assert len(calls) == first
     assert str(again) == str(whole)
-    with pytest.raises(ValueError, match="another check"):
+    with pytest.raises(ValueError, match="does not contain windows of this call"):
         vg.branch(run, batch_size=B, start_loss=loop.start_loss + 1, window=WINDOW, ledger=ledger)
     assert json.loads(ledger.read_text().splitlines()[0])["batch_size"] == B
 
@@ -194,6 +194,6 @@ def test_a_base_that_diverges_is_said():
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path, content):
     file = tmp_path / "other.txt"
     file.write_text(content)
-    with pytest.raises(ValueError, match="another check"):
+    with pytest.raises(ValueError, match="does not contain windows of this call"):
         vg.branch(lambda _: 0.5, batch_size=B, start_loss=1.0, window=WINDOW, ledger=file)
     assert file.read_text() == content

@@ -155,5 +155,5 @@ def test_an_optimizer_that_is_no_adam_is_refused(model, batch) -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses(model, batch).mean().backward()
     sgd.step()
-    with pytest.raises(TypeError, match="SGD keeps none"):
+    with pytest.raises(TypeError, match="SGD has none"):
         estimate(model, losses, batch, preconditioner=sgd)

@@ -21,7 +21,7 @@ def test_the_first_golden_example() -> None:
     assert (fresh.coherence, fresh.batch_size_bound) == pytest.approx((0.5, 2.0))
     assert finite.batch_size_bound == finite.low == finite.high == pytest.approx(1.5)
     assert finite.exact
-    assert "exactly" in finite.in_words()
+    assert "exact:" in finite.in_words()
 
 
 def test_below_eight_examples_there_is_a_point_but_no_interval() -> None:

@@ -351,7 +351,10 @@ class _Runs:
             return
         first, *rest = self.ledger.read_text(encoding="utf-8").splitlines() or [""]
         if first != json.dumps(self._settings()):
-            raise ValueError(f"{self.ledger} contains the windows of another call ({first}): choose another file.")
+            raise ValueError(
+                f"{self.ledger} does not contain windows of this call (its first line is {first!r}): "
+                "choose another file."
+            )
         for line in rest:
             try:
                 k, seed, loss = json.loads(line)
