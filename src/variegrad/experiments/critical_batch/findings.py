@@ -79,14 +79,14 @@ def plot(settings: Settings, records: Records) -> Figure:
     for rule, name in ((TUNED, "tuned for each B"), ("linear", "linear rule"), ("square root", "square-root rule")):
         chosen = [case for case in every if case.rule == rule and case.optimizer in KNOWN]
         series = []
-        for predictor, label in (("B_D", "B_D"), ("rule", "declared rule")):
+        for predictor, label in (("B_D", "$B_D$"), ("rule", "declared rule")):
             points = sorted(
                 (c.truth, min(c.predicted[predictor], 4096.0)) for c in chosen if c.predicted[predictor] > 0
             )
             x, y = [float(t) for t, _ in points], [p for _, p in points]
             series.append(Series(label=label, x=x, mean=y, low=y, high=y, joined=False))
         ends = [8.0, 1024.0]
-        series.append(Series.reference("as measured", ends, ends))
+        series.append(Series.reference("prediction = measurement", ends, ends))
         parts.append((f"critical batch size, measured: {name}", "predicted", series))
     return panels("Predicted and measured critical batch size", parts, log_x=True, log_y=True)
 
