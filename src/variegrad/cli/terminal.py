@@ -87,12 +87,13 @@ def errors() -> Console:
     return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress_bar(*columns: Any, console: Console) -> Any:
+def progress_bar(*columns: Any, console: Console, shown: bool = True) -> Any:
     """A progress bar that is erased at the end, and prints nothing if the output is not a terminal.
 
     Args:
         *columns: of rich.progress.
         console: where it is drawn.
+        shown: whether it is drawn there.
 
     Returns:
         A rich `Progress`.
@@ -104,7 +105,7 @@ def progress_bar(*columns: Any, console: Console) -> Any:
             if not self.disable:  # rich before 14.1 prints an empty line here
                 super().stop()
 
-    return Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+    return Bar(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def print_json(document: Any) -> None:

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from variegrad.cli.terminal import progress_bar
 from variegrad.distributed.world import World
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
@@ -74,10 +75,9 @@ class TrainingLog:
         self._bound: str | None = None
         self._clock, self._waited = time.perf_counter(), 0.0
         self._events = None if tensorboard is None else _writer(tensorboard)
-        self._bar = Progress(
+        self._bar = progress_bar(
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(), console=console, transient=True,
-            disable=not (self.shown and console.is_terminal),
+            TimeRemainingColumn(), console=console, shown=self.shown,
         )  # fmt: skip
         total = config.passes * self.count
         self._task = self._bar.add_task(f"{self.name}: starting", total=total if math.isfinite(total) else None)

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -89,7 +90,7 @@ def sweep(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=told, transient=True, disable=not told.is_terminal,
     )  # fmt: skip
-    with bar:
+    with bar if told.is_terminal else nullcontext():  # rich before 14.1 ends with an empty line elsewhere
         task = bar.add_task(experiment.name, total=None)
 
         def asked_for(cell: Cell) -> bool:
