@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from variegrad.advice import Advice, Limited, StepSizeRule, advise
 from variegrad.shapes import Float
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import optim
 
 # ‖Σg‖² at or below this fraction of its largest possible value n·Σ‖g‖² is rounding, not a direction.
 ZERO_TOTAL = 1e-12
@@ -235,6 +237,39 @@ class Diversity:
         if not batch_size >= 1:
             raise ValueError(f"batch_size must be at least 1 example; got {batch_size}.")
         return 1.0 if self.undefined else 1 / (1 + (batch_size - 1) / self.batch_size_bound)
+
+    @property
+    def low(self) -> float:
+        """The lower end of what B_D may be, as of an estimate: B_D itself, +inf if `undefined`."""
+        return math.inf if self.undefined else self.batch_size_bound
+
+    high = lower_confidence_bound = low
+
+    def advice(
+        self,
+        batch_size: int,
+        new_batch_size: int | None = None,
+        optimizer: optim.Optimizer | type[optim.Optimizer] | StepSizeRule | None = None,
+        limits: Limited | None = None,
+    ) -> Advice:
+        """What B_D means for a batch: its regime, its efficiency, and the learning rate after a change.
+
+        Args:
+            batch_size: B, in examples of one update over all workers.
+            new_batch_size: B′, if the batch is to change.
+            optimizer: whose rule the learning rate follows, by its kind; or the rule itself.
+            limits: from `vg.step_limits` at the same batch size and weights: the advice then says which limit binds at
+                the learning rate in use, for every rule.
+
+        Returns:
+            The advice.
+
+        Raises:
+            ValueError: if a batch size is below one, or the limits are those of another batch size.
+            TypeError: if no rule is known for the optimizer.
+        """
+        rule = None if optimizer is None else StepSizeRule.of(optimizer)
+        return advise(self, batch_size, new_batch_size=new_batch_size, rule=rule, limits=limits)
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as plain JSON: +inf is the string "inf", an undefined number null.

@@ -281,6 +281,8 @@ READ = [
     (("train", "--target-accuracy", "95%"), "must be a number; got '95%'"),
     (("train", "--resume"), "--out"),
     (("train", "--per-worker"), "--mechanism"),
+    (("plan", "--mechanism", "quantize"), "--mechanism: a plan has a model of the time with DropConnect only"),
+    (("plan", "--mechanism", "langevin:1"), "--mechanism: a plan has a model of the time with DropConnect only"),
     (("plan", "--link", "1Gb"), "1Gbit/s"),
     (("plan", "--link", "0Mbit/s"), "--link"),
     (("branch", "--window", "100", "--batch-size", "64"), "--window"),

@@ -104,3 +104,21 @@ def test_an_estimate_advises_like_a_reading(seen):
     advice = found.advice(16, new_batch_size=64, optimizer=optim.SGD(model.parameters(), lr=0.1))
     assert advice == vg.advise(found, 16, new_batch_size=64, rule=advice.rule)
     assert 1 < advice.step_size_factor < 4
+
+
+def test_what_was_measured_exactly_advises_without_an_interval(seen):
+    model, batch, _ = seen
+    found = vg.measure(model, losses, torch.utils.data.TensorDataset(*batch))
+    advice = found.advice(16, new_batch_size=64, optimizer=optim.SGD, limits=limits_at(seen, 0.02))
+    assert advice.efficiency == advice.low == advice.high == pytest.approx(found.efficiency(16))
+    assert advice.certain
+    assert "[" not in str(advice).splitlines()[0]
+    assert "linear" in str(advice)
+    with pytest.raises(ValueError, match="not of 32"):
+        found.advice(32, limits=advice.limits)
+
+
+def test_gradients_that_are_all_zero_leave_every_batch_size_efficient():
+    found = vg.GradientMoments.from_gradients(torch.zeros(5, 3)).diversity
+    assert found.undefined
+    assert found.advice(10**6).efficiency == 1

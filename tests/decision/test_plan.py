@@ -54,8 +54,8 @@ def test_a_mechanism_is_compared_in_time(granularity):
     assert str(found) in _in_words(made)
 
 
-def test_a_mechanism_that_sends_as_much_is_refused_before_the_work():
-    with pytest.raises(ValueError, match="compares DropConnect with plain gradients; Langevin sends as much"):
+def test_a_mechanism_without_a_model_is_refused_before_the_work():
+    with pytest.raises(ValueError, match="model of the time with DropConnect only, not with Langevin"):
         planned(mechanism=Langevin(0.1))
 
 

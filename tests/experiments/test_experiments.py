@@ -153,7 +153,7 @@ def test_without_its_files_digits_stand_in_and_that_is_said(monkeypatch, tmp_pat
     data.problem.cache_clear()
     settings, said = data.settled({"problem": "cifar10-pair", "without_data": "digits", "max_examples": 50})
     assert settings["problem"] == "digits"
-    assert said.startswith("The files of cifar10-pair are missing, so digits is used instead.")
+    assert said.startswith("The files of cifar10-pair are missing, so digits is used instead (")
     assert settings["examples"] == 50
     assert settings["data"] == data.digest("digits", 50)
     assert "without_data" not in settings

@@ -1,4 +1,4 @@
-"""A monitor in somebody else's loop: what it may be given, what it refuses, and that it leaves no trace."""
+"""A monitor in the user's loop: what it may be given, what it refuses, and that it leaves no trace."""
 
 import json
 import math
@@ -423,7 +423,7 @@ def test_accumulation_finds_its_place_again_after_a_short_step():
         assert (product, norm) == pytest.approx(expected, rel=1e-9)
 
 
-def test_accumulation_that_nobody_told_of_is_named():
+def test_undeclared_accumulation_is_named():
     model, batch = net(), data(4)
     monitor = Monitor(model, every=1, accumulate=2)
     for _ in range(5):

@@ -94,7 +94,7 @@ def test_a_mask_per_worker_pays_beyond_a_communication_and_not_before(bound: flo
     assert not mechanism_time(communication=100 * edge, granularity="example", **numbers).pays
 
 
-def test_one_worker_has_nobody_to_send_less_to() -> None:
+def test_one_worker_sends_nothing_so_a_mask_saves_nothing() -> None:
     assert communication_that_pays(bound=60, drop=0.5, workers=1, **NUMBERS) == math.inf
 
 

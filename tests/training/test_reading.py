@@ -161,7 +161,7 @@ def test_readers_outlive_the_signals_that_reach_a_whole_job():
         outlive_requests_to_end(0)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert 0 < signal.alarm(0) <= 30  # and then they end, if nobody has ended them
+        assert 0 < signal.alarm(0) <= 30  # and then they end, unless they have been ended
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

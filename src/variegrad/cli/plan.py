@@ -152,8 +152,13 @@ def plan(
     chosen = None
     if mechanism is not None:
         from variegrad.cli.mechanisms import parse_mechanism  # noqa: PLC0415 - after the options
+        from variegrad.decision.planning import with_a_model  # noqa: PLC0415 - after the options
 
         chosen = parse_mechanism(mechanism[0])
+        try:
+            chosen = with_a_model(chosen)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
     console = errors()
     with console.status(f"reading {problem} …"):
         from variegrad.decision import plan as planned  # noqa: PLC0415 - after the options

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "Δ_D: gradient diversity; B_D, B_wor (examples): bounds for sampling with and without replacement; "
-    "with a mechanism: B_eff, the bound if it is drawn anew at every use (examples)."
+    "B_eff (examples): the bound with a mechanism that is drawn anew each time."
 )
 
 

@@ -205,19 +205,15 @@ def plan(
         TypeError: for an optimizer that no number is known for, such as sign descent or Muon.
     """
     momentum = _momentum(optimizer)
-    if mechanism is not None and not isinstance(mechanism, DropConnect):
-        raise ValueError(
-            f"mechanism: a plan compares DropConnect with plain gradients; {type(mechanism).__name__} sends as much as "
-            "plain gradients and adds variance, so that by this model it never takes less time."
-        )
+    dropped = None if mechanism is None else with_a_model(mechanism)
     say = on_stage or (lambda _: None)
     if step_time is None:
         say("timing steps")
         step_time = timed_step(problem)
     masked = None
-    if mechanism is not None:
+    if dropped is not None:
         say("timing steps with the mechanism")
-        masked = timed_step(problem, mechanism=mechanism, granularity=granularity)
+        masked = timed_step(problem, mechanism=dropped, granularity=granularity)
     say("measuring along a run")
     found, curvatures = measure_run(problem, passes, points, seed, curvature=not _certified(problem, l2))
     say("bounding the constants")
@@ -234,11 +230,19 @@ def plan(
         link=link,
         momentum=momentum,
     )
-    if mechanism is None or masked is None or not step_time.resolved:
+    if dropped is None or masked is None or not step_time.resolved:
         return made
-    return replace(
-        made, mechanism=_compared(problem, made, mechanism, granularity, masked, communication, workers, link)
-    )
+    return replace(made, mechanism=_compared(problem, made, dropped, granularity, masked, communication, workers, link))
+
+
+def with_a_model(mechanism: object) -> DropConnect:
+    """The mechanism, if a plan has a model of the time with it."""
+    if not isinstance(mechanism, DropConnect):
+        raise ValueError(
+            "mechanism: a plan has a model of the time with DropConnect only, not with "
+            f"{type(mechanism).__name__}. Measure it: `variegrad train --mechanism`."
+        )
+    return mechanism
 
 
 def _momentum(optimizer: optim.Optimizer | type[optim.Optimizer]) -> float | None:

@@ -196,7 +196,7 @@ class MechanismHook:
 
     def _watch_for_leftovers(self, parameter: Tensor) -> Node:
         """Before a gradient is added to `.grad`: note what an earlier reduction left there, without waiting for it."""
-        # Not a hook of the tensor: that would also run where somebody only asks for gradients, as a Monitor does.
+        # Not a hook of the tensor: that would also run when only gradients are asked for, as by a Monitor.
         with torch.enable_grad():
             node = parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
         itself = weakref.ref(self)

@@ -81,7 +81,7 @@ class Exchange:
         self._sent = 0
 
     def _arrived(self, parameter: nn.Parameter) -> None:
-        if not self._sending:  # somebody else's backward pass
+        if not self._sending:  # another backward pass
             return
         bucket = self._bucket_of[parameter]
         if parameter not in bucket.waiting:

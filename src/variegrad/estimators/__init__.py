@@ -1,6 +1,6 @@
 """B_D from a sample, with an honest interval: from examples, workers, sign probes, and pooled over steps."""
 
-from variegrad.estimators.advice import (
+from variegrad.advice import (
     Advice,
     Limited,
     Regime,

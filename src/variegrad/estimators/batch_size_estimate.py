@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import optim
 
-from variegrad.estimators.advice import Advice, Limited, StepSizeRule, advise
+from variegrad.advice import Advice, Limited, StepSizeRule, advise
 from variegrad.estimators.coherence import Coherence, CoherenceLimits, coherence_limits, inverse_bound, least_coherence
 from variegrad.moments import ZERO_TOTAL
 

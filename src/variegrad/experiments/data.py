@@ -172,7 +172,7 @@ def settled(settings: Mapping[str, Any], *, required: bool = False) -> tuple[Map
         if required:
             raise
         stand_in = settings["without_data"]
-        said = f"The files of {chosen['problem']} are missing, so {stand_in} is used instead. {missing} "
+        said = f"The files of {chosen['problem']} are missing, so {stand_in} is used instead ({missing}). "
         chosen["problem"] = stand_in
     chosen["examples"] = len(tensors(chosen["problem"], chosen.get("max_examples")))
     chosen["data"] = digest(chosen["problem"], chosen.get("max_examples"))

@@ -124,9 +124,7 @@ def _configurations(settings: Settings) -> list[Configuration]:
 
 def _values(settings: Settings, configuration: Configuration, tuning: bool) -> Mapping[str, Any]:
     fixed = {key: settings[key] for key in ("problem", "max_examples", "data", "network", "target")}
-    size = configuration["batch_size"]
-    passes = settings["passes"][settings["batch_sizes"].index(size)]
-    at = training_run.aligned(passes, settings["points"], settings["examples"], size)
+    at = training_run.points_of(settings, configuration["batch_size"])
     return {**fixed, "at": at, "bounds_every": 0 if tuning else settings["bounds_every"]}
 
 

@@ -193,7 +193,7 @@ def _on_ray(run: Run, groups: Sequence[list[Cell]]) -> Iterator[list[Record]]:
             yield from ray.get(finished)
     except ray.exceptions.RayTaskError as error:
         raise RuntimeError(f"{error.cause}") from error
-    finally:  # interrupted, or a cell failed: what nobody waits for is not computed
+    finally:  # interrupted, or a cell failed: cells that are not needed any more are not computed
         for task in pending:
             ray.cancel(task)
 

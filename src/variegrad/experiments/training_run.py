@@ -263,6 +263,20 @@ def aligned(passes: float, points: int, n: int, largest: int) -> list[int]:
     return [round(updates * k / points) * largest for k in range(1, points + 1)]
 
 
+def points_of(settings: Mapping[str, Any], batch_size: int) -> list[int]:
+    """Samples to measure after, if each batch size has a length of its own.
+
+    Args:
+        settings: with `passes` by place in `batch_sizes`, `points` and `examples`.
+        batch_size: B.
+
+    Returns:
+        Numbers of samples, increasing.
+    """
+    passes = settings["passes"][settings["batch_sizes"].index(batch_size)]
+    return aligned(passes, settings["points"], settings["examples"], batch_size)
+
+
 def fresh(cell: Mapping[str, Any] | Any, dataset: TensorDataset) -> nn.Module:
     """The cell's network at its starting weights.
 

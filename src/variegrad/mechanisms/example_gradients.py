@@ -24,7 +24,7 @@ from variegrad.per_example.rules.matmul import Outer
 from variegrad.per_example.step import Step
 from variegrad.shapes import Float
 
-# Rows, their draws and their sums stand beside each other for a moment: smaller tiles than if only norms are wanted.
+# Rows, their draws and their sums are in memory together, so tiles are smaller than if only norms are wanted.
 TILE_BYTES = 2 << 20
 KEPT_BYTES = 32 << 20  # of rows that were formed for their norms and are kept for the draws
 

@@ -67,7 +67,7 @@ class History(Sequence[Reading]):
             return
         if self.path.exists():
             check_is_log(self.path)
-        # Before the process group is there nobody knows who writes: the first reading will tell.
+        # Which rank writes is unknown before there is a process group: the first reading decides.
         if _rank_is_known() and _rank() == 0:
             self._claim()
 

@@ -221,7 +221,7 @@ def _search_conflicts(rows: Rows, degrees: NDArray[np.int64], passes: int | None
     score = np.empty(n, dtype=np.int64)
     for first, block in rows.blocks("bounding conflicts"):
         pattern = _pattern(block)
-        # An empty row scores 0: it conflicts with nobody, itself included.
+        # An empty row scores 0: it conflicts with no row, not even itself.
         score[first : first + block.shape[0]] = compressed(
             csr_matrix, degrees[pattern.indices] - 1, pattern.indices, pattern.indptr, pattern.shape
         ) @ np.ones(rows.columns, dtype=np.int64)

@@ -116,7 +116,7 @@ class _Keyed(Dataset[Any]):
         if self.columns is not None:
             return tuple(column.index_select(0, indices) for column in self.columns)
         wanted = indices.tolist()
-        # In a reader nobody else draws: what was left is what is found, and nobody misses it.
+        # In a reader nothing else draws: the state that it leaves is the state that it finds.
         before = _state() if self._left is None else self._left
         if not self.draws:
             items = self.several(wanted) if self.several else [self.dataset[index] for index in wanted]

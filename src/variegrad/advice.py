@@ -1,4 +1,4 @@
-"""What an estimate of B_D means for the current batch size: its efficiency, and the learning rate after a change.
+"""What B_D, measured or estimated, means for the batch size: its efficiency, and the learning rate after a change.
 
 Efficiency is 1/(1+(B−1)/B_D): progress per example relative to B = 1, each batch size with a step tuned for it. With
 `limits` (`vg.step_limits`) the advice also says, for every rule of the learning rate, how far the batch can grow from
@@ -21,7 +21,7 @@ from torch import optim
 
 @runtime_checkable
 class Bounded(Protocol):
-    """An estimate of B_D, or a reading of the Monitor."""
+    """An estimate of B_D, a reading of the Monitor, or B_D itself (`Diversity`)."""
 
     @property
     def batch_size_bound(self) -> float: ...
@@ -185,9 +185,10 @@ class Advice:
 
     def __str__(self) -> str:
         hedge = "" if self.certain or self.regime is Regime.UNDECIDED else "probably "
+        interval = "" if self.low == self.high else f" [{self.low:.0%}, {self.high:.0%}]"
         text = (
             f"batch {self.batch_size}: {hedge}{self.regime.value}, "
-            f"efficiency {self.efficiency:.0%} [{self.low:.0%}, {self.high:.0%}] at a tuned learning rate"
+            f"efficiency {self.efficiency:.0%}{interval} at a tuned learning rate"
         )
         if self.new_batch_size is not None and self.rule is not None:
             text += f"; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g}"
@@ -207,7 +208,7 @@ def advise(
     """The efficiency of a batch of B examples, according to an estimate of B_D.
 
     Args:
-        estimate: of B_D, at the current weights.
+        estimate: of B_D, or B_D itself, at the current weights.
         batch_size: B ≥ 1, examples of one optimiser step over all workers.
         new_batch_size: B′ ≥ 1, if the batch size is to change.
         rule: how the learning rate follows such a change.
