@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from variegrad.problems import cuda_convnet, group_norm, logistic_regression, mlp, mnist_cnn, resnet20
+from variegrad.problems.models import ResponseNorm
 
 
 def conv(size: int, inputs: int, outputs: int, bias: bool = True) -> int:
@@ -111,13 +112,14 @@ def test_resnet_shortcut_pads_with_zero_channels_and_has_no_parameters() -> None
 
 def test_local_response_norm_is_tensorflows() -> None:
     # tf.nn.lrn(x, depth_radius=4, bias=1, alpha=0.001/9, beta=0.75), written out.
-    layer = next(module for module in cuda_convnet().modules() if isinstance(module, nn.LocalResponseNorm))
+    layer = next(module for module in cuda_convnet().modules() if isinstance(module, ResponseNorm))
     x = 30 * torch.randn(2, 64, 3, 3, generator=torch.Generator().manual_seed(0)).double()
     expected = torch.empty_like(x)
     for channel in range(64):
         window = x[:, max(0, channel - 4) : channel + 5]
         expected[:, channel] = x[:, channel] / (1 + 0.001 / 9 * window.square().sum(1)) ** 0.75
     torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)(x), expected)
 
 
 def test_group_norm_has_eight_channels_to_a_group() -> None:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from variegrad.problems import mlp, resnet20
-from variegrad.problems.models import BasicBlock
+from variegrad.problems.models import BasicBlock, ResponseNorm
+from variegrad.shapes import Float
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "identity": nn.Identity,
@@ -35,26 +36,61 @@ def network(word: str, inputs: tuple[int, ...], classes: int, *, seed: int) -> n
         The network at its starting weights.
 
     Raises:
-        ValueError: if the word is none of these.
+        ValueError: if the word is none of these, or one example is no image where the network needs one.
     """
     kind, *options = word.split(":")
     if kind == "mlp" and len(options) == 2:
         hidden = [int(width) for width in options[0].split("x")]
-        size = int(torch.Size(inputs).numel())
-        return mlp([size, *hidden, classes], ACTIVATIONS[options[1]], seed=seed)
+        return mlp([math.prod(inputs), *hidden, classes], ACTIVATIONS[options[1]], seed=seed)
     if kind in ("convnet", "mnist-cnn") and 1 <= len(options) <= 2:
         activation = ACTIVATIONS[options[1] if len(options) == 2 else "relu"]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             build = _convnet if kind == "convnet" else _mnist_cnn
-            return build(inputs, classes, int(options[0]), activation)
-    if word == "resnet20":
-        return resnet20(seed=seed)
-    if word == "resnet8":
-        return _resnet8(seed)
+            return _on_images(build(_image(inputs), classes, int(options[0]), activation), inputs)
+    if word in ("resnet20", "resnet8"):
+        return _on_images(resnet20(seed=seed) if word == "resnet20" else _resnet8(seed), inputs, colours=3)
     raise ValueError(
         f"network: unknown word {word!r}; write mlp:64x64:relu, convnet:16, mnist-cnn:8, resnet20 or resnet8."
     )
+
+
+def _image(inputs: tuple[int, ...]) -> tuple[int, int, int]:
+    """Colours, height and width of one example; flat features are one square grey image, as in digits."""
+    side = math.isqrt(math.prod(inputs))
+    if len(inputs) == 3:
+        return inputs
+    if len(inputs) != 1 or side * side != inputs[0]:
+        raise ValueError(f"network: a convolutional network needs images; one example has the shape {inputs}.")
+    return 1, side, side
+
+
+def _on_images(layers: nn.Sequential, inputs: tuple[int, ...], colours: int = 1) -> nn.Sequential:
+    """The network behind a layer that makes images of flat features, with grey ones in as many colours as it reads."""
+    if len(inputs) == 3:
+        return layers
+    return nn.Sequential(nn.Unflatten(1, _image(inputs)), *([Colours(colours)] if colours > 1 else []), *layers)
+
+
+class Colours(nn.Module):
+    """A grey image in as many equal colours as the next layer reads."""
+
+    def __init__(self, colours: int) -> None:
+        """A layer that gives this many colours."""
+        super().__init__()
+        self.colours = colours
+
+    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+        """The images."""
+        return x.expand(-1, self.colours, -1, -1)
+
+
+class ChannelsLast(nn.Module):
+    """The same images with channels last in memory: a small network's pools and norms then take half the time."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The images."""
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _resnet8(seed: int) -> nn.Module:
@@ -72,12 +108,10 @@ def _convnet(inputs: tuple[int, ...], classes: int, channels: int, activation: C
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
-    def response_norm() -> nn.Module:
-        return nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)
-
     return nn.Sequential(
-        *(nn.Conv2d(colours, channels, 5, padding=2), activation(), pool(), response_norm()),
-        *(nn.Conv2d(channels, channels, 5, padding=2), activation(), response_norm(), pool()),
+        ChannelsLast(),
+        *(nn.Conv2d(colours, channels, 5, padding=2), activation(), pool(), ResponseNorm()),
+        *(nn.Conv2d(channels, channels, 5, padding=2), activation(), ResponseNorm(), pool()),
         *(nn.Flatten(), nn.Linear(channels * left, 6 * channels), activation()),
         *(nn.Linear(6 * channels, 3 * channels), activation(), nn.Linear(3 * channels, classes)),
     )

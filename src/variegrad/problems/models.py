@@ -105,15 +105,27 @@ def cuda_convnet(*, seed: int = 0) -> nn.Sequential:
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, stride=2, ceil_mode=True)  # rounding up is what TensorFlow's 'SAME' does to an even size
 
-    def response_norm() -> nn.Module:
-        return nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)  # TensorFlow: radius 4, alpha = 0.001/9
-
     with _drawn_from(seed):
         return nn.Sequential(
-            *(nn.Conv2d(3, 64, 5, padding=2), nn.ReLU(), pool(), response_norm()),
-            *(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), response_norm(), pool()),
+            *(nn.Conv2d(3, 64, 5, padding=2), nn.ReLU(), pool(), ResponseNorm()),
+            *(nn.Conv2d(64, 64, 5, padding=2), nn.ReLU(), ResponseNorm(), pool()),
             *(nn.Flatten(), nn.Linear(64 * 8 * 8, 384), nn.ReLU(), nn.Linear(384, 192), nn.ReLU(), nn.Linear(192, 10)),
         )
+
+
+class ResponseNorm(nn.Module):
+    """Local response normalisation of the tutorial: x_c / (1 + 0.001/9 · Σ x_k²)^0.75, nine channels k.
+
+    As `nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)`, but the sums over channels are one product with a band
+    of ones, and the power is two square roots: half the time of a whole update of a small network on a CPU.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The normalised activations."""
+        channel = torch.arange(x.shape[1], device=x.device)
+        band = ((channel[:, None] - channel).abs() <= 4).to(x.dtype) * (0.001 / 9)  # TensorFlow: radius 4
+        root = (1 + (x.square().movedim(1, -1) @ band).movedim(-1, 1)).sqrt()
+        return x / (root * root.sqrt())
 
 
 def group_norm(channels: int) -> nn.Module:
