@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from variegrad.reports.marks import DASHES, laid_out, log_axis, octave_ticks
 from variegrad.reports.style import MARKERS, OTHER, SERIES, WIDTH, drawable, new_figure, style
@@ -105,6 +106,12 @@ class Series:
         return cls(label=label, x=list(x), mean=list(y), low=list(y), high=list(y), quiet=True, belongs_to=of)
 
 
+# Where a note may stand: offset in points, and how it is aligned there.
+NOTED_AT = (
+    ((7, 0), "left", "center"), ((-7, 0), "right", "center"), ((0, 7), "center", "bottom"), ((0, -7), "center", "top"),
+    ((6, 6), "left", "bottom"), ((6, -6), "left", "top"), ((-6, 6), "right", "bottom"), ((-6, -6), "right", "top"),
+)  # fmt: skip
+
 Panel = tuple[str, str, Sequence[Series]]
 
 
@@ -150,7 +157,31 @@ def panels(
                 log_axis(ax, heights, headroom=1.3)
             if legend_lines:
                 ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, columnspacing=1.2)
-        return laid_out(figure)
+        laid_out(figure)
+        for ax, (_, _, series) in zip(rows, parts, strict=True):
+            _annotate(ax, series)
+        return figure
+
+
+def _annotate(ax: Axes, series: Sequence[Series]) -> None:
+    """The notes, each at the first place beside its point that covers no point and no other note, if there is one."""
+    point = ax.figure.get_dpi() / 72
+    marked = [ax.transData.transform(at) for one in series for at in zip(one.x, one.mean, strict=True)]
+    taken = [Bbox.from_bounds(x - 4 * point, y - 4 * point, 8 * point, 8 * point) for x, y in marked]
+    for place, one in enumerate(series):
+        for x, height, note in zip(one.x, one.mean, one.notes, strict=False):
+            text = ax.annotate(
+                note, (x, height), (0, 0), textcoords="offset points", fontsize=8, color=SERIES[place % len(SERIES)]
+            )
+            costs = []
+            for offset, across, along in NOTED_AT:
+                text.set(position=offset, ha=across, va=along)
+                box = text.get_window_extent()
+                inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
+                costs.append(box.count_overlaps(taken) + (0 if inside else 1))
+            offset, across, along = NOTED_AT[costs.index(min(costs))]
+            text.set(position=offset, ha=across, va=along)
+            taken.append(text.get_window_extent())
 
 
 def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
@@ -185,10 +216,6 @@ def _draw(ax: Axes, one: Series, place: int, *, log_y: bool) -> None:
                 color=color, arrowprops={"arrowstyle": "<-", "color": color},
             )  # fmt: skip
             ax.plot([one.x[k]], [least], color=color, marker="_", linestyle="", markersize=10)
-    for k, note in enumerate(one.notes):  # above and below in turn, so that neighbours can be read
-        ax.annotate(
-            note, (one.x[k], heights[k]), (5, -11 if k % 2 else 4), textcoords="offset points", fontsize=8, color=color
-        )
     bounded = [all(map(drawn, ends)) and not beyond.get(k)
                for k, ends in enumerate(zip(one.mean, one.low, one.high, strict=True))]  # fmt: skip
     if many:
