@@ -30,6 +30,7 @@ Tensors = list[Tensor]
 # Second differences as a share of the mean loss: smaller ones drown in float32, larger ones are far from local.
 SMALL, LARGE = 3e-5, 0.1
 LENGTHS = 8  # that are tried
+CHUNK = 1 << 16  # elements of each vector in a product of pairs: what stays in the cache
 
 
 class Curvature(NamedTuple):
@@ -88,7 +89,8 @@ def curvature_of(
         hessian = _Hessian(losses(model, curvature_part), weights)
     image = hessian.times(mean)
     root = None if preconditioner is None else [p.sqrt() for p in preconditioner]
-    vector, residual = _top_vector(hessian, _times(root, image), root, steps)
+    gradient = mean if root is None else [sum(parts) / len(rows) for parts in zip(*rows, strict=True)]
+    vector, residual = _top_vector(hessian, _times(root, gradient), _times(root, image), root, steps)
     top = _times(root, vector)
     fitted, length = along.curvature(top, 1e-3 * float(_dot(weights, weights)) ** 0.5)
     fresh, _ = _Lines(model, losses, fresh_part, weights).curvature(top, length)
@@ -179,8 +181,10 @@ def _no_second_derivative(error: Exception) -> ValueError:
     )
 
 
-def _top_vector(hessian: _Hessian, start: Tensors, root: Sequence[Tensor] | None, steps: int) -> tuple[Tensors, float]:
-    """The Ritz vector of the largest |eigenvalue| after a few Lanczos steps from `start`, and its residual."""
+def _top_vector(
+    hessian: _Hessian, start: Tensors, product: Tensors, root: Sequence[Tensor] | None, steps: int
+) -> tuple[Tensors, float]:
+    """The Ritz vector of the largest |eigenvalue| after a few Lanczos steps, and its residual; `product` is H·start."""
     basis: list[Tensors] = []
     matrix = torch.zeros(steps, steps, dtype=torch.float64)
     vector, norm = start, float(_dot(start, start)) ** 0.5
@@ -188,7 +192,7 @@ def _top_vector(hessian: _Hessian, start: Tensors, root: Sequence[Tensor] | None
         vector = list(torch._foreach_div(vector, norm))
         basis.append(vector)
         k = len(basis)
-        image = _times(root, hessian.times(_times(root, vector)))
+        image = [p / norm for p in product] if k == 1 else _times(root, hessian.times(_times(root, vector)))
         matrix[:k, k - 1] = matrix[k - 1, :k] = _along(basis, image)
         for _ in range(2):  # once leaves rounding behind
             for weight, earlier in zip(_along(basis, image).tolist(), basis, strict=True):
@@ -235,7 +239,9 @@ def _products(a: Sequence[Tensors], b: Sequence[Tensors]) -> Float[Tensor, "K K"
     """⟨a_k, b_j⟩ for all pairs, reading each vector once."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64)
     for left, right in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True):
-        one = torch.stack(left).flatten(1)
-        other = one if a is b else torch.stack(right).flatten(1)
-        total += (one @ other.T).double().cpu()
+        ours, theirs = [part.flatten() for part in left], [part.flatten() for part in right]
+        for start in range(0, len(ours[0]), CHUNK):
+            one = torch.stack([part[start : start + CHUNK] for part in ours])
+            other = one if a is b else torch.stack([part[start : start + CHUNK] for part in theirs])
+            total += (one @ other.T).double().cpu()
     return total

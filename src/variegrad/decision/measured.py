@@ -15,7 +15,7 @@ from variegrad.decision.limits import Estimate, StepLimits
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
 from variegrad.shapes import Float
 
-GRADIENT_PARTS = 8
+GRADIENT_PARTS = 6
 CURVATURE_SHARE = 0.25  # of the batch: a Hessian-vector product costs more than a gradient
 LANCZOS_STEPS = 3
 LEAST = 32  # examples
