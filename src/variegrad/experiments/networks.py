@@ -17,6 +17,8 @@ from variegrad.problems import mlp, resnet20
 from variegrad.problems.models import BasicBlock, ResponseNorm
 from variegrad.shapes import Float
 
+Image = tuple[int, int, int]  # colours, height, width
+
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "identity": nn.Identity,
 }  # fmt: skip
@@ -55,7 +57,7 @@ def network(word: str, inputs: tuple[int, ...], classes: int, *, seed: int) -> n
     )
 
 
-def _image(inputs: tuple[int, ...]) -> tuple[int, int, int]:
+def _image(inputs: tuple[int, ...]) -> Image:
     """Colours, height and width of one example; flat features are one square grey image, as in digits."""
     side = math.isqrt(math.prod(inputs))
     if len(inputs) == 3:
@@ -65,7 +67,7 @@ def _image(inputs: tuple[int, ...]) -> tuple[int, int, int]:
     return 1, side, side
 
 
-def _on_images(layers: nn.Sequential, inputs: tuple[int, ...], colours: int = 1) -> nn.Sequential:
+def _on_images(layers: nn.Sequential, inputs: tuple[int, ...], *, colours: int = 1) -> nn.Sequential:
     """The network behind a layer that makes images of flat features, with grey ones in as many colours as it reads."""
     if len(inputs) == 3:
         return layers
@@ -93,14 +95,16 @@ class ChannelsLast(nn.Module):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _resnet8(seed: int) -> nn.Module:
+def _resnet8(seed: int) -> nn.Sequential:
     """`problems.resnet20` with every second and third block of a stage left out."""
     layers = list(resnet20(seed=seed))
     blocks = [layer for layer in layers if isinstance(layer, BasicBlock)]
     return nn.Sequential(*(layer for layer in layers if layer not in blocks or blocks.index(layer) % 3 == 0))
 
 
-def _convnet(inputs: tuple[int, ...], classes: int, channels: int, activation: Callable[[], nn.Module]) -> nn.Module:
+def _convnet(
+    inputs: tuple[int, ...], classes: int, channels: int, activation: Callable[[], nn.Module]
+) -> nn.Sequential:
     """`problems.cuda_convnet` with other widths: 64 channels, 384 and 192 features there."""
     colours, height, width = inputs
     left = math.ceil(height / 4) * math.ceil(width / 4)  # pixels after two pools that round up
@@ -117,7 +121,9 @@ def _convnet(inputs: tuple[int, ...], classes: int, channels: int, activation: C
     )
 
 
-def _mnist_cnn(inputs: tuple[int, ...], classes: int, channels: int, activation: Callable[[], nn.Module]) -> nn.Module:
+def _mnist_cnn(
+    inputs: tuple[int, ...], classes: int, channels: int, activation: Callable[[], nn.Module]
+) -> nn.Sequential:
     """`problems.mnist_cnn` with other widths: 32 channels, then 64, and 512 features there."""
     colours, height, width = inputs
     return nn.Sequential(
