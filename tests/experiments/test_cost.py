@@ -65,10 +65,21 @@ def test_sums_are_those_of_the_rows():
     assert cost.totals(found)["runs"] == sum(row.runs for row in found)
 
 
-def test_what_is_no_training_run_of_a_network_is_refused():
-    chosen, settings = settled("theorem-6")
-    with pytest.raises(ValueError, match="cells of theorem-6 are no training runs of a network"):
-        list(cost.rows(chosen, settings))
+@pytest.mark.parametrize("name", ["figure-2a", "theorem-6"])
+def test_cells_that_train_no_network_are_timed_whole_and_counted_as_they_will_be_computed(name, tmp_path):
+    chosen, settings = settled(name)
+    found = list(cost.rows(chosen, settings))
+    assert all(row.seconds > 0 and row.flops is row.updates is row.gpu_seconds is None for row in found)
+    assert cost.totals(found)["gpu_seconds"] is None
+    swept = sweep(chosen, settings, tmp_path)
+    extensions = 0.5 if name == "figure-2a" else 0  # a grid of the smoke profile is extended
+    assert abs(len(swept.records) - sum(row.runs for row in found)) <= extensions * len(swept.records)
+
+
+def test_cells_that_follow_from_the_results_of_others_are_refused():
+    chosen = experiment("critical-batch")
+    with pytest.raises(ValueError, match="follows from the results of earlier ones"):
+        list(cost.rows(chosen, chosen.profiles["smoke"]))
 
 
 @pytest.mark.parametrize("name", names())

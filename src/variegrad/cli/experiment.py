@@ -147,28 +147,14 @@ def _print_cost(chosen: Experiment, settings: Settings, device: torch.device) ->
 
     with errors().status("timing updates of each configuration"):
         found = list(rows(chosen, settings, device))
-    shown = [
-        (
-            row.name,
-            f"{row.runs:,}",
-            f"{row.updates:,}",
-            f"{row.flops:.2g}",
-            _hours(row.seconds),
-            _hours(row.gpu_seconds),
-        )
-        for row in found
-    ]
+    shown = [_cost_row(row.name, row.runs, row.updates, row.flops, row.seconds, row.gpu_seconds) for row in found]
     sums = totals(found)
-    total = (
-        "all",
-        f"{sums['runs']:,}",
-        "",
-        f"{sums['flops']:.2g}",
-        _hours(sums["seconds"]),
-        _hours(sums["gpu_seconds"]),
-    )
+    total = _cost_row("all", sums["runs"], None, sums["flops"], sums["seconds"], sums["gpu_seconds"])
     heads = ["configuration", "runs", "updates", "FLOPs", "here", "GPU"]
     output().print(text_table(heads, [*shown, total], title=f"{chosen.name}: cost"))
+    if sums["gpu_seconds"] is None:
+        print_line("Here: from one group of runs of each row, computed now and not kept. It does not use a GPU.")
+        return
     affordable = "affordable" if sums["gpu_seconds"] <= 3600 else "not affordable"
     print_line(
         f"{affordable} on one GPU in an hour. Here: one thread of {device}, from timed updates, longest runs, grids as "
@@ -176,7 +162,18 @@ def _print_cost(chosen: Experiment, settings: Settings, device: torch.device) ->
     )
 
 
-def _hours(seconds: float) -> str:
+def _cost_row(
+    name: str, runs: float | None, updates: int | None, flops: float | None, here: float | None, gpu: float | None
+) -> tuple[str, ...]:
+    count, each = (f"{n:,.0f}" if n is not None else "–" for n in (runs, updates))
+    return name, count, each if name != "all" else "", f"{flops:.2g}" if flops else "–", _hours(here), _hours(gpu)
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.2g} s"
     return f"{seconds / 3600:,.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
