@@ -24,7 +24,7 @@ NAME, VERSION = "structure", 2
 MARGIN = math.log(1.1)  # primary contrast: B_D along the run, between the ends of a factor, or tanh over ReLU
 SMALL: dict[str, Any] = {
     "problem": "mnist", "without_data": "digits", "max_examples": 500, "batch_size": 32, "passes": 16, "points": 4,
-    "grid": [-20, -16, -12, -8], "seeds": 12, "tuning": 2,
+    "grid": [-20, -16, -12, -8], "seeds": 40, "tuning": 2,
     "width": {"mlp:16x16:relu": 16, "mlp:64x64:relu": 64, "mlp:256x256:relu": 256, "mlp:1024x1024:relu": 1024},
     "channels": {"mnist-cnn:2": 2, "mnist-cnn:4": 4, "mnist-cnn:8": 8, "mnist-cnn:16": 16},
     "depth": {"mlp:64:relu": 1, "mlp:64x64:relu": 2, "mlp:64x64x64x64:relu": 4,
