@@ -9,11 +9,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from variegrad import measure
-from variegrad.along import mean_of, measure_along, stops
+from variegrad.along import measure_along, stops
 from variegrad.mechanisms import Quantize
 from variegrad.problems import Problem
 from variegrad.problems.classification import softmax_accuracy, softmax_losses
 from variegrad.training import Epochs, TrainConfig, train
+from variegrad.training.evaluation import mean_of
 
 
 def problem(n=20, dropout=0.5, **changes):

@@ -13,7 +13,7 @@ from variegrad.mechanisms import Mechanism
 from variegrad.moments import Diversity
 from variegrad.problems import Problem
 from variegrad.training import Epochs, TrainConfig, train
-from variegrad.training.evaluation import mean_of
+from variegrad.training.evaluation import means_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +181,17 @@ def stops(last: int, points: int) -> set[int]:
 
 
 def _point(problem: Problem, updates: int, passes: float, mechanisms: Sequence[Mechanism], seed: int) -> Point:
-    model, score, test = problem.model, problem.accuracy, problem.test
+    functions = [problem.losses, *([problem.accuracy] if problem.accuracy is not None else [])]
     with torch_draws(seed, "point", updates):
+        diversity = measure(problem.model, problem.losses, problem.train, mechanism=mechanisms)
+        loss, *accuracy = means_of(functions, problem.model, problem.train)
+        tested = [] if problem.test is None else means_of(functions, problem.model, problem.test)
         return Point(
             updates=updates,
             passes=passes,
-            diversity=measure(model, problem.losses, problem.train, mechanism=mechanisms),
-            loss=mean_of(problem.losses, model, problem.train),
-            accuracy=None if score is None else mean_of(score, model, problem.train),
-            test_loss=None if test is None else mean_of(problem.losses, model, test),
-            test_accuracy=None if test is None or score is None else mean_of(score, model, test),
+            diversity=diversity,
+            loss=loss,
+            accuracy=accuracy[0] if accuracy else None,
+            test_loss=tested[0] if tested else None,
+            test_accuracy=tested[1] if len(tested) > 1 else None,
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 Batch = Any
 
@@ -136,6 +136,27 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield map_tensors(lambda t, s=start: t[s : s + size], batch)  # type: ignore[misc]
 
 
+class Rows(list[Any]):
+    """Examples of a data set that reads several at once, with the batch of which they are the rows."""
+
+    def __init__(self, batch: Sequence[Tensor]) -> None:
+        """The rows of a batch of tensors."""
+        super().__init__(zip(*batch, strict=True))
+        self.batch = list(batch)
+
+
+def collated(examples: list[Any]) -> Batch:
+    """`default_collate`, except that the rows of one batch are that batch, not copied.
+
+    Args:
+        examples: of one batch.
+
+    Returns:
+        The batch.
+    """
+    return examples.batch if isinstance(examples, Rows) else default_collate(examples)
+
+
 def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
     """One pass over the data in its own order, as batches.
 
@@ -157,7 +178,7 @@ def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
     if isinstance(data, Dataset):
         if not isinstance(data, IterableDataset) and len(data) == 0:  # type: ignore[arg-type]
             return []
-        return DataLoader(data, batch_size=batch_size)
+        return DataLoader(data, batch_size=batch_size, collate_fn=collated)
     # Iterating over these would take a tensor's rows, a dict's keys or a pair's halves for batches.
     if isinstance(data, Tensor | Mapping) or (isinstance(data, tuple) and any(isinstance(t, Tensor) for t in data)):
         raise TypeError(

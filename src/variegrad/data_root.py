@@ -14,6 +14,12 @@ class DataNotFound(FileNotFoundError):  # noqa: N818 - it says what happened
     """Data files are missing; the message says where they were looked for and the ways to get them."""
 
 
+SPARSE = {  # names that the file of a sparse problem may have, before how it is packed
+    "a9a": ("a9a.svm", "a9a", "a9a.txt", "a9a.libsvm"),
+    "news20": ("news20.svm", "news20", "news20.scale", "news20_tfidf.svm"),
+}
+
+
 def root_folder(given: str | Path | None = None) -> Path:
     """The folder that data files are looked for in.
 
@@ -52,11 +58,12 @@ def find(problem: str, root: Path, folders: Sequence[str], files: Sequence[Seque
     raise DataNotFound(_advice(problem, root, folders, files, missing))
 
 
-def find_a9a(root: Path) -> Path:
-    """The training file of a9a: 32,561 people of the Adult census data, 123 binary features.
+def find_sparse(name: str, root: Path) -> Path:
+    """The training file of a built-in sparse problem, in LIBSVM's format.
 
     Args:
-        root: the data root; `sparse`, `a9a`, `libsvm` in it and the root itself are searched.
+        name: "a9a" (32,561 people of the Adult census data, 123 binary features) or "news20" (20 Newsgroups, words).
+        root: the data root; `sparse`, the name, `libsvm` in it and the root itself are searched.
 
     Returns:
         Its path.
@@ -64,11 +71,10 @@ def find_a9a(root: Path) -> Path:
     Raises:
         DataNotFound: if it is not there.
 
-    Source: Platt 1998, from the UCI Adult data; LIBSVM's collection.
+    Source: Platt 1998, from the UCI Adult data; Lang 1995; LIBSVM's collection.
     """
-    stems, endings = ("a9a.svm", "a9a", "a9a.txt", "a9a.libsvm"), (".gz", "", ".bz2", ".xz", ".zst", ".zip")
-    names = [stem + packed for stem in stems for packed in endings]
-    return find("a9a", root, ["sparse", "a9a", "libsvm", ""], [names])[0]
+    names = [stem + packed for stem in SPARSE[name] for packed in (".gz", "", ".bz2", ".xz", ".zst", ".zip")]
+    return find(name, root, ["sparse", name, "libsvm", ""], [names])[0]
 
 
 def find_file(name: str, root: Path) -> Path:
@@ -120,8 +126,9 @@ def _advice(
     below = ", ".join(name for name in folders if name)
     partly = "".join(f" {folder} lacks {', '.join(names)}." for folder, names in missing.items())
     absent = "" if root.is_dir() else f" {root} is not a folder."
+    download = f", or download them: {_fetching(problem, root)}" if problem in FETCHED else "."
     return (
         f"{problem} needs the files {wanted}. Looked in {root}{f' and below it in {below}' if below else ''}.{absent}"
         f"{partly} Pass the folder that contains them as --data-root DIR (data_root=DIR in Python) or set "
-        f"{VARIABLE}=DIR, or download them: {_fetching(problem, root)}"
+        f"{VARIABLE}=DIR{download}"
     )

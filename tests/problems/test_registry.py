@@ -43,7 +43,8 @@ def train(problem: Problem, *, steps: int, batch_size: int = 64) -> tuple[float,
 
 
 def test_names_of_the_built_in_problems() -> None:
-    assert list(names()) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-resnet20", "cifar10-pair", "a9a"]
+    images = ["digits", "mnist", "fashion-mnist", "cifar10", "cifar10-resnet20", "cifar10-pair"]
+    assert list(names()) == [*images, "a9a", "news20"]
     assert all(line and "\n" not in line for line in names().values())
 
 
@@ -139,6 +140,11 @@ def test_missing_data_says_where_it_looked_and_the_three_ways(tmp_path: Path, na
     command = shlex.split(message[message.index("python -c") :])[2]
     compile(command, "advice", "exec")
     assert repr(str(tmp_path)) in command
+
+
+def test_missing_news20_is_not_said_to_be_downloadable(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound, match=r"news20.svm.gz.*or set VARIEGRAD_DATA=DIR\.$"):
+        load("news20", data_root=tmp_path)
 
 
 def test_a_root_that_is_no_folder_is_said_to_be_none(tmp_path: Path) -> None:

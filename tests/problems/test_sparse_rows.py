@@ -7,6 +7,7 @@ import torch
 from scipy.sparse import csr_matrix, random
 from torch.utils.data import DataLoader, TensorDataset
 
+from variegrad.batches import passes_over
 from variegrad.problems.sparse_rows import SparseRows
 
 MATRIX = csr_matrix(random(20, 7, density=0.3, random_state=0))
@@ -26,6 +27,13 @@ def test_every_index_gives_what_dense_rows_give(index: object) -> None:
 @pytest.mark.parametrize("batch_size", [1, 6, None])
 def test_a_loader_gives_the_same_batches(batch_size: int | None) -> None:
     for found, expected in zip(DataLoader(ROWS, batch_size), DataLoader(DENSE, batch_size), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_a_pass_takes_the_dense_batch_as_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = list(DataLoader(DENSE, 6))
+    monkeypatch.setattr(torch, "stack", None)  # what copies each row once more
+    for found, expected in zip(passes_over(ROWS, 6), dense, strict=True):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 

@@ -25,7 +25,8 @@ def bound(
     file: Annotated[
         str,
         typer.Argument(
-            help="A LIBSVM, npy or npz file, one example per row, also compressed (.gz, .bz2, .xz, .zst, .zip); or a9a."
+            help="A LIBSVM, npy or npz file, one example per row, also compressed (.gz, .bz2, .xz, .zst, .zip); or "
+            "a9a or news20."
         ),
     ],
     tolerance: Annotated[
@@ -58,12 +59,12 @@ def bound(
     the paper's own formula: the GLM bound n/σ²_max (Remark 1, sharpened) and the sparse bound, n divided by the largest
     column count (Remark 2, sharpened).
     """
-    from variegrad.data_root import find_a9a, find_file, root_folder  # noqa: PLC0415 - after the options
+    from variegrad.data_root import SPARSE, find_file, find_sparse, root_folder  # noqa: PLC0415 - after the options
     from variegrad.theory import glm_bound, sparse_bound  # noqa: PLC0415
     from variegrad.theory.files import opened  # noqa: PLC0415
 
     root = root_folder(data_root)
-    path = find_a9a(root) if file == "a9a" and not Path(file).exists() else find_file(file, root)
+    path = find_sparse(file, root) if file in SPARSE and not Path(file).exists() else find_file(file, root)
     start = time.perf_counter()
     with _bar() as progress, opened(path, progress=progress, scratch=scratch) as rows:
         sparse = sparse_bound(rows, paper_bound=True, passes=passes)

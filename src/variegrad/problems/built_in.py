@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from variegrad.data_root import find_a9a
+from variegrad.data_root import find_sparse
 from variegrad.problems.cifar10 import CLASSES, pair, read_cifar10
 from variegrad.problems.classification import logistic_accuracy, logistic_losses, softmax_accuracy, softmax_losses
 from variegrad.problems.digits import read_digits
@@ -71,7 +71,11 @@ def _cifar10_pair(seed: int, root: Path) -> Problem:
 
 
 def _a9a(seed: int, root: Path) -> Problem:
-    return libsvm_problem("a9a", find_a9a(root), seed=seed)
+    return libsvm_problem("a9a", find_sparse("a9a", root), seed=seed)
+
+
+def _news20(seed: int, root: Path) -> Problem:
+    return libsvm_problem("news20", find_sparse("news20", root), seed=seed)
 
 
 def libsvm_problem(name: str, path: Path, *, seed: int = 0) -> Problem:
@@ -130,4 +134,5 @@ BUILT_IN = {
     "cifar10-resnet20": Entry(summary="CIFAR-10, ResNet-20 with group normalisation", build=_cifar10_resnet20),
     "cifar10-pair": Entry(summary="CIFAR-10, airplane vs. automobile, logistic regression", build=_cifar10_pair),
     "a9a": Entry(summary="a9a (Adult census), logistic regression on 123 binary features", build=_a9a),
+    "news20": Entry(summary="20 Newsgroups, logistic regression on the words of a text (sparse)", build=_news20),
 }

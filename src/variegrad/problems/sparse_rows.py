@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from variegrad.batches import Rows
 from variegrad.shapes import Float, Int
 
 Index = int | slice | Sequence[int] | Int[Tensor, "*b"]
@@ -55,16 +56,16 @@ class SparseRows(Dataset[tuple[Float[Tensor, "*b d"], Int[Tensor, "*b"]]]):
         dense = torch.from_numpy(self.features[np.asarray(index) if isinstance(index, Tensor) else index].toarray())
         return dense.reshape(*labels.shape, self.features.shape[1]), labels
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Float[Tensor, " d"], Int[Tensor, ""]]]:
+    def __getitems__(self, indices: list[int]) -> Rows:
         """The examples of one batch, made dense together: what a `DataLoader` asks for.
 
         Args:
             indices: of the examples.
 
         Returns:
-            One (features, label) pair for each.
+            One (features, label) pair for each, and the batch that they are.
         """
-        return list(zip(*self[torch.tensor(indices)], strict=True))
+        return Rows(self[torch.tensor(indices)])
 
     def take(self, positions: Int[Tensor, " m"]) -> SparseRows:
         """The rows at these positions, still sparse.

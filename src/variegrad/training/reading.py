@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
 
-from variegrad.batches import Batch
+from variegrad.batches import Batch, collated
 from variegrad.keys import hashed
 from variegrad.shapes import Int
 
@@ -136,7 +136,7 @@ class _Keyed(Dataset[Any]):
     def _collated(self, items: list[Any], position: int) -> Batch:
         """One batch of the examples; what a user's function draws for it is keyed by its first sample."""
         if self.collate_fn is None:
-            return default_collate(items)
+            return collated(items)
         before, self._left = None if get_worker_info() else _state(), None
         _seed(self.seed, "batch", position)
         try:
