@@ -21,9 +21,10 @@ BRANCH_WITHIN, BRANCH_ENOUGH, BRANCH_SHARE = math.sqrt(2), 0.9, 0.1
 PREDICTORS = (
     "B_D", "B_D along the run", "B_D own norm", "B_D own norm along the run", "B_H", "B_H along the run",
     "B_D norm layers", "B_D norm layers along the run", "stability", "κ limit", "κ of the update",
-    "least of stability and κ", "least of all", "largest of all", "rule",
+    "least of stability and κ", "least of all", "largest of all", "rule", "stability of the mean step", "second rule",
 )  # fmt: skip
 STEP = "least of stability and κ"
+SEEN = ("digits logistic", "sgd")  # the held-out run that was known when the second rule was declared
 
 
 def summary(settings: Settings, records: Records) -> list[Finding | Check]:
@@ -59,6 +60,10 @@ def findings(every: Sequence[Case], without: int = 0) -> list[Finding | Check]:
     told = [case for case in held_out if not math.isnan(case.error("rule"))]
     add(_share("the declared rule, held-out tasks: within a factor 2", [c.error("rule") for c in told], WITHIN, ENOUGH))
     add(_worse("the declared rule, held-out tasks: it predicts better than B_D alone", told, "B_D", "rule"))
+    after = [case for case in held_out if case.run != SEEN and not math.isnan(case.error("second rule"))]
+    add(_share("the second rule, held-out runs since it was declared: within a factor 2",
+               [c.error("second rule") for c in after], WITHIN, ENOUGH))  # fmt: skip
+    add(_worse("the second rule, held-out runs since: it predicts better than B_D alone", after, "B_D", "second rule"))
     for name, group in (("held-out tasks", held_out), ("the other tasks", [c for c in every if not c.held_out])):
         branched = [case for case in group if not math.isnan(case.branch_share) and case.branch_share > 0]
         add(_branch(name, branched))

@@ -10,6 +10,7 @@ from typing import Any
 
 from variegrad.experiments.critical_batch.cells import runs_of, tuned_of, window_cells
 from variegrad.experiments.critical_batch.measure import BASE, KEPT, STARTS
+from variegrad.experiments.critical_batch.stack import MOMENTUM
 from variegrad.experiments.critical_batch.tuned import Tuned
 from variegrad.experiments.experiment import Records, Settings
 from variegrad.experiments.records import Record
@@ -21,6 +22,7 @@ PROGRESS = 1.65  # standard errors by which the base must make progress: a lower
 BOUNDS = ("B_D", "B_D own norm", "B_H", "B_D norm layers")
 KNOWN = ("sgd", "momentum", "adamw")  # optimizers for which the declared rule names a number
 LEAST_SLACK = 0.5  # frozen on the tasks that were not held out
+MOMENTA = {"sgd": 0.0, "momentum": MOMENTUM}  # optimizers of which the second rule speaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ def cases(settings: Settings, records: Records) -> tuple[list[Case], int]:
                     found.append(Case(
                         **known, rule=rule, slower=window.cell["slower"], checkpoint=window.cell["checkpoint"],
                         truth=crossing(window["batch_sizes"], [ratio for ratio, _ in window[rule]], kept),
-                        predicted=_for_rule(window["predicted"], rule, kept),
+                        predicted=_for_rule(window["predicted"], rule, kept)
+                        | _second_rule(window["predicted"], rule, kept, optimizer, window.cell["slower"]),
                         **(_branched(window) if rule == "linear" else {}),
                     ))  # fmt: skip
     return found, without
@@ -220,6 +223,16 @@ def _for_rule(at: Mapping[str, float], rule: str, kept: float) -> dict[str, floa
     slack = 1 / (2 * at["kappa"]) if at["kappa"] > 0 else math.inf
     found["rule"] = found["least of stability and κ"] if slack >= LEAST_SLACK else min(found["B_D"], stable)
     return found
+
+
+def _second_rule(at: Mapping[str, float], rule: str, kept: float, optimizer: str, slower: int) -> dict[str, float]:
+    """What was declared second: 2(1−β)/(γλ_max) below the tuned rate; at it the law with B_D, at most that."""
+    if rule != "linear" or optimizer not in MOMENTA or not at["stability"] > 0:
+        return {}
+    beta = MOMENTA[optimizer]
+    stable = BASE / (at["stability"] * (1 + beta) / (1 - beta))
+    return {"stability of the mean step": stable,
+            "second rule": stable if slower > 1 else min(law(at["B_D"], kept), stable)}  # fmt: skip
 
 
 def _update_limit(kappa: float, rule: str, kept: float) -> float:
