@@ -135,7 +135,8 @@ def panels(
     if all(legend == legends[0] for legend in legends):
         lines[1:] = [0] * (len(parts) - 1)
     with style():
-        figure = new_figure(0.5 + sum(2.7 + 0.2 * rows for rows in lines), title)
+        height = 2.7 if len(parts) < 4 else 1.8  # inches: many panels are compared at one look
+        figure = new_figure(0.5 + sum(height + 0.2 * rows for rows in lines), title)
         figure.set_figwidth(WIDTH)
         rows = figure.subplots(len(parts), 1, squeeze=False, sharey=same_y)[:, 0]
         for ax, (x_name, y_name, series), legend_lines in zip(rows, parts, lines, strict=True):
