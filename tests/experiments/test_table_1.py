@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from variegrad.experiments import table_1, table_1_runs, table_1_times
+from variegrad.experiments import table_1
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.table_1_runs import HALF, PLAIN, Configuration
+from variegrad.experiments.table_1_runs import HALF, PLAIN, Configuration, Updates, masked, tuned
+from variegrad.experiments.table_1_times import Times
 from variegrad.experiments.timed_run import run_in_turns, run_whole
 from variegrad.experiments.updates_to_accuracy import evaluated, run_once, updates_to
 from variegrad.experiments.verdict import AtLeast
@@ -97,33 +98,33 @@ def test_a_mask_per_worker_that_costs_nothing_pays_on_a_slow_link() -> None:
 
 
 def test_theory_s_prediction_is_what_a_world_in_which_it_holds_shows(records: dict[str, Record]) -> None:
-    assert table_1.fitted_bound(SETTINGS, records) == pytest.approx(60, rel=0.15)
-    for each in table_1_runs.masked(SETTINGS):
+    assert table_1.fitted_bound(Times(SETTINGS, records)) == pytest.approx(60, rel=0.15)
+    for each in masked(SETTINGS):
         for link in SETTINGS["links"]:
             times = {}
             for one in (PLAIN, each):
-                size = table_1_times.best_size(SETTINGS, records, one, link)
-                found = table_1_times.seconds(SETTINGS, records, one, size, 0.95, link)
+                size = Times(SETTINGS, records).best_size(one, link)
+                found = Times(SETTINGS, records).seconds(one, size, 0.95, link)
                 times[one] = math.exp(sum(map(math.log, found)) / len(found))
-            forecast = table_1.predicted(SETTINGS, records, each, link)
+            forecast = table_1.predicted(Times(SETTINGS, records), each, link)
             assert times[PLAIN] / times[each] == pytest.approx(forecast, rel=0.12)  # 8 seeds of 8 % noise, best of 5
 
 
 def test_seconds_are_updates_times_the_time_per_update(records: dict[str, Record]) -> None:
     mask = Configuration(0.5, "worker")
-    found = table_1_times.seconds(SETTINGS, records, mask, 256, 0.95, 100)
-    each = table_1_times.time_per_update(SETTINGS, records, mask, 256, 100)
-    assert found == [count * each for count in table_1_runs.updates(SETTINGS, records, mask, 256, 0.95)]
+    found = Times(SETTINGS, records).seconds(mask, 256, 0.95, 100)
+    each = Times(SETTINGS, records).per_update(mask, 256, 100)
+    assert found == [count * each for count in Updates(SETTINGS, records).needed(mask, 256, 0.95)]
     assert each == pytest.approx(3e-3 + 2e-3 + 3.75e-3 + 22e-6 * 256, rel=0.02)
-    assert table_1_times.seconds(SETTINGS, records, HALF, 256, 0.9, 100) == [
-        count * table_1_times.time_per_update(SETTINGS, records, HALF, 256, 100)
-        for count in table_1_runs.updates(SETTINGS, records, PLAIN, 256, 0.9)
+    assert Times(SETTINGS, records).seconds(HALF, 256, 0.9, 100) == [
+        count * Times(SETTINGS, records).per_update(HALF, 256, 100)
+        for count in Updates(SETTINGS, records).needed(PLAIN, 256, 0.9)
     ]
 
 
 def test_no_seed_is_both_tuned_on_and_evaluated(records: dict[str, Record]) -> None:
-    searched = {cell["seed"] for each in table_1_runs.tuned(SETTINGS)
-                for cell in table_1_runs.search_of(SETTINGS, records, each, 256, 0.95).cells}  # fmt: skip
+    searched = {cell["seed"] for each in tuned(SETTINGS)
+                for cell in Updates(SETTINGS, records).search(each, 256, 0.95).cells}  # fmt: skip
     evaluated_on = {record.cell["seed"] for record in records.values() if record.cell["kind"] == "updates"} - searched
     assert len(searched) == 2
     assert evaluated_on == set(range(8))
@@ -137,11 +138,9 @@ def test_runs_that_never_arrive_are_slower_and_not_missing(records: dict[str, Re
         "example" else r
         for key, r in swept(world).items()
     }  # fmt: skip
-    found = table_1_times.seconds(SETTINGS, cut, Configuration(0.5, "example"), 64, 0.95, None)
+    found = Times(SETTINGS, cut).seconds(Configuration(0.5, "example"), 64, 0.95, None)
     assert all(isinstance(value, AtLeast) for value in found)
-    assert found[0] == 90_000 / 64 * table_1_times.time_per_update(
-        SETTINGS, cut, Configuration(0.5, "example"), 64, None
-    )
+    assert found[0] == 90_000 / 64 * Times(SETTINGS, cut).per_update(Configuration(0.5, "example"), 64, None)
     text = next(one for one in table_1.summary(SETTINGS, cut) if one.claim.startswith("loopback, a mask per example"))
     assert "more than" in text.found
     assert text.verdict == "not tested at this size"  # one of its configurations never learns

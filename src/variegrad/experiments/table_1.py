@@ -19,15 +19,22 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from variegrad.experiments import table_1_runs as runs
-from variegrad.experiments import table_1_times as times
 from variegrad.experiments import updates_to_accuracy
 from variegrad.experiments.experiment import Experiment, Records, Settings, Values
 from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell
 from variegrad.experiments.step_sizes import interior
-from variegrad.experiments.table_1_runs import HALF, NAME, PLAIN, VERSION, Configuration, masked
-from variegrad.experiments.table_1_times import Link, best_size, middle, seconds
+from variegrad.experiments.table_1_runs import (
+    HALF,
+    NAME,
+    PLAIN,
+    VERSION,
+    Configuration,
+    expected_examples,
+    masked,
+    tuned,
+)
+from variegrad.experiments.table_1_times import Link, Times, run_times
 from variegrad.experiments.verdict import AtLeast, Check, Finding, paired, percent
 from variegrad.reports.curves import Series, panels
 from variegrad.theory.mechanism_speed import updates_factor
@@ -65,58 +72,57 @@ PROFILES = {
 
 def cells(settings: Settings, records: Records) -> list[Cell]:
     """Times, and runs to each accuracy; when both are finished, whole runs."""
-    wanted = [*times.cells(settings), *runs.cells(settings, records)]
+    found = Times(settings, records)
+    wanted = [*found.cells(), *found.updates.cells()]
     if all(cell.key in records for cell in wanted):
-        wanted += times.whole_cells(settings, records)
+        wanted += found.whole_cells()
     return wanted
 
 
 def run(group: Sequence[Cell]) -> list[Values]:
     """Cells of one kind."""
-    return list(updates_to_accuracy.run(group) if group[0]["kind"] == "updates" else times.run(group))
+    return list(updates_to_accuracy.run(group) if group[0]["kind"] == "updates" else run_times(group))
 
 
-def predicted(settings: Settings, records: Records, configuration: Configuration, link: Link) -> float:
+def predicted(times: Times, configuration: Configuration, link: Link) -> float:
     """Theory's time of plain gradients over that of DropConnect, each at its best batch size.
 
     It rests on the measured times per update and on B_D from the updates of plain gradients, U∞·(1 + (B_D−1)/B).
 
     Args:
-        settings: of the profile.
-        records: finished.
+        times: of a finished run.
         configuration: with DropConnect.
         link: which.
 
     Returns:
         The ratio, above 1 if DropConnect is predicted to be faster.
     """
-    bound = fitted_bound(settings, records)
+    bound = fitted_bound(times)
 
     def least(of: Configuration) -> float:
         t = of.drop / (1 - of.drop)
         return min(
-            times.time_per_update(settings, records, of, size, link)
+            times.per_update(of, size, link)
             * updates_factor(bound=bound, batch_size=size, relative_variance=t, granularity=of.mask_for,
-                             workers=settings["workers"])
-            for size in settings["batch_sizes"]
+                             workers=times.settings["workers"])
+            for size in times.settings["batch_sizes"]
         )  # fmt: skip
 
     return least(PLAIN) / least(configuration)
 
 
-def fitted_bound(settings: Settings, records: Records) -> float:
+def fitted_bound(times: Times) -> float:
     """B_D, at least 1, from U = U∞·(1 + (B_D−1)/B), by least squares of relative errors of the updates to the target.
 
     Args:
-        settings: of the profile.
-        records: finished.
+        times: of a finished run.
 
     Returns:
         Examples.
     """
-    sizes = np.array(settings["batch_sizes"], dtype=float)
-    found = np.array([geometric(runs.updates(settings, records, PLAIN, size, middle(settings))).mean
-                      for size in settings["batch_sizes"]])  # fmt: skip
+    sizes = np.array(times.settings["batch_sizes"], dtype=float)
+    found = np.array([geometric(times.updates.needed(PLAIN, size, times.middle)).mean
+                      for size in times.settings["batch_sizes"]])  # fmt: skip
     rows = np.stack([np.ones_like(sizes), 1 / sizes], axis=1) / found[:, None]
     constant, falling = np.linalg.lstsq(rows, np.ones_like(sizes), rcond=None)[0]
     return float(1 + max(0.0, falling / constant)) if constant > 0 else float(sizes.max())
@@ -124,27 +130,29 @@ def fitted_bound(settings: Settings, records: Records) -> float:
 
 def plot(settings: Settings, records: Records) -> Figure:
     """Updates to the middle target by batch size; then seconds on each link, which is updates × time per update."""
-    sizes, target = settings["batch_sizes"], middle(settings)
+    times = Times(settings, records)
+    sizes, target = settings["batch_sizes"], times.middle
 
     def series(value: Callable[[Configuration, int], Sequence[float]]) -> list[Series]:
         return [
             Series.of(_short(each), _beside(sizes, place), [geometric(value(each, size)) for size in sizes])
-            for place, each in enumerate(runs.tuned(settings))
+            for place, each in enumerate(tuned(settings))
         ]
 
     accuracy = f"{100 * target:g} %"
     parts = [("batch size B", f"updates to {accuracy}",
-              series(lambda each, size: runs.updates(settings, records, each, size, target)))]  # fmt: skip
+              series(lambda each, size: times.updates.needed(each, size, target)))]  # fmt: skip
     for link in settings["links"]:
-        if times.measured(settings, records, link):
-            on_link = series(lambda each, size, link=link: seconds(settings, records, each, size, target, link))  # type: ignore[misc]
+        if times.measured(link):
+            on_link = series(lambda each, size, link=link: times.seconds(each, size, target, link))  # type: ignore[misc]
             parts.append(("batch size B", f"seconds to {accuracy}, {_where(link)}", on_link))
     return panels("Time to accuracy with DropConnect", parts, log_x=True, log_y=True)
 
 
 def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     """Controls; then, for each link, DropConnect and half precision against plain gradients; then best batch sizes."""
-    links = [link for link in settings["links"] if times.measured(settings, records, link)]
+    times = Times(settings, records)
+    links = [link for link in settings["links"] if times.measured(link)]
     found: list[Finding | Check] = [
         Check(claim=f"{_where(link)}: times over this link are measured", found="this link cannot be made here",
               met=False)
@@ -152,30 +160,30 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     ]  # fmt: skip
     found += [
         interior([
-            runs.search_of(settings, records, each, size, target)
-            for each in runs.tuned(settings) for target in settings["targets"]
+            times.updates.search(each, size, target)
+            for each in tuned(settings) for target in settings["targets"]
             for size in settings["last_sizes" if target == settings["targets"][-1] else "batch_sizes"]
         ]),
-        _confirmed(settings, records),
-        _half_updates(settings, records),
+        _confirmed(times),
+        _half_updates(times),
     ]  # fmt: skip
     for link in links:
-        found.append(_twice(settings, records, link))
+        found.append(_twice(times, link))
     for link in links:
-        found += [_masks(settings, records, kind, link) for kind in KINDS]
-        found.append(_half(settings, records, link))
-    found += [_shift(settings, records, kind, links) for kind in KINDS]
+        found += [_masks(times, kind, link) for kind in KINDS]
+        found.append(_half(times, link))
+    found += [_shift(times, kind, links) for kind in KINDS]
     return found
 
 
-def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Finding:
+def _masks(times: Times, kind: str, link: Link) -> Finding:
     """Masks of one kind against plain gradients: the mean over p of the log ratio is primary."""
-    chosen = [each for each in masked(settings) if each.granularity == kind]
-    target, last = middle(settings), settings["targets"][-1]
-    best = {each: best_size(settings, records, each, link) for each in (PLAIN, *chosen)}
+    chosen = [each for each in masked(times.settings) if each.granularity == kind]
+    target, last = times.middle, times.settings["targets"][-1]
+    best = {each: times.best_size(each, link) for each in (PLAIN, *chosen)}
 
     def needed(each: Configuration, size: int, goal: float = target) -> list[float]:
-        return seconds(settings, records, each, size, goal, link)
+        return times.seconds(each, size, goal, link)
 
     plain = needed(PLAIN, best[PLAIN])
     shown, secondary = {f"plain, B = {best[PLAIN]}, seconds": _shown(plain)}, []
@@ -185,29 +193,29 @@ def _masks(settings: Settings, records: Records, kind: str, link: Link) -> Findi
         secondary.append(paired(name, needed(each, size, goal), needed(PLAIN, plain_size, goal), margin=MARGIN))
 
     for each in chosen:
-        forecast = predicted(settings, records, each, link)
+        forecast = predicted(times, each, link)
         name = f"p = {each.drop:g}, B = {best[each]}, seconds (theory predicts ×{forecast:.2f})"
         shown[name] = _shown(needed(each, best[each]))
-        for goal in settings["targets"][:-1]:
+        for goal in times.settings["targets"][:-1]:
             against(f"{100 * goal:g} %", each, best[each], best[PLAIN], goal)
-        for size in settings["last_sizes"]:
+        for size in times.settings["last_sizes"]:
             against(f"{100 * last:g} %, both at B = {size}", each, size, size, last)
         if best[each] != best[PLAIN]:
             against(f"both at B = {best[each]}", each, best[each], best[each])
-        if {*PAPER_SIZES} <= {*settings["batch_sizes"]}:
+        if {*PAPER_SIZES} <= {*times.settings["batch_sizes"]}:
             against("at the paper's batch sizes", each, PAPER_SIZES[1], PAPER_SIZES[0])
     pooled = [_mean(values) for values in zip(*(needed(each, best[each]) for each in chosen), strict=True)]
     return Finding(
         claim=f"{_where(link)}, {KINDS[kind]}: {_faster(target)}", numbers=shown, secondary=secondary,
         primary=paired("plain gradients over DropConnect, mean over p", pooled, plain, margin=MARGIN),
-        learned=_arrived(settings, records, [PLAIN, *chosen]),
+        learned=_arrived(times, [PLAIN, *chosen]),
     )  # fmt: skip
 
 
-def _half(settings: Settings, records: Records, link: Link) -> Finding:
-    target = middle(settings)
-    sizes = {each: best_size(settings, records, each, link) for each in (HALF, PLAIN)}
-    ours, plain = (seconds(settings, records, each, size, target, link) for each, size in sizes.items())
+def _half(times: Times, link: Link) -> Finding:
+    target = times.middle
+    sizes = {each: times.best_size(each, link) for each in (HALF, PLAIN)}
+    ours, plain = (times.seconds(each, size, target, link) for each, size in sizes.items())
     return Finding(
         claim=f"{_where(link)}, sums in half precision: {_faster(target)}",
         numbers={
@@ -215,7 +223,7 @@ def _half(settings: Settings, records: Records, link: Link) -> Finding:
             f"plain, B = {sizes[PLAIN]}, seconds": _shown(plain),
         },
         primary=paired("plain gradients over half precision", ours, plain, margin=MARGIN),
-        learned=_arrived(settings, records, [PLAIN]),
+        learned=_arrived(times, [PLAIN]),
     )
 
 
@@ -223,9 +231,9 @@ def _faster(target: float) -> str:
     return f"faster than plain gradients to {100 * target:g} %, each at its best batch"
 
 
-def _half_updates(settings: Settings, records: Records) -> Check:
-    size, target = settings["half_size"], middle(settings)
-    ours, plain = (runs.updates(settings, records, each, size, target) for each in (HALF, PLAIN))
+def _half_updates(times: Times) -> Check:
+    size, target = times.settings["half_size"], times.middle
+    ours, plain = (times.updates.needed(each, size, target) for each in (HALF, PLAIN))
     found = paired("updates of plain gradients over those in half precision", ours, plain, margin=MARGIN)
     return Check(
         claim=f"control: a sum in half precision needs the updates of a plain one to {100 * target:g} %, within "
@@ -235,10 +243,10 @@ def _half_updates(settings: Settings, records: Records) -> Check:
     )
 
 
-def _twice(settings: Settings, records: Records, link: Link) -> Check:
+def _twice(times: Times, link: Link) -> Check:
     """Plain gradients against themselves: the geometric mean over batch sizes of the time per update, by turn."""
-    sides = [[_mean(values) for values in zip(*(times.turns(settings, records, PLAIN, size, link, copy)
-                                                for size in settings["batch_sizes"]), strict=True)]
+    sides = [[_mean(values) for values in zip(*(times.turns(PLAIN, size, link, copy)
+                                                for size in times.settings["batch_sizes"]), strict=True)]
              for copy in (0, 1)]  # fmt: skip
     found = paired("one over the other, by turn", *sides, margin=SAME)
     first, second = (1000 * statistics.median(side) for side in sides)
@@ -248,8 +256,8 @@ def _twice(settings: Settings, records: Records, link: Link) -> Check:
     )  # fmt: skip
 
 
-def _confirmed(settings: Settings, records: Records) -> Check:
-    ratios = [times.whole_over_product(settings, records, cell) for cell in times.whole_cells(settings, records)]
+def _confirmed(times: Times) -> Check:
+    ratios = [times.whole_over_product(cell) for cell in times.whole_cells()]
     inside = sum(abs(ratio - 1) <= CONFIRMED for ratio in ratios)
     return Check(
         claim=f"control: whole runs timed end to end agree with updates × time per update within {100 * CONFIRMED:g} %",
@@ -258,36 +266,36 @@ def _confirmed(settings: Settings, records: Records) -> Check:
     )
 
 
-def _shift(settings: Settings, records: Records, kind: str, links: Sequence[Link]) -> Finding:
+def _shift(times: Times, kind: str, links: Sequence[Link]) -> Finding:
     """The best batch size of each seed with masks over that without, the mean over links and p of the log ratio."""
-    target, chosen = middle(settings), [each for each in masked(settings) if each.granularity == kind]
+    target, chosen = times.middle, [each for each in masked(times.settings) if each.granularity == kind]
 
     def best_by_seed(each: Configuration, link: Link) -> list[int]:
-        by_size = {size: seconds(settings, records, each, size, target, link) for size in settings["batch_sizes"]}
-        return [min(by_size, key=lambda size: by_size[size][k]) for k in range(settings["seeds"])]
+        by_size = {size: times.seconds(each, size, target, link) for size in times.settings["batch_sizes"]}
+        return [min(by_size, key=lambda size: by_size[size][k]) for k in range(times.settings["seeds"])]
 
     plain = {link: best_by_seed(PLAIN, link) for link in links}
     ours = {(each, link): best_by_seed(each, link) for each in chosen for link in links}
-    with_masks = [_mean([float(sizes[k]) for sizes in ours.values()]) for k in range(settings["seeds"])]
-    without = [_mean([float(sizes[k]) for sizes in plain.values()]) for k in range(settings["seeds"])]
+    with_masks = [_mean([float(sizes[k]) for sizes in ours.values()]) for k in range(times.settings["seeds"])]
+    without = [_mean([float(sizes[k]) for sizes in plain.values()]) for k in range(times.settings["seeds"])]
     shown = {}
     for link in links:
-        sizes = ", ".join(f"{best_size(settings, records, each, link)} (p = {each.drop:g})" for each in chosen)
-        shown[f"{_where(link)}, best on tuning seeds"] = f"{best_size(settings, records, PLAIN, link)} → {sizes}"
+        sizes = ", ".join(f"{times.best_size(each, link)} (p = {each.drop:g})" for each in chosen)
+        shown[f"{_where(link)}, best on tuning seeds"] = f"{times.best_size(PLAIN, link)} → {sizes}"
     return Finding(
         claim=f"the best batch size grows with {KINDS[kind]}", numbers=shown,
         primary=paired("best batch size with masks over that without, mean over links and p", without, with_masks,
                        margin=SHIFT),
-        learned=_arrived(settings, records, [PLAIN, *chosen]),
+        learned=_arrived(times, [PLAIN, *chosen]),
     )  # fmt: skip
 
 
-def _arrived(settings: Settings, records: Records, of: Sequence[Configuration]) -> bool:
+def _arrived(times: Times, of: Sequence[Configuration]) -> bool:
     """Whether every configuration reaches the lowest target at some batch size with every seed."""
-    lowest = settings["targets"][0]
+    lowest = times.settings["targets"][0]
     return all(
-        any(not any(isinstance(count, AtLeast) for count in runs.updates(settings, records, each, size, lowest))
-            for size in settings["batch_sizes"])
+        any(not any(isinstance(count, AtLeast) for count in times.updates.needed(each, size, lowest))
+            for size in times.settings["batch_sizes"])
         for each in of
     )  # fmt: skip
 
@@ -327,5 +335,5 @@ EXPERIMENT = Experiment(
     "per worker does; so does half precision, the rival.",
     profiles=PROFILES, cells=cells, run=run, plot=plot, summary=summary,
     group=lambda cell: cell.key if cell["kind"] == "updates" else (cell["kind"], cell["megabits"]),
-    alone=lambda cell: cell["kind"] != "updates", length=runs.expected_examples,
+    alone=lambda cell: cell["kind"] != "updates", length=expected_examples,
 )  # fmt: skip

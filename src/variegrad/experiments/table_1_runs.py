@@ -70,138 +70,110 @@ def tuned(settings: Settings) -> list[Configuration]:
     return [PLAIN, *masked(settings)]
 
 
-def cells(settings: Settings, records: Records) -> list[Cell]:
-    """The search of each step size; as soon as one is tuned, its runs; runs to the last target after all others.
+@dataclass(frozen=True)
+class Updates:
+    """Updates to each accuracy, from the records of a run as far as it has come.
 
-    Args:
+    Attributes:
         settings: of the profile.
         records: what is finished.
-
-    Returns:
-        The cells as far as they are known.
     """
-    *early, last = settings["targets"]
-    wanted: list[Cell] = []
-    for size, configuration, target in product(settings["batch_sizes"], tuned(settings), early):
-        wanted += _cells(settings, records, configuration, size, target)
-    for target in early if settings["half_size"] in settings["batch_sizes"] else ():
-        wanted += _repeats(settings, records, HALF, settings["half_size"], target)
-    if any(cell.key not in records for cell in wanted):
+
+    settings: Settings
+    records: Records
+
+    def cells(self) -> list[Cell]:
+        """The search of each step size; as soon as one is tuned, its runs; runs to the last target after all others."""
+        *early, last = self.settings["targets"]
+        every, half = tuned(self.settings), self.settings["half_size"]
+        wanted: list[Cell] = []
+        for size, configuration, target in product(self.settings["batch_sizes"], every, early):
+            wanted += [*self.search(configuration, size, target).cells, *self.runs(configuration, size, target)]
+        for target in early if half in self.settings["batch_sizes"] else ():
+            wanted += self.runs(HALF, half, target)
+        if any(cell.key not in self.records for cell in wanted):
+            return wanted
+        for size, configuration in product(self.settings["last_sizes"], every):
+            wanted += [*self.search(configuration, size, last).cells, *self.runs(configuration, size, last)]
         return wanted
-    for size, configuration in product(settings["last_sizes"], tuned(settings)):
-        wanted += _cells(settings, records, configuration, size, last)
-    return wanted
 
+    def needed(self, configuration: Configuration, batch_size: int, target: float) -> list[float]:
+        """Updates to a target at the step size tuned for it; at least those of the whole run, if it was not reached.
 
-def updates(
-    settings: Settings, records: Records, configuration: Configuration, batch_size: int, target: float
-) -> list[float]:
-    """Updates to a target at the step size tuned for it; at least those of the whole run, if it was not reached.
+        Args:
+            configuration: which.
+            batch_size: B.
+            target: the accuracy.
 
-    Args:
-        settings: of the profile.
-        records: finished.
-        configuration: which.
-        batch_size: B.
-        target: the accuracy.
+        Returns:
+            A number per seed; none if the batch size has no runs to this target.
+        """
+        found = [self.records[cell.key] for cell in self.runs(configuration, batch_size, target)]
+        return [_censored(record, target) for record in found]
 
-    Returns:
-        A number per seed; none if the batch size has no runs to this target.
-    """
-    found = [records[cell.key] for cell in _repeats(settings, records, configuration, batch_size, target)]
-    return [_censored(record, target) for record in found]
+    def needed_in_tuning(self, configuration: Configuration, batch_size: int, target: float) -> float:
+        """The score of the tuned step size: on tuning seeds, so that a batch size may be chosen by it.
 
+        Args:
+            configuration: which.
+            batch_size: B.
+            target: the accuracy.
 
-def tuning_updates(
-    settings: Settings, records: Records, configuration: Configuration, batch_size: int, target: float
-) -> float:
-    """The score of the tuned step size: on tuning seeds, so that a batch size may be chosen by it.
+        Returns:
+            Updates, as the geometric mean plus one standard error.
+        """
+        found = self.search(configuration, batch_size, target)
+        assert found.best is not None
+        return math.exp(found.tried[found.best])
 
-    Args:
-        settings: of the profile.
-        records: finished.
-        configuration: which.
-        batch_size: B.
-        target: the accuracy.
+    def search(self, configuration: Configuration, batch_size: int, target: float) -> Search:
+        """How far the step size of a configuration is known at a batch size, for a target.
 
-    Returns:
-        Updates, as the geometric mean plus one standard error.
-    """
-    found = search_of(settings, records, configuration, batch_size, target)
-    assert found.best is not None
-    return math.exp(found.tried[found.best])
+        Args:
+            configuration: which.
+            batch_size: B.
+            target: the accuracy.
 
+        Returns:
+            The search.
+        """
+        *early, last = self.settings["targets"]
+        longest = last if target == last else max(early)  # one run serves all early targets
 
-def search_of(
-    settings: Settings, records: Records, configuration: Configuration, batch_size: int, target: float
-) -> Search:
-    """How far the step size of a configuration is known at a batch size, for a target.
+        def score(record: Record) -> float:
+            reached = updates_to(record.values, target)
+            if math.isfinite(reached):
+                return math.log(reached)
+            # Worse than any run that arrives; by its best accuracy, so that the search knows where to go.
+            best, most = max(record["accuracies"], default=0.0), _most(self.settings, batch_size, target)
+            return math.inf if record["diverged"] else math.log(most) + 1 + target - best
 
-    Args:
-        settings: of the profile.
-        records: what is finished.
-        configuration: which.
-        batch_size: B.
-        target: the accuracy.
+        return search(
+            _cell_at(self.settings, configuration, batch_size, longest), score, self.records,
+            grid=_grid(self.settings, configuration, batch_size), seeds=tuning_seeds(self.settings),
+            finest=HALF_OCTAVE,
+        )  # fmt: skip
 
-    Returns:
-        The search.
-    """
-    *early, last = settings["targets"]
-    longest = last if target == last else max(early)  # one run serves all early targets
+    def runs(self, configuration: Configuration, batch_size: int, target: float) -> list[Cell]:
+        """The runs to a target that are evaluated.
 
-    def score(record: Record) -> float:
-        reached = updates_to(record.values, target)
-        if math.isfinite(reached):
-            return math.log(reached)
-        # Worse than any run that arrives; by its best accuracy, so that the search knows where to go.
-        best = max(record["accuracies"], default=0.0)
-        return math.inf if record["diverged"] else math.log(_most(settings, batch_size, target)) + 1 + target - best
+        Args:
+            configuration: which.
+            batch_size: B.
+            target: the accuracy.
 
-    return search(
-        _cell_at(settings, configuration, batch_size, longest), score, records,
-        grid=_grid(settings, configuration, batch_size), seeds=tuning_seeds(settings), finest=HALF_OCTAVE,
-    )  # fmt: skip
-
-
-def run_cell(
-    settings: Settings, records: Records, configuration: Configuration, batch_size: int, target: float, seed: int
-) -> Cell:
-    """The run of one seed to a target.
-
-    Args:
-        settings: of the profile.
-        records: all searches are finished.
-        configuration: which.
-        batch_size: B.
-        target: the accuracy.
-        seed: of the run.
-
-    Returns:
-        The cell.
-    """
-    return next(cell for cell in _repeats(settings, records, configuration, batch_size, target) if cell["seed"] == seed)
-
-
-def _cells(settings: Settings, records: Records, configuration: Configuration, size: int, target: float) -> list[Cell]:
-    search_cells = search_of(settings, records, configuration, size, target).cells
-    return [*search_cells, *_repeats(settings, records, configuration, size, target)]
-
-
-def _repeats(
-    settings: Settings, records: Records, configuration: Configuration, size: int, target: float
-) -> list[Cell]:
-    """One cell per seed; none while the step size is not known."""
-    *early, last = settings["targets"]
-    own = PLAIN if configuration == HALF else configuration
-    best = {t: search_of(settings, records, own, size, t).best for t in (early if target != last else [last])}
-    chosen = best[target]
-    if None in best.values() or chosen is None:
-        return []
-    longest = max(t for t, k in best.items() if k == chosen)
-    at = _cell_at(settings, configuration, size, longest)
-    count = settings["last_seeds"] if target == last else settings["seeds"]
-    return [at(chosen, seed) for seed in seeds(settings)[:count]]
+        Returns:
+            One cell per seed; none while the step size is not known.
+        """
+        *early, last = self.settings["targets"]
+        own = PLAIN if configuration == HALF else configuration
+        best = {t: self.search(own, batch_size, t).best for t in (early if target != last else [last])}
+        chosen = best[target]
+        if None in best.values() or chosen is None:
+            return []
+        at = _cell_at(self.settings, configuration, batch_size, max(t for t, k in best.items() if k == chosen))
+        count = self.settings["last_seeds" if target == last else "seeds"]
+        return [at(chosen, seed) for seed in seeds(self.settings)[:count]]
 
 
 def expected_examples(settings: Settings, cell: Cell) -> int:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from variegrad.experiments.experiment import Records, Settings, seeds
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.table_1_runs import (
-    HALF,
-    NAME,
-    PLAIN,
-    VERSION,
-    Configuration,
-    masked,
-    run_cell,
-    tuning_updates,
-    updates,
-)
+from variegrad.experiments.table_1_runs import HALF, NAME, PLAIN, VERSION, Configuration, Updates, masked
 from variegrad.experiments.timed_run import run_in_turns, run_whole
 from variegrad.experiments.verdict import AtLeast
 
@@ -27,45 +18,150 @@ Link = int | None  # Mbit/s; None for loopback
 TIMED_STEP = 0.01  # learning rate of the updates that are timed: their time does not depend on it
 
 
-def cells(settings: Settings) -> list[Cell]:
-    """Every configuration at every batch size on every link; plain gradients twice, to compare them with themselves.
+@dataclass(frozen=True)
+class Times:
+    """Times to each accuracy, from the records of a run as far as it has come.
 
-    Args:
+    Attributes:
         settings: of the profile.
-
-    Returns:
-        The cells.
+        records: what is finished.
     """
-    return [
-        _cell(settings, configuration, size, link, copy)
-        for link, size in product(settings["links"], settings["batch_sizes"])
-        for configuration, copy in [(PLAIN, 0), (PLAIN, 1), (HALF, 0), *((each, 0) for each in masked(settings))]
-    ]
+
+    settings: Settings
+    records: Records
+
+    @property
+    def updates(self) -> Updates:
+        """The updates that the times are multiplied by."""
+        return Updates(self.settings, self.records)
+
+    @property
+    def middle(self) -> float:
+        """The target of the primary contrasts."""
+        return float(self.settings["targets"][1])
+
+    def cells(self) -> list[Cell]:
+        """Every configuration at every batch size on every link; plain gradients twice, as a control."""
+        return [
+            _cell(self.settings, configuration, size, link, copy)
+            for link, size in product(self.settings["links"], self.settings["batch_sizes"])
+            for configuration, copy in [
+                (PLAIN, 0), (PLAIN, 1), (HALF, 0), *((each, 0) for each in masked(self.settings))
+            ]
+        ]  # fmt: skip
+
+    def whole_cells(self) -> list[Cell]:
+        """Some configurations at their best batch size, from the first update to the middle target, by other seeds.
+
+        Returns:
+            The cells; fewer if a link cannot be made.
+        """
+        wanted: list[Cell] = []
+        for place, (drop, granularity, link) in enumerate(self.settings["wholes"]):
+            if not self.measured(link):
+                continue
+            configuration = Configuration(drop, granularity)
+            size = self.settings["half_size"] if configuration == HALF else self.best_size(configuration, link)
+            of = self.updates.runs(configuration, size, self.middle)[place % self.settings["seeds"]]
+            wanted.append(
+                Cell(experiment=NAME, version=VERSION, values={**of.values, "kind": "whole", "megabits": link})
+            )
+        return wanted
+
+    def measured(self, link: Link) -> bool:
+        """Whether this link could be made.
+
+        Args:
+            link: which.
+
+        Returns:
+            Whether there are times.
+        """
+        first = _cell(self.settings, PLAIN, self.settings["batch_sizes"][0], link)
+        return "skipped" not in self.records[first.key].values
+
+    def turns(self, configuration: Configuration, size: int, link: Link, copy: int = 0) -> list[float]:
+        """The median seconds per update of each turn.
+
+        Args:
+            configuration: which.
+            size: B.
+            link: which.
+            copy: 1 for the second time that plain gradients are timed.
+
+        Returns:
+            A number per turn.
+        """
+        record = self.records[_cell(self.settings, configuration, size, link, copy).key]
+        return [statistics.median(seconds) for seconds in record["turns"]]
+
+    def per_update(self, configuration: Configuration, size: int, link: Link) -> float:
+        """The median over turns.
+
+        Args:
+            configuration: which.
+            size: B.
+            link: which.
+
+        Returns:
+            Seconds.
+        """
+        return statistics.median(self.turns(configuration, size, link))
+
+    def seconds(self, configuration: Configuration, size: int, target: float, link: Link) -> list[float]:
+        """Time to a target: updates × time per update. Sums in half precision need the updates of plain ones.
+
+        Args:
+            configuration: which.
+            size: B.
+            target: the accuracy.
+            link: which.
+
+        Returns:
+            Seconds per seed; at least this many, if a run does not arrive.
+        """
+        own = PLAIN if configuration == HALF else configuration
+        each = self.per_update(configuration, size, link)
+        found = self.updates.needed(own, size, target)
+        return [AtLeast(count * each) if isinstance(count, AtLeast) else count * each for count in found]
+
+    def best_size(self, configuration: Configuration, link: Link) -> int:
+        """The batch size with the least time to the middle target on the tuning seeds, none of which is evaluated.
+
+        Args:
+            configuration: which.
+            link: which.
+
+        Returns:
+            B.
+        """
+        own = PLAIN if configuration == HALF else configuration
+
+        def cost(size: int) -> float:
+            needed = self.updates.needed_in_tuning(own, size, self.middle)
+            return needed * self.per_update(configuration, size, link)
+
+        return int(min(self.settings["batch_sizes"], key=cost))
+
+    def whole_over_product(self, cell: Cell) -> float:
+        """Seconds of a whole run to the middle target over updates × time per update for its seed.
+
+        Args:
+            cell: of the whole run.
+
+        Returns:
+            The ratio; NaN if a run does not arrive.
+        """
+        configuration = Configuration(cell["drop"], cell["granularity"])
+        size = cell["batch_size"]
+        expected = self.updates.needed(configuration, size, self.middle)[seeds(self.settings).index(cell["seed"])]
+        if isinstance(expected, AtLeast):
+            return float("nan")
+        found = _interpolated(self.records[cell.key], self.middle)
+        return found / (expected * self.per_update(configuration, size, cell["megabits"]))
 
 
-def whole_cells(settings: Settings, records: Records) -> list[Cell]:
-    """Some configurations at their best batch size, from the first update to the middle target, by other seeds.
-
-    Args:
-        settings: of the profile.
-        records: all others are finished.
-
-    Returns:
-        The cells; fewer if a link cannot be made.
-    """
-    wanted: list[Cell] = []
-    for place, (drop, granularity, link) in enumerate(settings["wholes"]):
-        if not measured(settings, records, link):
-            continue
-        configuration = Configuration(drop, granularity)
-        size = settings["half_size"] if configuration == HALF else best_size(settings, records, configuration, link)
-        seed = seeds(settings)[place % settings["seeds"]]
-        of = run_cell(settings, records, configuration, size, middle(settings), seed)
-        wanted.append(Cell(experiment=NAME, version=VERSION, values={**of.values, "kind": "whole", "megabits": link}))
-    return wanted
-
-
-def run(group: Sequence[Cell]) -> list[dict[str, Any]]:
+def run_times(group: Sequence[Cell]) -> list[dict[str, Any]]:
     """The cells of one link.
 
     Args:
@@ -80,132 +176,6 @@ def run(group: Sequence[Cell]) -> list[dict[str, Any]]:
     return run_in_turns(
         specs, workers=first["workers"], megabits=first["megabits"], turns=first["turns"], updates=first["updates"]
     )
-
-
-def middle(settings: Settings) -> float:
-    """The target of the primary contrasts.
-
-    Args:
-        settings: of the profile.
-
-    Returns:
-        The accuracy.
-    """
-    return float(settings["targets"][1])
-
-
-def measured(settings: Settings, records: Records, link: Link) -> bool:
-    """Whether this link could be made.
-
-    Args:
-        settings: of the profile.
-        records: its times.
-        link: which.
-
-    Returns:
-        Whether there are times.
-    """
-    return "skipped" not in records[_cell(settings, PLAIN, settings["batch_sizes"][0], link).key].values
-
-
-def turns(
-    settings: Settings, records: Records, configuration: Configuration, size: int, link: Link, copy: int = 0
-) -> list[float]:
-    """The median seconds per update of each turn.
-
-    Args:
-        settings: of the profile.
-        records: its times.
-        configuration: which.
-        size: B.
-        link: which.
-        copy: 1 for the second time that plain gradients are timed.
-
-    Returns:
-        A number per turn.
-    """
-    record = records[_cell(settings, configuration, size, link, copy).key]
-    return [statistics.median(seconds) for seconds in record["turns"]]
-
-
-def time_per_update(settings: Settings, records: Records, configuration: Configuration, size: int, link: Link) -> float:
-    """The median over turns.
-
-    Args:
-        settings: of the profile.
-        records: its times.
-        configuration: which.
-        size: B.
-        link: which.
-
-    Returns:
-        Seconds.
-    """
-    return statistics.median(turns(settings, records, configuration, size, link))
-
-
-def seconds(
-    settings: Settings, records: Records, configuration: Configuration, size: int, target: float, link: Link
-) -> list[float]:
-    """Time to a target: updates × time per update. Plain gradients in half precision need the updates of plain ones.
-
-    Args:
-        settings: of the profile.
-        records: all are finished.
-        configuration: which.
-        size: B.
-        target: the accuracy.
-        link: which.
-
-    Returns:
-        Seconds per seed; at least this many, if a run does not arrive.
-    """
-    own = PLAIN if configuration == HALF else configuration
-    each = time_per_update(settings, records, configuration, size, link)
-    found = updates(settings, records, own, size, target)
-    return [AtLeast(count * each) if isinstance(count, AtLeast) else count * each for count in found]
-
-
-def best_size(settings: Settings, records: Records, configuration: Configuration, link: Link) -> int:
-    """The batch size with the least time to the middle target on the tuning seeds, none of which is evaluated.
-
-    Args:
-        settings: of the profile.
-        records: all searches and times are finished.
-        configuration: which.
-        link: which.
-
-    Returns:
-        B.
-    """
-    own = PLAIN if configuration == HALF else configuration
-
-    def cost(size: int) -> float:
-        needed = tuning_updates(settings, records, own, size, middle(settings))
-        return needed * time_per_update(settings, records, configuration, size, link)
-
-    return int(min(settings["batch_sizes"], key=cost))
-
-
-def whole_over_product(settings: Settings, records: Records, cell: Cell) -> float:
-    """Seconds of a whole run to the middle target over updates × time per update for its seed.
-
-    Args:
-        settings: of the profile.
-        records: all are finished.
-        cell: of the whole run.
-
-    Returns:
-        The ratio; NaN if a run does not arrive.
-    """
-    configuration = Configuration(cell["drop"], cell["granularity"])
-    size, link = cell["batch_size"], cell["megabits"]
-    place = seeds(settings).index(cell["seed"])
-    expected = updates(settings, records, configuration, size, middle(settings))[place]
-    found = _interpolated(records[cell.key], middle(settings))
-    if isinstance(expected, AtLeast):
-        return float("nan")
-    return found / (expected * time_per_update(settings, records, configuration, size, link))
 
 
 def _interpolated(record: Record, target: float) -> float:
