@@ -2,8 +2,9 @@
 
 from variegrad.decision.branching import BranchResult, Tested, Trial, Verdict, branch
 from variegrad.decision.limits import BatchChange, BatchLimit, Limit, StepLimits
+from variegrad.decision.many_workers import AtWorkers, Link
 from variegrad.decision.measured import step_limits
-from variegrad.decision.planning import AtWorkers, Link, Plan, PlanLimit, plan
+from variegrad.decision.planning import Plan, PlanLimit, plan
 from variegrad.decision.rules import LearningRateRule
 from variegrad.decision.schedule import BatchSchedule, Stage
 from variegrad.decision.timing import StepTime, stated_step_time, step_time

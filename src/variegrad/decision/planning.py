@@ -20,43 +20,33 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.sparse import hstack, issparse
-from torch import nn, optim
+from torch import optim
 from torch.utils.data import Subset
 
 from variegrad.along import Point, measure_along, over_run
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
+from variegrad.decision.linear_models import certificates, certified, stability
+from variegrad.decision.many_workers import AtWorkers, Link, gradient_bytes, over_workers
 from variegrad.decision.schedule import BatchSchedule
 from variegrad.decision.timing import StepTime
 from variegrad.decision.timing import step_time as timed_step
 from variegrad.estimators import StepSizeRule
 from variegrad.mechanisms import DropConnect, Mechanism
 from variegrad.problems import Problem
-from variegrad.problems.classification import logistic_losses, softmax_losses
-from variegrad.problems.sparse_rows import SparseRows
 from variegrad.theory import (
     Rates,
     Stability,
-    best_batch_size,
     constants,
     efficiency,
-    glm_bound,
     gradient_along,
     rates_polyak_lojasiewicz,
     rates_smooth,
     rates_strongly_convex,
-    speed_up,
-    stability_convex,
 )
 from variegrad.theory.constants import Constant
 from variegrad.theory.mechanism_speed import Granularity, MechanismTime, mechanism_time
 
-# sup ℓ″ and sup |ℓ′| of the losses for which a linear model has certificates.
-KNOWN_LOSSES: dict[Callable[..., Any], tuple[float, float]] = {
-    logistic_losses: (0.25, 1.0),
-    softmax_losses: (0.5, math.sqrt(2)),
-}
 CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most this many examples
 
 
@@ -67,51 +57,6 @@ class PlanLimit(Enum):
     TIME = "time: a larger batch takes longer per unit of progress"
     STABILITY = "stability: a larger step diverges"
     DATA = "the size of the data set"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AtWorkers:
-    """The best batch for P workers, by the α-β model of an all-reduce.
-
-    Attributes:
-        workers: P.
-        batch_size: B over all workers.
-        seconds_per_step: α + c′B/P + communication.
-        speed_up: in time to the same progress, over one worker at its own best batch.
-        measured: whether these workers were timed; otherwise the row is extrapolated.
-    """
-
-    workers: int
-    batch_size: int
-    seconds_per_step: float
-    speed_up: float
-    measured: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """A network between workers.
-
-    Attributes:
-        bytes_per_second: bandwidth of each worker.
-        latency: seconds per message.
-    """
-
-    bytes_per_second: float
-    latency: float = 5e-5
-
-    def all_reduce(self, size: int, workers: int) -> float:
-        """Seconds to sum `size` bytes over P workers: 2·latency·⌈log₂P⌉ + 2·(P−1)/P·size/bandwidth.
-
-        Args:
-            size: bytes of a gradient.
-            workers: P ≥ 1.
-
-        Returns:
-            Seconds; 0 for one worker.
-        """
-        hops = math.ceil(math.log2(workers))
-        return 2 * self.latency * hops + 2 * (workers - 1) / workers * size / self.bytes_per_second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +160,7 @@ def plan(
         say("timing steps with the mechanism")
         masked = timed_step(problem, mechanism=dropped, granularity=granularity)
     say("measuring along a run")
-    found, curvatures = measure_run(problem, passes, points, seed, curvature=not _certified(problem, l2))
+    found, curvatures = measure_run(problem, passes, points, seed, curvature=not certified(problem, l2))
     say("bounding the constants")
     made = make_plan(
         problem,
@@ -270,7 +215,7 @@ def _compared(
     link: Link | None,
 ) -> MechanismTime:
     plain = made.step_time
-    sent = communication + (0.0 if link is None else link.all_reduce(_gradient_bytes(problem), workers))
+    sent = communication + (0.0 if link is None else link.all_reduce(gradient_bytes(problem), workers))
     per_example = masked.seconds_per_example.value - plain.seconds_per_example.value
     return mechanism_time(
         bound=made.harmonic_mean,
@@ -356,7 +301,7 @@ def make_plan(
         ValueError: if all gradients are zero.
     """
     n = len(problem.train)  # type: ignore[arg-type]
-    known, features = _certificates(problem, l2)
+    known, features = certificates(problem, l2)
     norms = [point.diversity.sq_norm_of_mean for point in points]
     moments = [point.diversity.mean_sq_norm for point in points]
     told = [point for point in points if not point.diversity.undefined]
@@ -418,7 +363,7 @@ def make_plan(
             delta=delta,
             largest=min(size for limit, size in times.items() if limit is not PlanLimit.NOISE),
         ),
-        at_workers=() if link is None else _over_workers(problem, step_time, alpha, link, mean_bound, delta, workers),
+        at_workers=() if link is None else over_workers(problem, step_time, alpha, link, mean_bound, delta, workers),
         rates=rates,
         certificate=gradient_along(
             initial_gap=gap.value,
@@ -430,7 +375,7 @@ def make_plan(
             ).tolist(),
             second_moments=np.repeat(moments[: len(repeats)], repeats).tolist(),
         ),
-        stability=_stability(
+        stability=stability(
             problem,
             features,
             leave_one_out=known["inf B_D, any w, one example left out"].value if known else 0.0,
@@ -453,40 +398,6 @@ def _stable_batch(step_size: float, own: int, bound: float, stable: float) -> fl
     return math.inf if reached >= bound else max(1.0, reached * (1 - 1 / bound) / (1 - reached / bound))
 
 
-def _over_workers(
-    problem: Problem, step_time: StepTime, alpha: float, link: Link, bound: float, delta: float, measured: int
-) -> list[AtWorkers]:
-    """The best batch at P = 1, 4, 16, … 65,536 workers."""
-    if not step_time.resolved:
-        return []
-    size = _gradient_bytes(problem)
-    rows: list[AtWorkers] = []
-    alone = 0.0
-    for workers in sorted({4**k for k in range(9)} | {measured}):
-        per_example = step_time.seconds_per_example.value / workers
-        fixed = alpha + link.all_reduce(size, workers)
-        most = max(workers, math.floor(1 + delta * bound))  # one example per worker at least
-        choice = best_batch_size(bound=bound, seconds_per_step=fixed, seconds_per_example=per_example, largest=most)
-        batch_size = max(workers, choice.batch_size)
-        seconds = fixed + per_example * batch_size
-        progress = speed_up(batch_size=batch_size, bound=bound) / seconds
-        alone = alone or progress
-        rows.append(
-            AtWorkers(
-                workers=workers,
-                batch_size=batch_size,
-                seconds_per_step=seconds,
-                speed_up=progress / alone,
-                measured=workers == 1,
-            )
-        )
-    return rows
-
-
-def _gradient_bytes(problem: Problem) -> int:
-    return sum(p.numel() * p.element_size() for p in problem.model.parameters() if p.requires_grad)
-
-
 def _rates(
     found: Mapping[str, Constant], sq_gradient: float, *, accuracy: float, delta: float, l2: float
 ) -> list[Rates]:
@@ -504,58 +415,6 @@ def _rates(
                 rates_strongly_convex(error=accuracy * distance, strong_convexity=l2, sq_distance=distance, **shared)
             )
     return made
-
-
-def _certificates(problem: Problem, l2: float) -> tuple[dict[str, Constant], Any]:
-    """β, M² and inf B_D from the data, where the problem is a linear model with a known loss and no L2 term."""
-    if not _certified(problem, l2):
-        return {}, None
-    curvature, slope = KNOWN_LOSSES[problem.losses]
-    X = _features(problem)
-    if any(name.endswith("bias") for name, _ in problem.model.named_parameters()):
-        ones = np.ones((X.shape[0], 1))
-        X = hstack([X, ones], format="csr") if issparse(X) else np.hstack([X, ones])
-    data_only = glm_bound(X, centring=False)
-    basis = "n/σ²_max of the normalised rows, the intercept's column included; " + data_only.certificate
-    return {
-        "β": constants.glm_smoothness(X, curvature=curvature),
-        "M²": constants.glm_second_moment(X, slope=slope),
-        "inf B_D, any w": Constant(value=data_only.bound, certified=True, basis=basis),
-        "inf B_D, any w, one example left out": Constant(
-            value=data_only.leave_one_out, certified=True, basis="(n−1)/σ²_max of the normalised rows"
-        ),
-    }, X
-
-
-def _certified(problem: Problem, l2: float) -> bool:
-    """Whether the problem is one linear layer with a known loss and no L2 term."""
-    layers = [layer for layer in problem.model.modules() if not isinstance(layer, nn.Sequential | nn.Flatten)]
-    return problem.losses in KNOWN_LOSSES and len(layers) == 1 and isinstance(layers[0], nn.Linear) and not l2 > 0
-
-
-def _features(problem: Problem) -> Any:
-    """The design matrix in float64: sparse if the data are."""
-    if isinstance(problem.train, SparseRows):
-        return problem.train.features.astype(np.float64)
-    return np.concatenate([batch[0].flatten(1).double().numpy() for batch in passes_over(problem.train, 4096)])
-
-
-def _stability(
-    problem: Problem, X: Any, *, leave_one_out: float, batch_size: int, step_size: float, updates: int
-) -> Stability | None:
-    if X is None or X.shape[0] < 2:
-        return None
-    curvature, slope = KNOWN_LOSSES[problem.losses]
-    largest = float((X.multiply(X) if issparse(X) else np.square(X)).sum(axis=1).max())
-    return stability_convex(
-        batch_size=batch_size,
-        step_size=step_size,
-        smoothness=curvature * largest,
-        lipschitz=slope * math.sqrt(largest),
-        updates=updates,
-        examples=X.shape[0],
-        leave_one_out=leave_one_out,
-    )
 
 
 def _estimate(value: float, basis: str) -> Constant:
