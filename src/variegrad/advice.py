@@ -46,6 +46,9 @@ class Limited(Protocol):
     @property
     def batch_size(self) -> int: ...
 
+    @property
+    def preconditioned(self) -> bool: ...
+
     def in_words(self, new_batch_size: int | None = None) -> list[str]: ...
 
 
@@ -191,10 +194,14 @@ class Advice:
             f"efficiency {self.efficiency:.0%}{interval} at a tuned learning rate"
         )
         if self.new_batch_size is not None and self.rule is not None:
-            text += f"; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g}"
+            name = self.rule.value.split(":")[0]
+            text += f"; at {self.new_batch_size} multiply the learning rate by {self.step_size_factor:.3g} ({name})"
         if self.limits is None:
             return text
-        return "\n".join([text, *(f"  {line}" for line in self.limits.in_words(self.new_batch_size))])
+        lines = self.limits.in_words(self.new_batch_size)
+        if self.rule is StepSizeRule.SQUARE_ROOT and not self.limits.preconditioned:
+            lines.append("these limits are those of plain SGD: for Adam, step_limits(…, preconditioner=optimizer)")
+        return "\n".join([text, *(f"  {line}" for line in lines)])
 
 
 def advise(

@@ -18,6 +18,12 @@ def losses(model, batch):
 
 
 @pytest.fixture(scope="module")
+def small(seen):
+    """The limits at a small step."""
+    return limits_at(seen, 0.02)
+
+
+@pytest.fixture(scope="module")
 def seen():
     """A small network early in training, and 512 examples of it."""
     from sklearn.datasets import load_digits
@@ -38,8 +44,11 @@ def limits_at(seen, rate, **given):
 def test_a_small_step_is_told_that_noise_does_not_limit_the_linear_rule(seen):
     limits = limits_at(seen, 0.02)
     text = str(seen[2].advice(16, new_batch_size=512, limits=limits))
-    tuned, linear, root, fixed = text.splitlines()[1:]
-    assert "at a tuned learning rate" in text.splitlines()[0]
+    first, now, head, tuned, linear, root, fixed = text.splitlines()
+    assert "at a tuned learning rate" in first
+    assert f"the best one at batch 16 is {limits.slack} times as large" in now
+    assert "keeps 90% of the progress per example" in head
+    assert tuned.endswith("(against batch 16 with a tuned learning rate)")  # not with the one in use
     assert tuned.strip().startswith("tuned for each batch size: up to batch")
     assert "limited by noise" in tuned
     assert "limited by stability" in linear
@@ -50,14 +59,15 @@ def test_a_small_step_is_told_that_noise_does_not_limit_the_linear_rule(seen):
 
 
 def test_an_unstable_change_is_called_unstable(seen):
-    line = limits_at(seen, 0.5).in_words(new_batch_size=4096)[1]
-    assert "at 4,096: beyond the largest stable learning rate" in line
+    for rate in (0.1, 0.5):  # κ is known to be below 1, and may be 1
+        lines = limits_at(seen, rate).in_words(new_batch_size=65536)
+        (line,) = [line for line in lines if line.startswith("linear")]
+        assert line.endswith("at 65,536: no progress; the learning rate is too large")
 
 
 def test_a_step_that_may_make_no_progress_is_undecided(seen):
     limits = limits_at(seen, 50.0)
     assert limits.limit(LearningRateRule.LINEAR).binds is Limit.UNDECIDED
-    assert "undecided" in limits.in_words()[1]
 
 
 def test_adam_is_described_and_not_predicted(seen):
@@ -122,3 +132,71 @@ def test_gradients_that_are_all_zero_leave_every_batch_size_efficient():
     found = vg.GradientMoments.from_gradients(torch.zeros(5, 3)).diversity
     assert found.undefined
     assert found.advice(10**6).efficiency == 1
+
+
+EVERY_RULE = [rule for rule in RULES if rule is not LearningRateRule.TUNED]
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.1, 0.5, 2.0, 60.0])
+def test_no_number_is_printed_that_nothing_stands_behind(seen, rate):
+    limits = limits_at(seen, rate)
+    for size in (1, 4, 16, 20, 64, 256, 65536):
+        for rule in RULES:
+            made, change = limits.progress_interval(size, rule), limits.change(size, rule)
+            assert not made.value < 0  # nor do fewer than no examples exist
+            assert not change.examples.low < 0
+            if math.isfinite(change.examples.value):
+                assert change.examples.low <= change.examples.value <= change.examples.high
+        for line in limits.in_words(size):
+            assert "nan" not in line
+            assert "[0, ∞] times the" not in line  # undecided, and a number all the same
+
+
+@pytest.mark.parametrize("kappa", [(0.9, 0.6, 1.2), (2.0, 0.9, math.inf), (2.0, 1.3, 4.0), (0.3, -0.1, 1.0)])
+def test_without_progress_to_compare_with_the_reason_is_given_once(small, kappa):
+    value, low, high = kappa
+    limits = replace(small, kappa=replace(small.kappa, value=value, low=low, high=high))
+    assert "vg.branch" in limits.in_words()[-1]
+    lines = [line for line in limits.in_words(new_batch_size=20) if "step in use" in line]
+    assert len(lines) == 1
+    assert all(rule.value in lines[0] for rule in EVERY_RULE)
+    assert ("loses more than it gains" in lines[0]) == (low >= 1)
+    assert ("undecided" in lines[0]) == (low < 1)
+    assert all(limits.limit(rule).binds is Limit.UNDECIDED for rule in EVERY_RULE)
+
+
+def test_a_step_that_is_itself_unstable_has_no_batch_size_with_the_fixed_rule(small):
+    limits = replace(small, stability=replace(small.stability, value=1.3, low=1.1, high=1.6))
+    assert math.isnan(limits.limit(LearningRateRule.FIXED).batch_size)
+    assert "exceeds the largest stable one" in str(limits)
+
+
+def test_a_limit_that_is_not_found_has_a_lower_end(small):
+    unbounded = replace(small, batch_size_bound=replace(small.batch_size_bound, value=math.inf, high=math.inf))
+    low = unbounded.limit(LearningRateRule.TUNED).low
+    assert f"no limit found, at least batch {low:.2g}" in str(unbounded)
+
+
+def test_a_perhaps_unstable_change_is_told_as_such(small):
+    limits = replace(small, stability=replace(small.stability, value=0.6, low=0.4, high=0.8))
+    assert "no progress by the estimate, at best in 1" in str(limits.change(32, LearningRateRule.LINEAR))
+
+
+def test_the_factor_of_the_learning_rate_names_its_rule(seen):
+    sgd, adam = (seen[2].advice(16, new_batch_size=64, optimizer=kind) for kind in (optim.SGD, optim.AdamW))
+    assert str(sgd).endswith(f"multiply the learning rate by {sgd.step_size_factor:.3g} (linear, capped)")
+    assert str(adam).endswith("multiply the learning rate by 2 (square root)")
+
+
+def test_limits_of_plain_sgd_are_not_taken_for_those_of_adam(seen):
+    model, batch, found = seen
+    adam = optim.AdamW(model.parameters(), lr=0.0)
+    losses(model, batch).mean().backward()
+    adam.step()
+    adam.zero_grad()
+    said = "these limits are those of plain SGD"
+    assert said in str(found.advice(16, optimizer=adam, limits=limits_at(seen, 1e-3)))
+    own = limits_at(seen, 1e-3, preconditioner=adam)
+    assert own.preconditioned
+    assert said not in str(found.advice(16, optimizer=adam, limits=own))
+    assert said not in str(found.advice(16, optimizer=optim.SGD, limits=limits_at(seen, 1e-3)))

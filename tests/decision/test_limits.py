@@ -95,6 +95,27 @@ def test_a_preconditioner_is_a_change_of_variables():
         assert getattr(plain, name).value == pytest.approx(getattr(changed, name).value, rel=1e-5), name
 
 
+def test_a_preconditioner_is_that_of_an_optimizer_too():
+    model = Point()
+    adam = torch.optim.Adam(model.parameters(), lr=0.0)
+    quadratic(model, targets(64, 5)).mean().backward()
+    adam.step()
+    moment = adam.state[model.w]["exp_avg_sq"] / (1 - 0.999)
+    given = [adam, {model.w: moment}, [1 / (moment.sqrt() + 1e-8)]]
+    one, two, three = (
+        step_limits(model, quadratic, targets(64, 3), learning_rate=0.01, preconditioner=p) for p in given
+    )
+    assert one.kappa.value == pytest.approx(three.kappa.value)
+    assert two.kappa.value == pytest.approx(three.kappa.value)
+
+
+def test_no_interval_of_the_bound_reaches_below_one_example():
+    for seed in range(10):  # hardly any noise, and hardly anything else
+        for spread in (1e-3, 1e3):
+            found = step_limits(Point(), quadratic, targets(40, seed, spread), learning_rate=0.01)
+            assert found.batch_size_bound.low >= 1
+
+
 def test_rules_agree_at_the_batch_in_use_and_the_tuned_rule_is_the_law():
     found = step_limits(Point(), quadratic, targets(4096, 0), learning_rate=0.05, batch_size=16)
     for rule in LearningRateRule:

@@ -80,6 +80,7 @@ class BatchLimit:
         high: the same at the favourable ends.
         binds: what limits it. `UNDECIDED` if the step in use may make no progress at all (κ ≥ 1), or the batch measured
             is too small to tell.
+        because: why there is no batch size, if there is none.
     """
 
     rule: LearningRateRule
@@ -87,12 +88,13 @@ class BatchLimit:
     low: float
     high: float
     binds: Limit
+    because: str = ""
 
     def __str__(self) -> str:
-        if self.binds is Limit.UNDECIDED:
-            return f"{self.rule.value}: undecided; measure more examples, or a smaller learning rate"
+        if self.because:
+            return f"{self.rule.value}: {self.because}"
         if math.isinf(self.batch_size):
-            return f"{self.rule.value}: no limit found"
+            return f"{self.rule.value}: no limit found, at least batch {_digits(self.low)}"
         return (
             f"{self.rule.value}: up to batch {_digits(self.batch_size)} [{_digits(self.low)}, {_digits(self.high)}], "
             f"limited by {self.binds.value}"
@@ -105,7 +107,7 @@ class BatchChange:
 
     Attributes:
         batch_size: B, in examples.
-        examples: to the same progress; +inf beyond the stable learning rate, NaN if undecided.
+        examples: to the same progress; +inf if the learning rate is too large for any, NaN if undecided.
         updates: the same in updates.
         time: the same in seconds; None without a step time.
     """
@@ -119,7 +121,9 @@ class BatchChange:
         if math.isnan(self.examples.value):
             return f"at {self.batch_size:,}: undecided"
         if math.isinf(self.examples.value):
-            return f"at {self.batch_size:,}: beyond the largest stable learning rate"
+            best = self.examples.low
+            hedge = "" if math.isinf(best) else f" by the estimate, at best in {_digits(best)} times the examples"
+            return f"at {self.batch_size:,}: no progress{hedge}; the learning rate is too large"
         text = f"at {self.batch_size:,}: {self.examples} times the examples, {self.updates} times the updates"
         return text if self.time is None else f"{text}, {self.time} times the time"
 
@@ -184,14 +188,16 @@ class StepLimits:
         return kappa * factor * ((c + noise / batch_size) / now if now else 1.0)
 
     def relative_progress(self, batch_size: float, rule: LearningRateRule) -> float:
-        """Progress per example at batch size B under a rule, relative to the current one; 0 if the step is unstable.
+        """Progress per example at batch size B under a rule, relative to that at B₀.
 
         Args:
             batch_size: B ≥ 1, in examples.
-            rule: how the learning rate follows.
+            rule: how the learning rate follows. `TUNED` compares with a learning rate that is tuned at B₀, too; every
+                other rule compares with the one in use.
 
         Returns:
-            The ratio; 1 means that the change costs no progress per example.
+            The ratio; 1 means that the change costs no progress per example, 0 that the step is unstable or makes none.
+            NaN if there is nothing to compare with, because the step in use makes none.
 
         Raises:
             ValueError: if the batch size is below 1.
@@ -203,7 +209,7 @@ class StepLimits:
             return 1.0 if math.isinf(bound) else (bound + self.batch_size - 1) / (bound + batch_size - 1)
         if self.stability.value * rule.factor(batch_size / self.batch_size) >= 1:
             return 0.0
-        return self._progress(batch_size, rule, self.kappa.value) if self.kappa.value < 1 else math.nan
+        return max(0.0, self._progress(batch_size, rule, self.kappa.value)) if self.kappa.value < 1 else math.nan
 
     def progress_interval(self, batch_size: float, rule: LearningRateRule) -> Estimate:
         """`relative_progress` with its values at the ends of the intervals of B_D, or of κ and the stability margin.
@@ -230,7 +236,7 @@ class StepLimits:
         return Estimate(value=value, low=min(*ends, value), high=max(*ends, value))
 
     def change(self, batch_size: float, rule: LearningRateRule, *, step_time: StepTime | None = None) -> BatchChange:
-        """Examples, updates and time to the same progress at another batch size, in units of what they are now.
+        """Examples, updates and time to the same progress at another batch size, in units of what B₀ takes.
 
         Args:
             batch_size: B ≥ 1, in examples.
@@ -257,7 +263,7 @@ class StepLimits:
         return BatchChange(batch_size=batch_size, examples=examples, updates=updates, time=time)
 
     def in_words(self, new_batch_size: int | None = None) -> list[str]:
-        """One line per learning-rate rule: how far the batch can grow, which limit binds, what a change costs.
+        """The learning rate in use, and by rule how far the batch can grow, which limit binds, what a change costs.
 
         Args:
             new_batch_size: a batch size that is considered.
@@ -265,10 +271,27 @@ class StepLimits:
         Returns:
             The lines.
         """
-        lines = []
+        now = f"learning rate {self.learning_rate:.3g}: the best one at batch {self.batch_size:,} is {self.slack} times"
+        return [f"{now} as large; {self.stability} of the largest stable one", *self._by_rule(new_batch_size)]
+
+    def _by_rule(self, new_batch_size: int | None = None) -> list[str]:
+        lines = [f"largest batch that keeps {1 - TOLERANCE:.0%} of the progress per example, by learning-rate rule:"]
+        open_rules: dict[str, list[LearningRateRule]] = {}  # by the reason
         for rule in LearningRateRule:
-            text = str(self.limit(rule))
-            lines.append(text if new_batch_size is None else f"{text}; {self.change(new_batch_size, rule)}")
+            limit = self.limit(rule)
+            change = None if new_batch_size is None else self.change(new_batch_size, rule)
+            if limit.because:
+                unstable = change is not None and math.isinf(change.examples.value)
+                reason = f"{limit.because}; {change}" if unstable else limit.because
+                open_rules.setdefault(reason, []).append(rule)
+                continue
+            text = str(limit) if change is None else f"{limit}; {change}"
+            if rule is LearningRateRule.TUNED:
+                text += f" (against batch {self.batch_size:,} with a tuned learning rate)"
+            lines.append(text)
+        lines += [f"{', '.join(rule.value for rule in rules)}: {why}" for why, rules in open_rules.items()]
+        if open_rules:
+            lines.append("to decide, lower the learning rate, measure more examples, or use vg.branch")
         if self.preconditioned:
             lines.append(DESCRIBED)
         return lines
@@ -340,14 +363,32 @@ class StepLimits:
                 for b in (bound.value, bound.low, bound.high)
             )
             return BatchLimit(rule=rule, batch_size=value, low=max(low, self.batch_size), high=high, binds=Limit.NOISE)
-        if not self.kappa.high < 1:
-            return BatchLimit(rule=rule, batch_size=math.nan, low=self.batch_size, high=math.inf, binds=Limit.UNDECIDED)
+        if why := self._no_comparison(rule):
+            return BatchLimit(
+                rule=rule,
+                batch_size=math.nan,
+                low=self.batch_size,
+                high=math.inf,
+                binds=Limit.UNDECIDED,
+                because=why,
+            )
         size, binds = self._limit(rule, 1 - tolerance, self.kappa.value, self.stability.value)
         ends = [
             self._limit(rule, 1 - tolerance, kappa, margin)[0]
             for kappa, margin in ((self.kappa.high, self.stability.high), (self.kappa.low, self.stability.low))
         ]
         return BatchLimit(rule=rule, batch_size=size, low=min(*ends, size), high=max(*ends, size), binds=binds)
+
+    def _no_comparison(self, rule: LearningRateRule) -> str:
+        """Why other batch sizes cannot be compared with the step in use; empty if they can."""
+        if self.kappa.low >= 1:
+            return f"one step in use loses more than it gains (κ = {self.kappa})"
+        if not self.kappa.high < 1:
+            may = f"κ may reach {_digits(self.kappa.high)}" if math.isfinite(self.kappa.high) else "κ has no upper end"
+            return f"undecided, the step in use may make no progress ({may})"
+        if rule is LearningRateRule.FIXED and self.stability.value >= 1:
+            return "the learning rate in use exceeds the largest stable one at every batch size"
+        return ""
 
     def _limit(self, rule: LearningRateRule, kept: float, kappa: float, margin: float) -> tuple[float, Limit]:
         """Where progress falls to `kept`, or stability ends, whichever is first."""
@@ -372,7 +413,7 @@ class StepLimits:
             f"  curvature   κ = {self.kappa} of the progress is lost; best learning rate: {self.slack} times this one",
             f"  stability   {self.stability} of the largest stable learning rate (λ_max found from below)",
         ]
-        lines += [f"  {line}" for line in self.in_words()]
+        lines += [f"  {line}" for line in self._by_rule()]
         return "\n".join(lines)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from scipy.stats import t as student
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from variegrad.batches import Batch, map_tensors, shared_length
 from variegrad.decision.curvature import Curvature, curvature_of
 from variegrad.decision.limits import Estimate, StepLimits
+from variegrad.estimators.preconditioner import Preconditioner, root_preconditioner
 from variegrad.per_example.evaluate import Losses, left_as_found, trained_parameters, unwrap
 from variegrad.shapes import Float
 
@@ -29,7 +31,7 @@ def step_limits(
     learning_rate: float,
     batch_size: int | None = None,
     momentum: float = 0.0,
-    preconditioner: Sequence[Tensor] | None = None,
+    preconditioner: Preconditioner | Sequence[Tensor] | None = None,
     confidence: float = 0.95,
 ) -> StepLimits:
     """B_D, B_H, κ and the stability margin from one batch, at the model's weights.
@@ -44,7 +46,8 @@ def step_limits(
         learning_rate: η of the mean gradient, as passed to `torch.optim`.
         batch_size: B₀, examples of one update over all workers; m by default.
         momentum: β of heavy-ball momentum.
-        preconditioner: diagonal P per trained parameter, such as 1/(√v+ε) of Adam.
+        preconditioner: an optimizer of Adam's family that has taken a step, or parameter → second moment, as in
+            `estimate`; or the diagonal P = 1/(√v+ε) of each trained parameter.
         confidence: of each interval.
 
     Returns:
@@ -59,7 +62,11 @@ def step_limits(
     Source: docs, "Step-aware limits".
     """
     model = unwrap(model)
-    weights = list(trained_parameters(model).values())
+    named = trained_parameters(model)
+    weights = list(named.values())
+    if isinstance(preconditioner, torch.optim.Optimizer | Mapping):
+        roots = root_preconditioner(preconditioner, named)
+        preconditioner = [roots[name].square().to(p.dtype) for name, p in named.items()]
     for name, value, top in (("learning_rate", learning_rate, math.inf), ("confidence", confidence, 1.0)):
         if not 0 < value < top:
             raise ValueError(f"{name} must lie between 0 and {top:g}; got {value}.")
@@ -138,7 +145,7 @@ def _limits(
     half = learning_rate / (1 - momentum) / 2
     loss = torch.tensor([0.0, half * (1 - 1 / batch_size), half / batch_size, 0.0], dtype=torch.float64)
     gradient, norm, along, example = torch.eye(4, dtype=torch.float64)[[0, 3, 1, 2]]
-    largest = _largest(measured, confidence)
+    bound, largest = means.ratio(norm, gradient, confidence), _largest(measured, confidence)
     return StepLimits(
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -146,7 +153,7 @@ def _limits(
         preconditioned=preconditioned,
         examples=examples,
         confidence=confidence,
-        batch_size_bound=means.ratio(norm, gradient, confidence),
+        batch_size_bound=replace(bound, low=max(1.0, bound.low)),  # ‖G‖² ≤ E‖g‖²
         curvature_bound=means.ratio(example, along, confidence),
         kappa=means.ratio(loss, gradient, confidence),
         stability=largest.scaled(learning_rate / (2 * (1 + momentum))),
