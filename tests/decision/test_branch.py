@@ -101,12 +101,17 @@ def test_a_finished_window_is_never_trained_twice_and_the_ledger_resumes(tmp_pat
     assert whole.examples == len(calls) * WINDOW
     with ledger.open("a") as file:
         file.write("[2, 99")  # cut off by a kill
-    first = len(calls)
+    first, lines = len(calls), len(ledger.read_text().splitlines())
     again = vg.branch(run, batch_size=B, start_loss=loop.start_loss, window=WINDOW, ledger=ledger)
     assert len(calls) == first
     assert str(again) == str(whole)
-    with pytest.raises(ValueError, match="does not contain windows of this call"):
-        vg.branch(run, batch_size=B, start_loss=loop.start_loss + 1, window=WINDOW, ledger=ledger)
+    assert ledger.read_text().endswith("[2, 99\n")  # what comes next is a line of its own
+    assert len(ledger.read_text().splitlines()) == lines
+    for other in ({"start_loss": loop.start_loss + 1}, {"settings": {"learning_rate": 0.2}}):
+        with pytest.raises(ValueError, match="does not contain windows of this call"):
+            vg.branch(
+                run, **({"batch_size": B, "start_loss": loop.start_loss, "window": WINDOW, "ledger": ledger} | other)
+            )
     assert json.loads(ledger.read_text().splitlines()[0])["batch_size"] == B
 
 
@@ -140,6 +145,62 @@ def test_a_base_without_progress_decides_nothing():
     assert found.low == B
     assert found.high == math.inf
     assert all(tested.verdict is Verdict.UNDECIDED for tested in found.tested)
+
+
+def rises(trial):  # the base loses, and a larger batch loses more
+    return 1.0 + 0.1 * trial.k + 0.001 * trial.seed
+
+
+def stands(trial):
+    return 1.0 + 0.01 * (-1) ** trial.seed
+
+
+@pytest.mark.parametrize("run", [rises, stands])
+def test_without_progress_at_the_present_batch_no_batch_is_named(run):
+    found = vg.branch(run, batch_size=B, start_loss=1.0, window=64 * B, windows=8)
+    assert str(found).startswith("critical batch size: undecided")
+    assert "batch 16 itself makes no clear progress" in found.stopped
+    assert "nan" not in str(found)
+    assert len(found.tested) == 1  # no other batch size can be compared either
+    assert math.isnan(found.critical)
+    ratio = found.tested[0].relative_progress
+    assert ratio.low == -math.inf
+    assert ratio.high == math.inf
+
+
+@pytest.mark.parametrize("windows", [0, 1, 5])
+def test_a_budget_that_tests_nothing_names_no_batch(windows):
+    found = vg.branch(stands, batch_size=B, start_loss=1.0, window=64 * B, budget=64 * B * windows)
+    assert found.stopped == "budget spent"
+    assert str(found).startswith("critical batch size: undecided")
+    assert math.isnan(found.critical)
+
+
+@pytest.mark.parametrize("start", [1.0, 0.0, -5.0])
+def test_the_size_of_a_divergence_does_not_hide_it(start):
+    draw = np.random.default_rng(0)
+
+    def run(trial):
+        blown = math.exp(draw.uniform(0, 200)) if trial.k >= 4 else 0.0
+        return start - 0.5 + 0.01 * trial.seed + blown
+
+    found = vg.branch(run, batch_size=B, start_loss=start, window=64 * B)
+    assert (found.low, found.high) == (2 * B, 4 * B)
+    assert found.tested[-1].windows == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "keeps"),
+    [(LearningRateRule.SQUARE_ROOT, "71%"), (LearningRateRule.FIXED, "50%"), (LearningRateRule.LINEAR, "")],
+)
+def test_a_loss_that_the_rule_makes_alone_is_told(rule, keeps):
+    def run(trial):  # no noise and no curvature: progress is the sum of the learning rates
+        return 1.0 - 0.01 * trial.updates * trial.learning_rate_factor + 1e-4 * trial.seed
+
+    found = vg.branch(run, batch_size=B, start_loss=1.0, window=64 * B, rule=rule)
+    told = f"a step far below the tuned one keeps {keeps} at batch 32" in str(found)
+    assert told == bool(keeps)
+    assert math.isfinite(found.high) == bool(keeps)
 
 
 def test_a_branch_that_diverges_is_refused():

@@ -24,6 +24,16 @@ def test_it_prints_the_interval_and_resumes(tmp_path):
     assert len((tmp_path / "windows.jsonl").read_text().splitlines()) == lines
 
 
+@pytest.mark.parametrize("other", [["--learning-rate", "0.2"], ["--momentum", "0.5"], ["--optimizer", "adamw"]])
+def test_windows_of_another_optimizer_are_not_taken_over(tmp_path, other):
+    # Without training to a checkpoint both begin at the same loss.
+    begin = [*SMALL, "--after", "0", "--budget", "1024", "--ledger", str(tmp_path / "windows.jsonl")]
+    assert CliRunner().invoke(app, begin).exit_code == 0
+    found = CliRunner().invoke(app, [*begin, *other])
+    assert found.exit_code != 0
+    assert "does not contain windows of this call" in str(found.exception)
+
+
 def test_adam_with_half_lives():
     found = CliRunner().invoke(app, [*SMALL, "--optimizer", "adamw", "--rule", "square-root", "--half-lives"])
     assert found.exit_code == 0, found.output

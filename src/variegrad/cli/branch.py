@@ -157,6 +157,13 @@ def branch(
             budget=budget,
             limits=limits,
             ledger=ledger,
+            settings={
+                "problem": problem,
+                "optimizer": optimizer.value,
+                "learning_rate": rate,
+                "momentum": momentum,
+                "seed": seed,
+            },
             on_window=lambda trial, loss, spent: status.update(
                 f"batch {trial.batch_size:,}, window {trial.seed + 1}: loss {loss:.4g}; {spent:,} examples trained …"
             ),

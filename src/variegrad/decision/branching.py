@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -95,7 +95,7 @@ class Tested:
     Attributes:
         batch_size: k·B₀.
         windows: pairs of windows that were compared.
-        relative_progress: ΣQ/ΣP with a 95 % interval, looks not accounted for.
+        relative_progress: ΣQ/ΣP with a 95 % interval, looks not accounted for; NaN if the base makes no progress.
         verdict: by the test at its looks.
     """
 
@@ -103,6 +103,11 @@ class Tested:
     windows: int
     relative_progress: Estimate
     verdict: Verdict
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the base clearly makes progress, so that there is something to compare with."""
+        return math.isfinite(self.relative_progress.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,12 @@ class BranchResult:
 
     @property
     def critical(self) -> float:
-        """The batch size at which relative progress falls to 1−ε, interpolated in log B; +inf if it stayed above."""
+        """The batch size at which relative progress falls to 1−ε, interpolated in log B.
+
+        +inf if it stayed above; NaN if nothing was tested, or the base makes no clear progress.
+        """
+        if not self.tested or not all(tested.comparable for tested in self.tested):
+            return math.nan
         before, progress = float(self.batch_size), 1.0
         for tested in self.tested:
             found = tested.relative_progress.value
@@ -144,7 +154,9 @@ class BranchResult:
         return math.inf
 
     def __str__(self) -> str:
-        if math.isinf(self.high):
+        if math.isinf(self.high) and self.low == self.batch_size:
+            between = "undecided"
+        elif math.isinf(self.high):
             between = f"at least {self.low:,} examples"
         else:
             between = f"between {self.low:,} and {int(self.high):,} examples"
@@ -153,10 +165,17 @@ class BranchResult:
             f"learning rate {self.rule.value}); {self.examples:,} examples trained; {self.stopped}"
         ]
         lines += [
-            f"  batch {t.batch_size:>7,}: {t.verdict.value:<9}  progress per example {t.relative_progress} of that at "
-            f"batch {self.batch_size:,}; {t.windows} windows"
+            f"  batch {t.batch_size:>7,}: {t.verdict.value:<9}  "
+            + (f"progress per example {t.relative_progress} of that at " if t.comparable else "no clear progress at ")
+            + f"batch {self.batch_size:,}; {t.windows} windows"
             for t in self.tested
         ]
+        if math.isfinite(self.high) and self.rule is not LearningRateRule.LINEAR:
+            k = self.high / self.batch_size
+            lines.append(
+                f"  by this rule a step far below the tuned one keeps {self.rule.factor(k) / k:.0%} at batch "
+                f"{int(self.high):,}, however little noise there is: compare the linear rule"
+            )
         if self.limits is not None:
             lines.append(f"  predicted from one step: {self.limits.limit(self.rule, tolerance=self.tolerance)}")
         return "\n".join(lines)
@@ -176,6 +195,7 @@ def branch(
     budget: int | None = None,
     limits: StepLimits | None = None,
     ledger: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
     on_window: Callable[[Trial, float, int], None] | None = None,
 ) -> BranchResult:
     """Find the largest batch size that makes as much progress per example as yours, by training short branches.
@@ -196,6 +216,8 @@ def branch(
         budget: examples to train on in total; None for no limit except `windows`.
         limits: from `step_limits` at the checkpoint; the result then names the limit that applies.
         ledger: a file that stores each finished window, so that an interrupted call can be resumed.
+        settings: what else the windows depend on, such as optimizer and learning rate, as plain JSON values: a ledger
+            with other settings is refused.
         on_window: called with (trial, loss, examples trained so far) after each window.
 
     Returns:
@@ -203,7 +225,7 @@ def branch(
 
     Raises:
         ValueError: if an argument is out of range, the ledger belongs to another check, or the loss returned by `run`
-            at B₀ is not finite. A branch that diverges counts as no progress.
+            at B₀ is not finite. A branch that diverges counts as one whose loss doubles.
 
     Cost: at most 2·windows·window examples for the first batch size and windows·window for each further one.
     """
@@ -220,6 +242,7 @@ def branch(
         budget=budget,
         on_window=on_window,
         ledger=None if ledger is None else Path(ledger),
+        settings=settings or {},
     )
     runs.read()
     tested: list[Tested] = []
@@ -242,6 +265,15 @@ def branch(
             break
         if found.verdict is Verdict.UNDECIDED:
             unsure += 1
+            if runs.spent:
+                stopped = "budget spent"
+                break
+            if not found.comparable:
+                stopped = (
+                    f"batch {batch_size:,} itself makes no clear progress in these windows: lower the learning rate, "
+                    "or use longer or more windows"
+                )
+                break
             if unsure == 2:
                 stopped = "undecided within the allowed number of windows"
                 break
@@ -273,6 +305,9 @@ def _test(runs: _Runs, k: int, looks: Sequence[int], tolerance: float, level: fl
                 break
             base.append(pair[0])
             other.append(pair[1])
+        # The size of a divergence says nothing, and would hide its mean in its spread.
+        floor = -max([abs(runs.start_loss), *base])
+        other = [max(made, floor) for made in other]
         if len(base) < look:
             break
         kept = [q - (1 - tolerance) * p for p, q in zip(base, other, strict=True)]
@@ -304,13 +339,19 @@ class _Runs:
     budget: int | None
     on_window: Callable[[Trial, float, int], None] | None
     ledger: Path | None
+    settings: Mapping[str, object]
     examples: int = 0
     losses: dict[tuple[int, int], float] = field(default_factory=dict)
 
+    @property
+    def spent(self) -> bool:
+        """Whether the budget does not allow another window."""
+        return self.budget is not None and self.examples + self.window > self.budget
+
     def progress(self, k: int, seed: int) -> float | None:
-        """F₀ − F at the end of a window; None if the budget does not allow it."""
+        """F₀ − F at the end of a window, −inf if it diverged; None if the budget does not allow it."""
         if (k, seed) not in self.losses:
-            if self.budget is not None and self.examples + self.window > self.budget:
+            if self.spent:
                 return None
             trial = Trial(
                 batch_size=k * self.batch_size,
@@ -330,7 +371,7 @@ class _Runs:
             if self.on_window is not None:
                 self.on_window(trial, loss, self.examples)
         loss = self.losses[k, seed]
-        return self.start_loss - loss if math.isfinite(loss) else -abs(self.start_loss)
+        return self.start_loss - loss if math.isfinite(loss) else -math.inf
 
     def _settings(self) -> dict[str, object]:
         return {
@@ -339,6 +380,7 @@ class _Runs:
             "rule": self.rule.name,
             "half_lives": self.half_lives,
             "start_loss": self.start_loss,
+            **self.settings,
         }
 
     def read(self) -> None:
@@ -349,12 +391,16 @@ class _Runs:
             self.ledger.parent.mkdir(parents=True, exist_ok=True)
             self.ledger.write_text(json.dumps(self._settings()) + "\n", encoding="utf-8")
             return
-        first, *rest = self.ledger.read_text(encoding="utf-8").splitlines() or [""]
+        text = self.ledger.read_text(encoding="utf-8")
+        first, *rest = text.splitlines() or [""]
         if first != json.dumps(self._settings()):
             raise ValueError(
                 f"{self.ledger} does not contain windows of this call (its first line is {first!r}): "
                 "choose another file."
             )
+        if not text.endswith("\n"):  # a kill cut the last line off: the next window begins on a line of its own
+            with self.ledger.open("a", encoding="utf-8") as file:
+                file.write("\n")
         for line in rest:
             try:
                 k, seed, loss = json.loads(line)
@@ -379,10 +425,12 @@ def _limit(values: Sequence[float], level: float, *, upper: bool) -> float:
 def _ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
     """The ratio of two means of pairs, with Fieller's 95 % interval."""
     count, top, bottom = len(above), fmean(above), fmean(below)
+    if not bottom > 0:
+        return Estimate(value=math.nan, low=-math.inf, high=math.inf)
     both = sum((a - top) * (b - bottom) for a, b in zip(above, below, strict=True)) / (count - 1) / count
     spread = [[stdev(above) ** 2 / count, both], [both, stdev(below) ** 2 / count]]
     low, high = fieller(top, bottom, spread, float(student.ppf(0.975, count - 1)))
-    return Estimate(value=top / bottom if bottom > 0 else math.nan, low=low, high=high)
+    return Estimate(value=top / bottom, low=low, high=high)
 
 
 def _check(
