@@ -77,6 +77,12 @@ def test_the_same_batch_in_every_call() -> None:
     assert len({json.loads(run("digits", "--json"))["batch_size"] for _ in range(3)}) == 1
 
 
+def test_the_learning_rate_of_adam_is_not_taken_for_that_of_the_measured_run() -> None:
+    result = CliRunner().invoke(app, ["digits", "--optimizer", "adamw", "--learning-rate", "0.001"])
+    assert result.exit_code != 0
+    assert "one of plain SGD; omit it" in str(result.exception)
+
+
 def test_a_link_adds_a_table_over_workers() -> None:
     times = ["--seconds-per-step", "0.001", "--seconds-per-example", "1e-4"]
     rows = json.loads(run("digits", "--json", "--link", "1Gbit/s", *times))["at_workers"]

@@ -143,8 +143,9 @@ def plan(
     rate that a larger batch would need is too large). The output names the limit, the efficiency of the batch, and the
     constants of Theorems 2-9, each marked as a certificate or an estimate.
     """
-    if momentum and optimizer is not Optimizer.SGD:
-        raise ValueError(f"--momentum: belongs to --optimizer sgd; got --optimizer {optimizer.value}.")
+    if optimizer is not Optimizer.SGD and (momentum or learning_rate is not None):
+        named = "--momentum" if momentum else "--learning-rate"
+        raise ValueError(f"{named}: belongs to --optimizer sgd, since the measured run is one of plain SGD; omit it.")
     if mechanism is not None and len(mechanism) > 1:
         raise ValueError(f"--mechanism: a plan compares one mechanism; got {len(mechanism)}.")
     if per_worker and mechanism is None:
@@ -178,7 +179,7 @@ def plan(
         else:
             timed = stated_step_time(seconds_per_step or 0.0, seconds_per_example)
         if seconds_per_step is not None:
-            timed = replace(timed, seconds_per_step=seconds_per_step)
+            timed = replace(timed, seconds_per_step=seconds_per_step, seconds_per_step_range=None)
         made = planned(
             loaded,
             passes=passes,
@@ -224,11 +225,11 @@ def _finite(value: Any) -> Any:
 def _in_words(made: Plan) -> str:
     limits = ", ".join(f"{limit.name.lower()} {_count(size)}" for limit, size in made.limits.items())
     adam = math.isnan(made.learning_rate)
-    lines = []
-    if made.efficiency < 0.2:
-        lines.append(f"warning: at the batch size below {1 - made.efficiency:.0%} of the examples are redundant")
-    lines += [
+    low, high = made.batch_size_range
+    lines = [
+        *(f"warning: {text}" for text in made.warnings),
         f"{made.problem}: batch size {made.batch_size:,}"
+        + (f" (by the timing, between {low:,} and {high:,})" if low < high else "")
         + (
             "; scale your learning rate by the square root of the change, and confirm it with variegrad branch "
             "--optimizer adamw: how far B_D predicts Adam's critical batch size is not settled"
@@ -239,33 +240,41 @@ def _in_words(made: Plan) -> str:
         f"  limits in examples: {limits}",
         f"  at a learning rate tuned for it, {made.efficiency:.0%} efficient "
         f"(harmonic mean of B_D along the run: {made.harmonic_mean:,.3g})",
-        f"  step time: {made.step_time}",
+        "  B_D was measured along a run of plain SGD, not of Adam"
+        if adam
+        else f"  learning rate: {made.run_learning_rate:.2g} at batch {made.run_batch_size}, taken as tuned there, "
+        f"times {made.learning_rate / made.run_learning_rate:.2g} by the law of B_D; "
+        f"{made.learning_rate / made.stable_learning_rate:.2g} of the largest stable one",
+        f"  step time{' of one worker' if made.workers > 1 else ''}: {made.step_time}",
     ]
+    together = f", with {made.workers:,} workers" if made.workers > 1 else ""
+    if made.communication:
+        together += f", {1e3 * made.communication:.2g} ms of communication per step"
     if made.time_limit is None:
         lines.append("  the step time does not measurably depend on the batch size, so time sets no limit")
     elif made.step_time.sizes and made.time_limit.value < made.step_time.sizes[0]:
         lines.append(
-            f"  fastest batch by these times: below {made.step_time.sizes[0]} examples, the smallest one timed"
+            f"  fastest batch by these times{together}: below {made.step_time.sizes[0]} examples, "
+            "the smallest one timed"
         )
     else:
-        lines.append(f"  fastest batch by these times: {made.time_limit} examples")
+        lines.append(f"  fastest batch by these times{together}: {made.time_limit} examples")
     if made.mechanism is not None:
         lines.append(f"  {made.mechanism}")
-    if made.learning_rate > made.stable_learning_rate:
-        lines.append(
-            f"  warning: the learning rate exceeds the stable one, {made.stable_learning_rate:.2g}; start with less"
-        )
     lines.append(f"  batch sizes that follow B_D: {made.schedule}")
     if made.at_workers:
         lines += ["", "Workers (α-β model of an all-reduce; all rows but the first are extrapolated)"]
         lines += [
             f"  P = {row.workers:>6,}: batch {row.batch_size:>7,}, {1e3 * row.seconds_per_step:.2g} ms per step, "
-            f"{row.speed_up:.2g} times as fast" + ("" if row.measured else " *")
+            f"{row.efficiency:.2g} efficient, {row.speed_up:.2g} times as fast" + ("" if row.measured else " *")
             for row in made.at_workers
         ]
     lines += ["", "Constants"]
     lines += [f"  {name} = {constant}" for name, constant in made.constants.items()]
-    lines += ["", "What the theorems guarantee with these constants (worst cases: compare ratios, not iterations)"]
+    lines += [
+        "",
+        "What the theorems guarantee for plain SGD with these constants (worst cases: compare ratios, not iterations)",
+    ]
     lines += [f"  {line}" for rates in made.rates for line in str(rates).splitlines()]
     lines += [
         f"  along the measured run (Theorem 2 with the measured δ_k and M_k²): mean ‖∇F‖² ≤ {made.certificate:.4g}"

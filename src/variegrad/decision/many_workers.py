@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from variegrad.decision.timing import StepTime
 from variegrad.problems import Problem
-from variegrad.theory import best_batch_size, speed_up
+from variegrad.theory import best_batch_size, efficiency, speed_up
+from variegrad.theory.arguments import non_negative, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class AtWorkers:
         workers: P.
         batch_size: B over all workers.
         seconds_per_step: α + c′B/P + communication.
+        efficiency: 1/(1 + (B−1)/B̄), at a tuned learning rate.
         speed_up: in time to the same progress, over one worker at its own best batch.
         measured: whether these workers were timed; otherwise the row is extrapolated.
     """
@@ -25,6 +27,7 @@ class AtWorkers:
     workers: int
     batch_size: int
     seconds_per_step: float
+    efficiency: float
     speed_up: float
     measured: bool
 
@@ -36,10 +39,17 @@ class Link:
     Attributes:
         bytes_per_second: bandwidth of each worker.
         latency: seconds per message.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
     bytes_per_second: float
     latency: float = 5e-5
+
+    def __post_init__(self) -> None:
+        positive(bytes_per_second=self.bytes_per_second)
+        non_negative(latency=self.latency)
 
     def all_reduce(self, size: int, workers: int) -> float:
         """Seconds to sum `size` bytes over P workers: 2·latency·⌈log₂P⌉ + 2·(P−1)/P·size/bandwidth.
@@ -91,6 +101,7 @@ def over_workers(
                 workers=workers,
                 batch_size=batch_size,
                 seconds_per_step=seconds,
+                efficiency=efficiency(batch_size=batch_size, bound=bound),
                 speed_up=progress / alone,
                 measured=workers == 1,
             )

@@ -4,7 +4,7 @@ The batch is the least of three limits:
 
     noise       1 + δ·B̄, B̄ the harmonic mean of B_D along a measured run: efficiency 1/(1+δ) at a tuned step
     time        √(α(B̄−1)/c′), where a step takes α + c′B seconds; none if the timing does not resolve c′
-    stability   where the step tuned for B reaches 2/β, β the largest curvature seen along the run
+    stability   where the step tuned for B reaches 2/β, β the largest curvature seen at the ends of the run
 
 With momentum m the run is one of plain SGD at the learning rate of the slow directions, η/(1−m), and the stable one is
 2(1+m)/β. For Adam's family there is neither a learning rate nor a stability limit: the run was not one of Adam.
@@ -13,7 +13,7 @@ With momentum m the run is one of plain SGD at the learning rate of the slow dir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -44,9 +44,11 @@ from variegrad.theory import (
     rates_smooth,
     rates_strongly_convex,
 )
+from variegrad.theory.arguments import non_negative, positive, whole_number
 from variegrad.theory.constants import Constant
 from variegrad.theory.mechanism_speed import Granularity, MechanismTime, mechanism_time
 
+UNRESOLVED = "the timing does not resolve how a step's time depends on the batch; state it, or time a larger model"
 CURVATURE_EXAMPLES = 1024  # Hessian-vector products are taken over at most this many examples
 
 
@@ -68,11 +70,16 @@ class Plan:
         constants: each a certificate or an estimate, by symbol.
         harmonic_mean: B̄ of B_D along the run.
         step_time: α and c′ of a step of α + c′B seconds, on one worker.
+        workers: P, sharing the examples of a step.
+        communication: seconds per step that they communicate.
         batch_size: B, the smallest of the limits.
+        batch_size_range: B at the ends of the interval of the time limit.
         limited_by: the name of the smallest limit.
         limits: all of them, in examples; without the time limit if c′ is not resolved.
-        time_limit: √(α(B̄−1)/c′) over the interval of c′.
+        time_limit: √(α(B̄−1)/c′) over the intervals of α and c′; α includes communication, c′ is shared by the workers.
         efficiency: 1/(1 + (B−1)/B̄).
+        run_batch_size: of the measured run.
+        run_learning_rate: of the measured run, taken as tuned for its batch; NaN for Adam.
         learning_rate: η of the mean gradient at B: the problem's own, tuned for B by 1/(1 + (B−1)/B̄); NaN for Adam.
         step_size: γ = η/B, of the summed gradient; NaN for Adam.
         stable_learning_rate: 2(1+m)/β, m the momentum; NaN for Adam.
@@ -83,17 +90,23 @@ class Plan:
             timing does not resolve c′.
         certificate: a bound on the mean ‖∇F‖² of the measured run (Theorem 2 with the δ_k, M_k² of its points).
         stability: Theorem 9, if the problem is a linear model.
+        warnings: what speaks against this plan, in sentences.
     """
 
     problem: str
     constants: Mapping[str, Constant]
     harmonic_mean: float
     step_time: StepTime
+    workers: int
+    communication: float
     batch_size: int
+    batch_size_range: tuple[int, int]
     limited_by: PlanLimit
     limits: Mapping[PlanLimit, float]
     time_limit: Estimate | None
     efficiency: float
+    run_batch_size: int
+    run_learning_rate: float
     learning_rate: float
     step_size: float
     stable_learning_rate: float
@@ -103,6 +116,7 @@ class Plan:
     certificate: float
     stability: Stability | None
     mechanism: MechanismTime | None = None
+    warnings: Sequence[str] = ()
 
 
 def plan(
@@ -146,9 +160,18 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: if all gradients are zero, the run diverges, or the mechanism is not DropConnect.
-        TypeError: for an optimizer that no number is known for, such as sign descent or Muon.
+        ValueError: if an argument is out of range, all gradients are zero, the run diverges, or the mechanism is not
+            DropConnect.
+        TypeError: for an optimizer that no number is known for, such as sign descent or Muon, or without a `Problem`.
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"plan needs a vg.Problem, which holds model, losses and data; got {type(problem).__name__}. Make one: "
+            "vg.Problem(name=…, model=…, losses=…, train=…)."
+        )
+    non_negative(passes=passes, l2=l2, communication=communication)
+    positive(accuracy=accuracy, delta=delta)
+    whole_number(points=points, workers=workers)
     momentum = _momentum(optimizer)
     dropped = None if mechanism is None else with_a_model(mechanism)
     say = on_stage or (lambda _: None)
@@ -175,9 +198,11 @@ def plan(
         link=link,
         momentum=momentum,
     )
-    if dropped is None or masked is None or not step_time.resolved:
+    if dropped is None or masked is None:
         return made
-    return replace(made, mechanism=_compared(problem, made, dropped, granularity, masked, communication, workers, link))
+    if not step_time.resolved:
+        return replace(made, warnings=(*made.warnings, f"no time with {type(dropped).__name__}: {UNRESOLVED}"))
+    return replace(made, mechanism=_compared(problem, made, dropped, granularity, masked, workers))
 
 
 def with_a_model(mechanism: object) -> DropConnect:
@@ -210,18 +235,15 @@ def _compared(
     mechanism: DropConnect,
     granularity: Granularity,
     masked: StepTime,
-    communication: float,
     workers: int,
-    link: Link | None,
 ) -> MechanismTime:
     plain = made.step_time
-    sent = communication + (0.0 if link is None else link.all_reduce(gradient_bytes(problem), workers))
     per_example = masked.seconds_per_example.value - plain.seconds_per_example.value
     return mechanism_time(
         bound=made.harmonic_mean,
         seconds_per_step=plain.seconds_per_step,
         seconds_per_example=plain.seconds_per_example.value / workers,
-        communication=sent,
+        communication=made.communication,
         drop=mechanism.p,
         granularity=granularity,
         workers=workers,
@@ -327,21 +349,31 @@ def make_plan(
     own = min(64, n)
     mean = over_run(points, own)
     mean_bound = max(1.0, min(mean.harmonic_mean if mean else bound, 1e12))
-    alpha = step_time.seconds_per_step + communication
+    sent = communication + (0.0 if link is None else link.all_reduce(gradient_bytes(problem), workers))
+    alpha = step_time.seconds_per_step
+    least, most = step_time.seconds_per_step_range or (alpha, alpha)
     times = {PlanLimit.NOISE: 1 + delta * mean_bound, PlanLimit.DATA: float(n)}
-    time_limit = None
+    c = step_time.seconds_per_example.scaled(1 / workers)
+    value, low, high = (
+        _fastest(fixed + sent, each, mean_bound) for fixed, each in ((alpha, c.value), (least, c.high), (most, c.low))
+    )
+    time_limit = Estimate(value=value, low=low, high=high) if step_time.resolved else None
+    smallest = step_time.sizes[0] if step_time.sizes else 1  # nothing is known of smaller steps than were timed
     if step_time.resolved:
-        c = step_time.seconds_per_example.scaled(1 / workers)
-        fastest = [_fastest(alpha, each, mean_bound) for each in (c.value, c.high, c.low)]
-        time_limit = Estimate(value=fastest[0], low=fastest[1], high=fastest[2])
-        # Nothing is known of smaller steps than those that were timed.
-        times[PlanLimit.TIME] = max(1.0, *step_time.sizes[:1], time_limit.value)
+        times[PlanLimit.TIME] = max(smallest, value)
     slow = 1.0 if momentum is None else 1 / (1 - momentum)  # learning rate of the slow directions, in units of η
     stable = math.inf if not beta > 0 else 2 * (2 - 1 / slow) / beta
     if momentum is not None:
         times[PlanLimit.STABILITY] = _stable_batch(problem.step_size, own, mean_bound, stable * slow)
     limited_by = min(times, key=lambda limit: times[limit])
     batch_size = max(1, math.floor(times[limited_by]))
+    others = min(size for limit, size in times.items() if limit is not PlanLimit.TIME)
+    least_batch, most_batch = (max(1, math.floor(min(others, max(smallest, end)))) for end in (low, high))
+    at_workers = (
+        []
+        if link is None
+        else over_workers(problem, step_time, alpha + communication, link, mean_bound, delta, workers)
+    )
     step = problem.step_size * (1 + (own - 1) / mean_bound) / (1 + (batch_size - 1) / mean_bound)
     repeats = [max(1, after.updates - before.updates) for before, after in pairwise(points)] or [1]
     return Plan(
@@ -349,11 +381,16 @@ def make_plan(
         constants=found,
         harmonic_mean=mean_bound,
         step_time=step_time,
+        workers=workers,
+        communication=sent,
         batch_size=batch_size,
+        batch_size_range=(least_batch, most_batch),
         limited_by=limited_by,
         limits=times,
         time_limit=time_limit,
         efficiency=efficiency(batch_size=batch_size, bound=mean_bound),
+        run_batch_size=own,
+        run_learning_rate=problem.step_size * own / slow if momentum is not None else math.nan,
         learning_rate=step / slow * batch_size if momentum is not None else math.nan,
         step_size=step / slow if momentum is not None else math.nan,
         stable_learning_rate=stable if momentum is not None else math.nan,
@@ -363,7 +400,7 @@ def make_plan(
             delta=delta,
             largest=min(size for limit, size in times.items() if limit is not PlanLimit.NOISE),
         ),
-        at_workers=() if link is None else over_workers(problem, step_time, alpha, link, mean_bound, delta, workers),
+        at_workers=at_workers,
         rates=rates,
         certificate=gradient_along(
             initial_gap=gap.value,
@@ -383,7 +420,52 @@ def make_plan(
             step_size=step,
             updates=points[-1].updates * own,
         ),
+        warnings=tuple(
+            _warnings(
+                points,
+                batch_size=batch_size,
+                bound=mean_bound,
+                workers=workers,
+                at_workers=at_workers,
+                table_missing=link is not None and not step_time.resolved,
+                rates=(problem.step_size * own / slow, step / slow * batch_size, stable),
+            )
+        ),
     )
+
+
+def _warnings(
+    points: Sequence[Point],
+    *,
+    batch_size: int,
+    bound: float,
+    workers: int,
+    at_workers: Sequence[AtWorkers],
+    table_missing: bool,
+    rates: tuple[float, float, float],
+) -> Iterator[str]:
+    """What speaks against a plan; `rates` are the learning rate of the run, that of the plan, and the stable one."""
+    if (share := efficiency(batch_size=batch_size, bound=bound)) < 0.2:
+        yield f"at the batch size below {1 - share:.0%} of the examples are redundant"
+    first, last = points[0].loss, points[-1].loss
+    if len(points) > 1 and not last < first:
+        yield (
+            f"the loss did not fall along the measured run, from {first:.3g} to {last:.3g}: the plan may not hold for "
+            "a run that trains; change the learning rate or measure a longer run"
+        )
+    run, planned, stable = rates
+    if max(run, planned) > stable:
+        which = (
+            f"learning rate of the measured run, {run:.2g}," if run > stable else f"learning rate below, {planned:.2g},"
+        )
+        yield f"the {which} exceeds the largest stable one, {stable:.2g}: lower it"
+    if workers > batch_size:
+        yield f"only {batch_size:,} of the {workers:,} workers have an example of a batch of {batch_size:,}"
+    slower = [row for row in at_workers if row.workers == workers and row.speed_up < 1]
+    if slower:
+        yield f"{workers:,} workers over this link train {slower[0].speed_up:.2g} times as fast as one"
+    if table_missing:
+        yield f"no table over the number of workers: {UNRESOLVED}"
 
 
 def _fastest(alpha: float, per_example: float, bound: float) -> float:

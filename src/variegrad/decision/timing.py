@@ -1,13 +1,12 @@
 """What a training step costs: α + c′B seconds, from interleaved timings of sizes that differ by a factor of sixteen.
 
 Sizes take turns, so that a slow spell of the machine meets all of them. The estimate uses each size's fastest round,
-which other work on the machine cannot lower; the interval of c′ is that of the median over rounds (order statistics).
+which other work on the machine cannot lower; the intervals are those of the medians over rounds (order statistics).
 c′ is *resolved* if its interval does not reach zero: a step time that does not depend on B cannot recommend a B.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 
@@ -17,8 +16,10 @@ from torch.utils.data import Subset
 from variegrad.batches import passes_over
 from variegrad.decision.limits import Estimate
 from variegrad.mechanisms import Mechanism, backward
+from variegrad.per_example.state import aside, left_as_found
 from variegrad.problems import Problem
 from variegrad.problems.subset import size
+from variegrad.theory.arguments import non_negative, positive
 from variegrad.theory.mechanism_speed import Granularity
 
 ROUNDS, REACHED = 15, 3  # the 4th smallest and 4th largest of 15 enclose the median with 96.5 %
@@ -33,11 +34,13 @@ class StepTime:
         seconds_per_step: α, independent of the batch.
         seconds_per_example: c′, with a 96 % interval.
         sizes: batch sizes that were timed; beyond the largest, times are extrapolated.
+        seconds_per_step_range: a 96 % interval of α; None if α is exact.
     """
 
     seconds_per_step: float
     seconds_per_example: Estimate
     sizes: tuple[int, ...]
+    seconds_per_step_range: tuple[float, float] | None = None
 
     @property
     def resolved(self) -> bool:
@@ -66,20 +69,21 @@ def step_time(
     n = size(problem.train)
     largest = min(n, SMALLEST * RATIO)
     sizes = sorted({max(1, largest // RATIO), max(1, largest // 4), largest})
-    model = copy.deepcopy(problem.model)
+    model = problem.model
     weights = [p for p in model.parameters() if p.requires_grad]
     batches = [next(iter(passes_over(Subset(problem.train, range(b)), b))) for b in sizes]
     rounds: list[list[float]] = []
-    for _ in range(ROUNDS + 1):  # the first is warm-up
-        times = []
-        for batch in batches:
-            start = time.perf_counter()
-            if mechanism is None:
-                torch.autograd.grad(problem.losses(model, batch).mean(), weights, allow_unused=True)
-            else:
-                backward(model, problem.losses, batch, mechanism=mechanism, granularity=granularity)
-            times.append(time.perf_counter() - start)
-        rounds.append(times)
+    with left_as_found(model), aside(weights):
+        for _ in range(ROUNDS + 1):  # the first is warm-up
+            times = []
+            for batch in batches:
+                start = time.perf_counter()
+                if mechanism is None:
+                    torch.autograd.grad(problem.losses(model, batch).mean(), weights, allow_unused=True)
+                else:
+                    backward(model, problem.losses, batch, mechanism=mechanism, granularity=granularity)
+                times.append(time.perf_counter() - start)
+            rounds.append(times)
     return fitted(sizes, rounds[1:])
 
 
@@ -92,7 +96,12 @@ def stated_step_time(seconds_per_step: float, seconds_per_example: float) -> Ste
 
     Returns:
         It, taken as exact.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
+    non_negative(seconds_per_step=seconds_per_step)
+    positive(seconds_per_example=seconds_per_example)
     c = seconds_per_example
     return StepTime(seconds_per_step=seconds_per_step, seconds_per_example=Estimate(value=c, low=c, high=c), sizes=())
 
@@ -114,11 +123,20 @@ def fitted(sizes: list[int], rounds: list[list[float]]) -> StepTime:
             seconds_per_step=0.0, seconds_per_example=Estimate(value=value, low=0.0, high=value), sizes=(sizes[0],)
         )
     span = sizes[-1] - sizes[0]
-    slopes = sorted((times[-1] - times[0]) / span for times in rounds)
+    slopes = [(times[-1] - times[0]) / span for times in rounds]
     value = max(0.0, (fastest[-1] - fastest[0]) / span)
-    low, high = slopes[REACHED], slopes[-1 - REACHED]
+    alpha = max(0.0, fastest[0] - value * sizes[0])
+    low, high = _range(slopes, value)
+    fixed = _range([times[0] - slope * sizes[0] for times, slope in zip(rounds, slopes, strict=True)], alpha)
     return StepTime(
-        seconds_per_step=max(0.0, fastest[0] - value * sizes[0]),
-        seconds_per_example=Estimate(value=value, low=min(low, value), high=max(high, value)),
+        seconds_per_step=alpha,
+        seconds_per_example=Estimate(value=value, low=low, high=high),
         sizes=tuple(sizes),
+        seconds_per_step_range=(max(0.0, fixed[0]), fixed[1]),
     )
+
+
+def _range(rounds: list[float], value: float) -> tuple[float, float]:
+    """The order statistics that enclose the median, and the estimate."""
+    ordered = sorted(rounds)
+    return min(ordered[REACHED], value), max(ordered[-1 - REACHED], value)

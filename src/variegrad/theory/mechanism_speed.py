@@ -95,10 +95,10 @@ class MechanismTime:
         return self.gain > 1
 
     def __str__(self) -> str:
-        faster = f"{100 * (1 - 1 / self.gain):.3g} % less" if self.pays else f"{100 * (1 / self.gain - 1):.3g} % more"
+        faster = f"{100 * (1 - 1 / self.gain):.3g} % less" if self.pays else f"{100 * (1 / self.gain - 1):,.0f} % more"
         return (
-            f"DropConnect {self.drop:g} per {self.granularity}: {faster} time to an accuracy, at B = "
-            f"{self.batch_size:,} against {self.plain_batch_size:,} with plain gradients"
+            f"DropConnect {self.drop:g} per {self.granularity}: {faster} time to an accuracy, each at its "
+            f"fastest batch: {self.batch_size:,} against {self.plain_batch_size:,} with plain gradients"
         )
 
 
