@@ -25,6 +25,7 @@ EARLIER = (
     "[what changed](../../docs/results/reproduction.md#how-step-sizes-are-tuned)).*\n\n"
 )
 BEGIN, END = "<!-- findings -->\n", "<!-- end of findings -->\n"
+LAW_BEGIN, LAW_END = "<!-- law -->\n", "<!-- end of law -->\n"
 
 
 def main() -> None:
@@ -42,7 +43,8 @@ def main() -> None:
                 (folder / f"{name}.{kind}").write_bytes(render(run.figure, kind))
         text = re.sub(rf"\[[^\]]*\](\(../../results/{name}/)", rf"[{counted(_findings(name))}]\1", text)
     paper.write_text(text, encoding="utf-8")
-    overview.write_text(between(overview.read_text(encoding="utf-8"), findings_of_all(runs)), encoding="utf-8")
+    page = between(overview.read_text(encoding="utf-8"), findings_of_all(runs))
+    overview.write_text(between(page, law_of(runs["figure-1b"]), LAW_BEGIN, LAW_END), encoding="utf-8")
 
 
 def with_tables(page: str, run: Run) -> str:
@@ -89,18 +91,29 @@ def findings_of_all(runs: Mapping[str, Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def law_of(run: Run) -> str:
+    """The efficiency law against figure 1b: predicted and measured passes at each batch size."""
+    lines = ["| B | predicted passes | measured passes | measured / predicted | verdict |", "|---|---|---|---|---|"]
+    for one in run.findings:
+        if isinstance(one, Finding) and "predicted passes" in one.numbers:
+            predicted, found = one.numbers["predicted passes"], one.numbers["passes"]
+            ratio = str(one.primary).split(": ")[1]
+            lines.append(f"| {one.claim.split()[2]} | {predicted} | {found} | {ratio} | {one.verdict} |")
+    return "\n".join(lines) + "\n"
+
+
 def _findings(name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((ROOT / "results" / name / FILE).read_text(encoding="utf-8"))["findings"]
     return found
 
 
-def between(page: str, table: str) -> str:
-    """The page with another table between its two marks."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
+def between(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with another table between two marks."""
+    if page.count(begin) != 1 or page.count(end) != 1:
         sys.exit(
-            f"no place for the findings: {BEGIN.strip()} and {END.strip()} must each be on the page once:\n{page[:80]}"
+            f"no place for a table: {begin.strip()} and {end.strip()} must each be on the page once:\n{page[:80]}"
         )
-    return page[: page.index(BEGIN) + len(BEGIN)] + table + page[page.index(END) :]
+    return page[: page.index(begin) + len(begin)] + table + page[page.index(end) :]
 
 
 if __name__ == "__main__":

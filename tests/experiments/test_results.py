@@ -39,6 +39,9 @@ def test_the_overview_is_that_of_the_runs():
     page = (ROOT / "docs/results/reproduction.md").read_text()
     assert render.between(page, render.findings_of_all({folder.name: open_run(folder) for folder in RUNS})) == page
     assert all(f"`{name}`" in page for name in names())
+    law = render.law_of(open_run(ROOT / "results/figure-1b"))
+    assert law.count("\n") == 2 + 4  # B = 32 to 256
+    assert render.between(page, law, render.LAW_BEGIN, render.LAW_END) == page
 
 
 @pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
