@@ -39,8 +39,8 @@ class Curvature(NamedTuple):
     Attributes:
         gram, own, mean, across: as above.
         sizes: examples per gradient part.
-        top: vᵀH_iv along the top Ritz vector v of P^½HP^½, ‖v‖ = 1, in the examples that v was fitted to.
-        fresh: the same in other examples: their mean is not above λ_max in expectation.
+        ritz: θ = vᵀHv along the top Ritz vector v of P^½HP^½, ‖v‖ = 1, in the examples that v was fitted to.
+        fresh: vᵀH_iv in other examples: their mean is not above λ_max in expectation.
         residual: ‖Hv − θv‖.
     """
 
@@ -49,7 +49,7 @@ class Curvature(NamedTuple):
     mean: Float[Tensor, " a"]
     across: Float[Tensor, " K"]
     sizes: Float[Tensor, " K"]
-    top: Float[Tensor, " a"]
+    ritz: float
     fresh: Float[Tensor, " f"]
     residual: float
 
@@ -90,17 +90,16 @@ def curvature_of(
     image = hessian.times(mean)
     root = None if preconditioner is None else [p.sqrt() for p in preconditioner]
     gradient = mean if root is None else [sum(parts) / len(rows) for parts in zip(*rows, strict=True)]
-    vector, residual = _top_vector(hessian, _times(root, gradient), _times(root, image), root, steps)
-    top = _times(root, vector)
-    fitted, length = along.curvature(top, 1e-3 * float(_dot(weights, weights)) ** 0.5)
-    fresh, _ = _Lines(model, losses, fresh_part, weights).curvature(top, length)
+    vector, ritz, residual = _top_vector(hessian, _times(root, gradient), _times(root, image), root, steps)
+    length = 1e-3 * float(_dot(weights, weights)) ** 0.5
+    fresh, _ = _Lines(model, losses, fresh_part, weights).curvature(_times(root, vector), length)
     return Curvature(
         gram=gram,
         own=torch.stack(own),
         mean=along_mean,
         across=_along(scaled, image),
         sizes=torch.tensor(sizes, dtype=torch.float64),
-        top=fitted,
+        ritz=ritz,
         fresh=fresh,
         residual=residual,
     )
@@ -183,8 +182,8 @@ def _no_second_derivative(error: Exception) -> ValueError:
 
 def _top_vector(
     hessian: _Hessian, start: Tensors, product: Tensors, root: Sequence[Tensor] | None, steps: int
-) -> tuple[Tensors, float]:
-    """The Ritz vector of the largest |eigenvalue| after a few Lanczos steps, and its residual; `product` is H·start."""
+) -> tuple[Tensors, float, float]:
+    """The top Ritz vector after a few Lanczos steps, its value and its residual; `product` is H·start."""
     basis: list[Tensors] = []
     matrix = torch.zeros(steps, steps, dtype=torch.float64)
     vector, norm = start, float(_dot(start, start)) ** 0.5
@@ -201,13 +200,14 @@ def _top_vector(
         if norm <= 1e-6 * float(matrix.abs().max()):
             norm = 0.0
     if not basis:
-        return start, 0.0
+        return start, 0.0, 0.0
     values, vectors = torch.linalg.eigh(matrix[: len(basis), : len(basis)])
-    ritz = vectors[:, values.abs().argmax()]
+    largest = int(values.abs().argmax())
+    ritz = vectors[:, largest]
     top = [torch.zeros_like(v) for v in start]
     for weight, direction in zip(ritz.tolist(), basis, strict=True):
         torch._foreach_add_(top, direction, alpha=weight)
-    return top, norm * abs(float(ritz[-1]))
+    return top, float(values[largest]), norm * abs(float(ritz[-1]))
 
 
 def _times(root: Sequence[Tensor] | None, vector: Sequence[Tensor]) -> Tensors:

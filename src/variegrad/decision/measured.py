@@ -140,7 +140,9 @@ def _limits(
     g, c, t, m = means.values
     if m == 0:
         raise ValueError("all gradients of the batch are zero: there is no step to analyse.")
-    if not all(bool(part.isfinite().all()) for part in (measured.gram, measured.own, measured.top, measured.fresh)):
+    if not all(
+        bool(part.isfinite().all()) for part in (measured.gram, measured.own, measured.fresh)
+    ) or not math.isfinite(measured.ritz):
         raise ValueError("a loss or a gradient of the batch is not finite: check the weights and the inputs.")
     half = learning_rate / (1 - momentum) / 2
     loss = torch.tensor([0.0, half * (1 - 1 / batch_size), half / batch_size, 0.0], dtype=torch.float64)
@@ -237,13 +239,11 @@ def _freedom(variances: Sequence[float], freedoms: Sequence[int]) -> float:
 
 
 def _largest(measured: Curvature, confidence: float) -> Estimate:
-    """λ_max: vᵀHv in fresh examples from below; from above, in the examples that v was fitted to, with its residual."""
-    t = float(student.ppf((1 + confidence) / 2, len(measured.top) - 1))
-    (below, d_below), (above, d_above) = (
-        (float(part.mean()), t * float(part.std()) / len(part) ** 0.5) for part in (measured.fresh, measured.top)
-    )
+    """λ_max: vᵀHv in fresh examples from below; from above in the examples that v was fitted to, with its residual."""
+    t = float(student.ppf((1 + confidence) / 2, len(measured.fresh) - 1))
+    below, error = float(measured.fresh.mean()), t * float(measured.fresh.std()) / len(measured.fresh) ** 0.5
     return Estimate(
         value=max(0.0, below),
-        low=max(0.0, below - d_below),
-        high=max(abs(above) + d_above + measured.residual, below + d_below, 0.0),
+        low=max(0.0, below - error),
+        high=max(abs(measured.ritz) + error + measured.residual, below + error, 0.0),
     )
