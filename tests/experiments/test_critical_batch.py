@@ -172,7 +172,7 @@ def test_networks_with_normalisation_layers_name_them(word):
 
 
 @pytest.mark.parametrize(("cells", "right", "verdict"), [(2, 2, "undecided"), (17, 17, "undecided"), (60, 59, "holds"),
-                                                         (60, 50, "undecided")])  # fmt: skip
+                                                         (60, 50, "undecided"), (60, 20, "not met")])  # fmt: skip
 def test_a_number_that_predicts_a_few_cells_well_is_no_finding(cells, right, verdict):
     def case(number):
         predicted = {"B_D": 100.0, "stability": 1.0, "B_H": 1e6, "rule": math.nan}

@@ -56,7 +56,7 @@ def test_an_optimum_beyond_every_extension_is_not_called_interior(side):
     found, _ = searched(lambda k, _: float(-side * k))
     assert not found.interior
     assert found.best == (max if side > 0 else min)(found.tried)
-    assert interior([found]).verdict == "undecided"
+    assert interior([found]).verdict == "not met"
 
 
 def test_an_optimum_at_the_border_of_its_grid_is_extended_over():

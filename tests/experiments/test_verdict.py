@@ -168,7 +168,8 @@ def test_arms_that_have_not_learned_test_nothing():
     assert learned(runs[:1])
     assert not learned(runs)
     assert not learned([Record(cell=cell, values={"losses": [2.3, math.inf]}, seconds=0)])
-    assert Check(claim="", found="", met=False).verdict == "undecided"
+    words = [Check(claim="", found="", met=met).verdict for met in (True, False, None)]
+    assert words == ["holds", "not met", "undecided"]
 
 
 def filled(experiment, settings, values_of):

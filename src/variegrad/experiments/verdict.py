@@ -69,6 +69,13 @@ class Contrast:
         """Whether the interval holds no effect as large as the margin."""
         return -self.margin < self.low and self.high < self.margin
 
+    @property
+    def agrees(self) -> bool | None:
+        """Whether both sides are equal within the margin; None if the interval reaches both in and out of it."""
+        if self.within_margin:
+            return True
+        return False if self.low > self.margin or self.high < -self.margin else None
+
     @cached_property
     def seeds_needed(self) -> int | None:
         """Seeds that decide with 90 % probability if mean and deviation are as observed; None if that is unknown."""
@@ -280,24 +287,24 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What is counted and needs no interval: it is met, or the claims that rest on it are undecided.
+    """What should be so and is counted or compared, but is no ordering: controls, preconditions, shares of cells.
 
     Attributes:
         claim: what should be.
         found: what is.
-        met: whether they agree.
+        met: whether they agree; None if the records do not tell.
         numbers: behind it, by their names.
     """
 
     claim: str
     found: str
-    met: bool
+    met: bool | None
     numbers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
-        """One of two words: "holds" or "undecided"."""
-        return "holds" if self.met else "undecided"
+        """One of three words: "holds", "not met" or "undecided"."""
+        return "undecided" if self.met is None else "holds" if self.met else "not met"
 
     def plain(self) -> dict[str, Any]:
         """The check as JSON."""

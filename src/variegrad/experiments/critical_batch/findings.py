@@ -167,9 +167,14 @@ def _norm_layers(group: Sequence[Case]) -> Finding | None:
 def _share(claim: str, errors: Sequence[float], within: float, enough: float) -> Check | None:
     if not errors:
         return None
-    good = sum(error <= within for error in errors)
-    met = binomtest(good, len(errors)).proportion_ci(LEVEL).low >= enough
-    return Check(claim=f"{claim} in at least {enough:.0%} of cells", found=_share_of(errors, within), met=bool(met))
+    met = _enough(sum(error <= within for error in errors), len(errors), enough)
+    return Check(claim=f"{claim} in at least {enough:.0%} of cells", found=_share_of(errors, within), met=met)
+
+
+def _enough(good: int, count: int, enough: float, level: float = LEVEL) -> bool | None:
+    """Whether a share is at least so large, by its exact binomial interval; None if that reaches both sides."""
+    ends = binomtest(good, count).proportion_ci(level)
+    return True if ends.low >= enough else False if ends.high < enough else None
 
 
 def _share_of(errors: Sequence[float], within: float) -> str:
@@ -192,7 +197,7 @@ def _branch(name: str, group: Sequence[Case]) -> Check | None:
         found=f"{_share_of(errors, BRANCH_WITHIN + 1e-9)}; {good} of the {len(decided)} that it decided; "
         f"{cost:.1%} of the examples on average, at most {max(case.branch_share for case in group):.1%}; "
         f"the interval holds the truth in {held} of {len(group)}",
-        met=good >= BRANCH_ENOUGH * len(errors) and cost <= BRANCH_SHARE,
+        met=_enough(good, len(errors), BRANCH_ENOUGH) if cost <= BRANCH_SHARE else False,
     )
 
 
@@ -222,13 +227,13 @@ def _regime(name: str, group: Sequence[Case]) -> Check | None:
         return None
     level = 1 - (1 - LEVEL) / len(said)  # the best of several is no finding: Bonferroni over the predictors
 
-    def least(p: str) -> float:
-        good = sum(case.error(p) <= WITHIN for case in told[p])
-        return float(binomtest(good, len(group)).proportion_ci(level).low)
-
-    good = [p for p in said if least(p) >= ENOUGH]
+    told_enough = {
+        p: _enough(sum(case.error(p) <= WITHIN for case in told[p]), len(group), ENOUGH, level) for p in said
+    }
+    good = [p for p, enough in told_enough.items() if enough]
+    met = True if good else None if None in told_enough.values() else False
     return Check(
-        claim=f"{name}: some number predicts it within a factor 2 in at least 80 % of cells", met=bool(good),
+        claim=f"{name}: some number predicts it within a factor 2 in at least 80 % of cells", met=met,
         found=f"{', '.join(good) or 'none'}; {len(group)} cells",
         numbers=said,
     )  # fmt: skip
