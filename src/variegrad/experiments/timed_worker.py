@@ -32,29 +32,32 @@ from variegrad.training import TrainConfig, WithReplacement, train
 from variegrad.training.evaluation import mean_of
 
 WARM = 3  # updates before the first that is timed
+SETTLED = 0.03  # seconds of updates before a turn: after the update of a larger batch, memory is not as it was
 
 
 def in_turns(specs: Sequence[Mapping[str, Any]], world: World, *, turns: int, updates: int) -> list[list[list[float]]]:
-    """The time per update of several configurations, which take turns: ABC…ABC…, so that all see the same machine.
+    """The time per update of several configurations, which take turns in random order: all see the same machine.
 
     Args:
         specs: of each configuration: problem, max_examples, network, batch_size, step_size, seed, drop and granularity
             ("example", "worker", or "half": plain gradients that are added up in float16).
         world: the workers.
         turns: how often each has its turn.
-        updates: timed in a turn; one more before them, which is not.
+        updates: timed in a turn; before them come some that are not, for `SETTLED` seconds, at least one.
 
     Returns:
         By configuration and turn, the seconds of each timed update on this worker.
     """
     running = [_updates(spec, world, _model(spec, world)) for spec in specs]
+    before = []  # updates before a turn, the same on every worker
     for updates_of in running:
-        _seconds(updates_of, WARM)
+        each = world.add_up([min(_seconds(updates_of, WARM))])[0] / world.size
+        before.append(max(1, math.ceil(SETTLED / each)))
     found: list[list[list[float]]] = [[] for _ in specs]
-    for _ in range(turns):
-        for times, updates_of in zip(found, running, strict=True):
+    for turn in range(turns):
+        for k in torch.randperm(len(specs), generator=torch.Generator().manual_seed(turn)).tolist():
             world.add_up([0.0])  # all begin together
-            times.append(_seconds(updates_of, 1 + updates)[1:])
+            found[k].append(_seconds(running[k], before[k] + updates)[before[k] :])
     return found
 
 
