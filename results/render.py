@@ -110,9 +110,7 @@ def _findings(name: str) -> list[dict[str, Any]]:
 def between(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with another table between two marks."""
     if page.count(begin) != 1 or page.count(end) != 1:
-        sys.exit(
-            f"no place for a table: {begin.strip()} and {end.strip()} must each be on the page once:\n{page[:80]}"
-        )
+        sys.exit(f"no place for a table: {begin.strip()} and {end.strip()} must each be on the page once:\n{page[:80]}")
     return page[: page.index(begin) + len(begin)] + table + page[page.index(end) :]
 
 

@@ -32,6 +32,7 @@ from variegrad.experiments.table_1_runs import (
     Configuration,
     expected_examples,
     masked,
+    to_the_last,
     tuned,
 )
 from variegrad.experiments.table_1_times import Link, Times, run_times
@@ -49,9 +50,9 @@ PAPER_SIZES = (256, 512)  # the paper's best batch sizes, without and with DropC
 SMALL: dict[str, Any] = {
     "problem": "mnist/2", "without_data": "digits", "max_examples": None, "network": "mnist-cnn:8", "workers": 2,
     "batch_sizes": [64, 128, 256, 512, 1024], "most_examples": [90_000, 90_000, 120_000, 200_000, 320_000],
-    "drops": [0.4, 0.5], "targets": [0.90, 0.95, 0.99], "last_sizes": [256], "last_seeds": 4, "last_examples": 600_000,
-    "half_size": 256, "scored": 2000, "first": 3000, "expected_bound": 60, "expected_learning_rate": 0.4,
-    "expected_updates": 120, "refinements": 1,
+    "drops": [0.4, 0.5], "targets": [0.90, 0.95, 0.99], "last_sizes": [256], "last_kinds": ["worker"],
+    "last_seeds": 4, "last_examples": 600_000, "half_size": 256, "scored": 2000, "first": 3000,
+    "expected_bound": 60, "expected_learning_rate": 0.4, "expected_updates": 120, "refinements": 1,
     "links": [None, 1000, 100, 10], "timed": [[50, 3], [50, 3], [20, 2], [16, 1]],
     "wholes": [[0.0, "example", None], [0.5, "example", None], [0.5, "worker", None], [0.0, "example", 1000],
                [0.5, "worker", 1000], [0.0, "example", 100], [0.5, "worker", 100], [0.0, "half", 100],
@@ -61,12 +62,13 @@ SMALL: dict[str, Any] = {
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "network": "mlp:16:relu", "workers": 1, "batch_sizes": [8, 32],
               "most_examples": [3000, 3000], "drops": [0.5], "targets": [0.5, 0.6, 0.7], "last_sizes": [32],
-              "last_seeds": 2, "last_examples": 3000, "half_size": 32, "scored": 300, "first": 100,
+              "last_kinds": ["example", "worker"], "last_seeds": 2, "last_examples": 3000, "half_size": 32,
+              "scored": 300, "first": 100,
               "expected_bound": 8, "expected_learning_rate": 0.7, "links": [None], "timed": [[3, 2]],
               "wholes": [[0.0, "example", None], [0.5, "worker", None]], "seeds": 2},
     "small": SMALL,
     "paper": {**SMALL, "problem": "mnist", "network": "mnist-cnn:32", "last_sizes": [128, 256, 512, 1024],
-              "last_seeds": 8, "tuning": 3},
+              "last_kinds": ["example", "worker"], "last_seeds": 8, "tuning": 3},
 }  # fmt: skip
 
 
@@ -161,7 +163,8 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     found += [
         interior([
             times.updates.search(each, size, target)
-            for each in tuned(settings) for target in settings["targets"]
+            for target in settings["targets"]
+            for each in (to_the_last if target == settings["targets"][-1] else tuned)(settings)
             for size in settings["last_sizes" if target == settings["targets"][-1] else "batch_sizes"]
         ]),
         _confirmed(times),
@@ -198,7 +201,7 @@ def _masks(times: Times, kind: str, link: Link) -> Finding:
         shown[name] = _shown(needed(each, best[each]))
         for goal in times.settings["targets"][:-1]:
             against(f"{100 * goal:g} %", each, best[each], best[PLAIN], goal)
-        for size in times.settings["last_sizes"]:
+        for size in times.settings["last_sizes"] if each in to_the_last(times.settings) else ():
             against(f"{100 * last:g} %, both at B = {size}", each, size, size, last)
         if best[each] != best[PLAIN]:
             against(f"both at B = {best[each]}", each, best[each], best[each])

@@ -70,6 +70,18 @@ def tuned(settings: Settings) -> list[Configuration]:
     return [PLAIN, *masked(settings)]
 
 
+def to_the_last(settings: Settings) -> list[Configuration]:
+    """The configurations that are run to the last target, too: plain gradients, and masks of the kinds `last_kinds`.
+
+    Args:
+        settings: of the profile.
+
+    Returns:
+        The configurations.
+    """
+    return [each for each in tuned(settings) if each == PLAIN or each.granularity in settings["last_kinds"]]
+
+
 @dataclass(frozen=True)
 class Updates:
     """Updates to each accuracy, from the records of a run as far as it has come.
@@ -93,7 +105,7 @@ class Updates:
             wanted += self.runs(HALF, half, target)
         if any(cell.key not in self.records for cell in wanted):
             return wanted
-        for size, configuration in product(self.settings["last_sizes"], every):
+        for size, configuration in product(self.settings["last_sizes"], to_the_last(self.settings)):
             wanted += [*self.search(configuration, size, last).cells, *self.runs(configuration, size, last)]
         return wanted
 
