@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -136,17 +136,8 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
         yield map_tensors(lambda t, s=start: t[s : s + size], batch)  # type: ignore[misc]
 
 
-class Rows(list[Any]):
-    """Examples of a data set that reads several at once, with the batch of which they are the rows."""
-
-    def __init__(self, batch: Sequence[Tensor]) -> None:
-        """The rows of a batch of tensors."""
-        super().__init__(zip(*batch, strict=True))
-        self.batch = list(batch)
-
-
 def collated(examples: list[Any]) -> Batch:
-    """`default_collate`, except that the rows of one batch are that batch, not copied.
+    """`default_collate`, except that examples that a data set has made of one batch, their `batch`, are not copied.
 
     Args:
         examples: of one batch.
@@ -154,7 +145,8 @@ def collated(examples: list[Any]) -> Batch:
     Returns:
         The batch.
     """
-    return examples.batch if isinstance(examples, Rows) else default_collate(examples)
+    whole = getattr(examples, "batch", None)
+    return default_collate(examples) if whole is None else whole
 
 
 def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:
