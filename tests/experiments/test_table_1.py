@@ -32,7 +32,7 @@ class World:
             draw = random.Random(cell.key)
             return {"turns": [[self.seconds(cell) * math.exp(draw.gauss(0, 0.01)) for _ in range(cell["updates"])]
                               for _ in range(cell["turns"])]}  # fmt: skip
-        reached = [(share * self.updates(cell), accuracy) for share, accuracy in ((0.6, 0.9), (1, 0.95), (4, 0.99))]
+        reached = [(share * self.updates(cell), accuracy) for share, accuracy in ((0.6, 0.9), (1, 0.95), (4, 0.98))]
         reached = [(u, a) for u, a in reached if a <= cell["target"] and u * cell["batch_size"] <= self.late]
         found = {"updates": [u for u, _ in reached], "accuracies": [a for _, a in reached]}
         if cell["kind"] == "whole":
