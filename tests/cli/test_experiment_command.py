@@ -66,7 +66,10 @@ def test_the_report_gathers_every_run_below_a_folder_and_is_the_same_each_time(s
         (["theorem-6", "--profile", "smoke", "--cluster", "slurm"], "--cluster must be 'ray'; got 'slurm'"),
         (["figure-1b", "--device", "toaster"], "--device must be cpu, cuda, cuda:N or mps; got 'toaster'"),
         (["theorem-6", "--device", "cuda"], "--device cuda: theorem-6 is computed by processes on the CPU"),
-        (["theorem-6", "--dry-run"], "--dry-run: cells of theorem-6 are no training runs of a network"),
+        (
+            ["critical-batch", "--dry-run"],
+            "--dry-run: which cells critical-batch has follows from the results of earlier",
+        ),
     ],
 )
 def test_mistakes_are_one_line(variegrad, tmp_path, arguments, message):

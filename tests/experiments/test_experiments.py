@@ -20,7 +20,7 @@ from variegrad.experiments.run_folder import begin, finish, open_run, runs_below
 from variegrad.experiments.sweep import sweep
 from variegrad.problems import Problem
 
-VERDICT = r"holds|reversed|no effect above \d+(\.\d+)? %|undecided( \(.+\))?|not tested at this size"
+VERDICT = r"holds|reversed|no effect above \d+(\.\d+)? %|undecided( \(.+\))?|not tested at this size|not met"
 
 
 @pytest.fixture(scope="module")

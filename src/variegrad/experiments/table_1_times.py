@@ -81,7 +81,7 @@ class Times:
         return "skipped" not in self.records[first.key].values
 
     def turns(self, configuration: Configuration, size: int, link: Link, copy: int = 0) -> list[float]:
-        """The median seconds per update of each turn.
+        """The mean seconds per update of each turn: a run's time is a sum, to which slow updates belong.
 
         Args:
             configuration: which.
@@ -93,10 +93,10 @@ class Times:
             A number per turn.
         """
         record = self.records[_cell(self.settings, configuration, size, link, copy).key]
-        return [statistics.median(seconds) for seconds in record["turns"]]
+        return [statistics.fmean(seconds) for seconds in record["turns"]]
 
     def per_update(self, configuration: Configuration, size: int, link: Link) -> float:
-        """The median over turns.
+        """The mean over turns.
 
         Args:
             configuration: which.
@@ -106,7 +106,7 @@ class Times:
         Returns:
             Seconds.
         """
-        return statistics.median(self.turns(configuration, size, link))
+        return statistics.fmean(self.turns(configuration, size, link))
 
     def seconds(self, configuration: Configuration, size: int, target: float, link: Link) -> list[float]:
         """Time to a target: updates × time per update. Sums in half precision need the updates of plain ones.
