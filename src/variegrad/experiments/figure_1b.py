@@ -24,14 +24,15 @@ LAW = math.log(1.25)  # of passes found over passes predicted, at each batch siz
 SMALL: dict[str, Any] = {
     "problem": "cifar10/2", "without_data": "digits", "max_examples": 512, "network": "convnet:8", "target": 0.95,
     "batch_sizes": [16, 32, 64, 128, 256], "passes": [90, 180, 240, 360, 600], "grid": [-16, -12, -8], "points": 40,
-    "bounds_every": 4, "seeds": 8, "tuning": 2,
+    "bounds_every": 4, "seeds": 24, "tuning": 2,
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:16:relu", "target": 0.6,
               "batch_sizes": [4, 16], "passes": [6, 8], "grid": [-12, -8], "points": 12, "seeds": 2},
     "small": SMALL,
     "paper": {**SMALL, "problem": "cifar10", "max_examples": 50_000, "network": "convnet:64", "target": 0.95,
-              "batch_sizes": [16, 32, 64, 128, 256, 512, 1024, 2048], "passes": [200] * 8, "points": 50},
+              "batch_sizes": [16, 32, 64, 128, 256, 512, 1024, 2048], "passes": [200] * 8, "points": 50,
+              "seeds": 8},
 }  # fmt: skip
 
 
