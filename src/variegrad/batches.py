@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from variegrad.rows import Rows
+
 Batch = Any
 
 
@@ -137,7 +139,7 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def collated(examples: list[Any]) -> Batch:
-    """`default_collate`, except that examples that a data set has made of one batch, their `batch`, are not copied.
+    """`default_collate`, except that the rows of one batch are that batch, not copied.
 
     Args:
         examples: of one batch.
@@ -145,8 +147,7 @@ def collated(examples: list[Any]) -> Batch:
     Returns:
         The batch.
     """
-    whole = getattr(examples, "batch", None)
-    return default_collate(examples) if whole is None else whole
+    return examples.batch if isinstance(examples, Rows) else default_collate(examples)
 
 
 def passes_over(data: Any, batch_size: int) -> Iterable[Batch]:

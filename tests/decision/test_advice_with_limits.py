@@ -76,7 +76,7 @@ def test_adam_is_described_and_not_predicted(seen):
     assert "confirm a larger batch with vg.branch" in lines[-1]
     assert not any("confirm" in line for line in limits_at(seen, 0.02).in_words())
     with_momentum = limits_at(seen, 0.02, momentum=0.9).in_words()
-    assert "23 times too large" in with_momentum[-1]
+    assert "20 times too large" in with_momentum[-1]
     assert "vg.branch" in with_momentum[-1]
 
 

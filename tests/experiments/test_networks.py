@@ -1,4 +1,4 @@
-"""Networks by their words, on images and on the flat features that stand in where data files are missing."""
+"""Networks by name, on images and on digits, whose features are flat."""
 
 from __future__ import annotations
 

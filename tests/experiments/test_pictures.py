@@ -47,3 +47,22 @@ def test_single_runs_are_drawn_behind_their_mean():
     runs = [[1.0, 2.0], [2.0, 1.0]]
     figure = panels("", [("x", "y", [Series.of("mean", [1, 2], [interval(1.5)] * 2, runs=runs)])])
     assert [list(line.get_ydata()) for line in figure.axes[0].lines[1:3]] == runs
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(2.0, 1.1), (2.4, 1.2), (2.42, 1.3), (2.5, 1.6)],  # close together
+        [(1.0, 1.0), (1.0, 1.05), (1.0, 1.1), (8.0, 9.0)],  # one above the other
+        [(1.0, 1.0), (8.0, 9.0), (8.0, 8.0), (7.9, 8.5)],  # at the edge
+    ],
+)
+def test_notes_cover_no_other_note_and_stay_inside(points):
+    x, y = zip(*points, strict=True)
+    notes = [f"r = {2**k}" for k in range(len(points))]
+    one = Series(label="a", x=x, mean=y, low=y, high=y, joined=False, notes=notes)
+    (ax,) = panels("title", [("x", "y", [one])], log_x=True, log_y=True).axes
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == notes
+    assert all(box.count_overlaps([other for other in boxes if other is not box]) == 0 for box in boxes)
+    assert all(ax.bbox.contains(*corner) for box in boxes for corner in (box.p0, box.p1))

@@ -37,6 +37,22 @@ def test_a_pass_takes_the_dense_batch_as_it_was_read(monkeypatch: pytest.MonkeyP
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+class Named(list[tuple[torch.Tensor, torch.Tensor]]):
+    """A list of a user that happens to have an attribute `batch`, such as the graph of each node."""
+
+    batch = torch.zeros(3)
+
+
+class Theirs(TensorDataset):
+    def __getitems__(self, indices: list[int]) -> Named:
+        return Named(self[index] for index in indices)
+
+
+def test_a_list_of_a_user_is_collated_as_torch_does() -> None:
+    for found, expected in zip(passes_over(Theirs(*DENSE.tensors), 6), DataLoader(DENSE, 6), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_one_label_for_each_row() -> None:
     with pytest.raises(ValueError, match="got 20 rows, 3 labels"):
         SparseRows(MATRIX, LABELS[:3])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CAPTION = (
     "Δ_D: gradient diversity; B_D, B_wor (examples): bounds for sampling with and without replacement; "
-    "B_eff (examples): the bound with a mechanism that is drawn anew each time."
+    "B_eff (examples): the bound with a mechanism, with fresh random draws in each batch."
 )
 
 

@@ -240,8 +240,11 @@ def _products(a: Sequence[Tensors], b: Sequence[Tensors]) -> Float[Tensor, "K K"
     total = torch.zeros(len(a), len(b), dtype=torch.float64)
     for left, right in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True):
         ours, theirs = [part.flatten() for part in left], [part.flatten() for part in right]
+        chunks = []
         for start in range(0, len(ours[0]), CHUNK):
             one = torch.stack([part[start : start + CHUNK] for part in ours])
             other = one if a is b else torch.stack([part[start : start + CHUNK] for part in theirs])
-            total += (one @ other.T).double().cpu()
+            chunks.append(one @ other.T)
+        if chunks:  # one read per parameter
+            total += torch.stack(chunks).double().sum(0).cpu()
     return total

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.1  # loss of progress per example that counts as none
 MOMENTUM = (
-    "with momentum, the stability limit of a quadratic was 23 times too large on average in training (experiment "
+    "with momentum, the stability limit of a quadratic was about 20 times too large in training (experiment "
     "critical-batch): confirm a larger batch with vg.branch"
 )
 DESCRIBED = "for a preconditioned optimizer this describes the present step: confirm a larger batch with vg.branch"

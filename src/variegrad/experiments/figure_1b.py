@@ -64,7 +64,6 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     runs = {size: RUNS.repeats(settings, records, {"batch_size": size}) for size in sizes}
     passes = {size: [passes_needed(record) for record in runs[size]] for size in sizes}
     have_learned = all(map(learned, runs.values()))
-    bounds = geometric([_harmonic(record) for record in runs[sizes[0]]])
 
     def growth(few: int, many: int) -> Contrast:
         return paired(f"B = {few} to {many}", passes[few], passes[many], margin=MARGIN)
@@ -72,7 +71,9 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     findings: list[Finding | Check] = [
         Finding(
             claim="passes to the target grow with the batch size",
-            numbers={f"B = {size}": _said(passes[size]) for size in sizes},
+            numbers={f"B = {size}": _said(passes[size]) for size in sizes}
+            | {f"harmonic mean of B_D along the runs at B = {size}": geometric([_harmonic(r) for r in runs[size]])
+               for size in sizes if not _late(passes[size])},
             primary=growth(sizes[0], sizes[-1]), secondary=[growth(*pair) for pair in pairwise(sizes)],
             learned=have_learned,
         ),
@@ -81,8 +82,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
         predicted = _predicted(runs[sizes[0]], sizes[0], size)
         findings.append(Finding(
             claim=f"B = {size} takes more passes than the efficiency law predicts from B = {sizes[0]}",
-            numbers={"predicted passes": geometric(predicted), "passes": _said(passes[size]),
-                     f"harmonic mean of B_D along the runs at B = {sizes[0]}": bounds},
+            numbers={"predicted passes": geometric(predicted), "passes": _said(passes[size])},
             primary=paired("found over predicted", predicted, passes[size], margin=LAW), learned=have_learned,
         ))  # fmt: skip
     return [*findings, RUNS.interior(settings, records, _configurations(settings))]

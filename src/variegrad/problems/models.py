@@ -117,7 +117,7 @@ class ResponseNorm(nn.Module):
     """Local response normalisation of the tutorial: x_c / (1 + 0.001/9 · Σ x_k²)^0.75, nine channels k.
 
     As `nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)`, but the sums over channels are one product with a band
-    of ones, and the power is two square roots: half the time of a whole update of a small network on a CPU.
+    of ones, and the power is two square roots, which is faster.
     """
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

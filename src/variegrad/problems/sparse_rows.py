@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +10,10 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from variegrad.rows import Rows
 from variegrad.shapes import Float, Int
 
 Index = int | slice | Sequence[int] | Int[Tensor, "*b"]
-
-
-class Rows(list[Any]):
-    """Examples that were made dense together, with the batch of which they are the rows."""
-
-    def __init__(self, batch: Sequence[Tensor]) -> None:
-        """The rows of a batch of tensors."""
-        super().__init__(zip(*batch, strict=True))
-        self.batch = list(batch)
 
 
 class SparseRows(Dataset[tuple[Float[Tensor, "*b d"], Int[Tensor, "*b"]]]):

@@ -110,6 +110,7 @@ class Series:
 NOTED_AT = (
     ((7, 0), "left", "center"), ((-7, 0), "right", "center"), ((0, 7), "center", "bottom"), ((0, -7), "center", "top"),
     ((6, 6), "left", "bottom"), ((6, -6), "left", "top"), ((-6, 6), "right", "bottom"), ((-6, -6), "right", "top"),
+    *(((x, y), side, "center") for y in (14, -14, 24, -24) for x, side in ((8, "left"), (-8, "right"))),
 )  # fmt: skip
 
 Panel = tuple[str, str, Sequence[Series]]

@@ -61,8 +61,10 @@ def findings(every: Sequence[Case], without: int = 0) -> list[Finding | Check]:
     add(_share("the declared rule, held-out tasks: within a factor 2", [c.error("rule") for c in told], WITHIN, ENOUGH))
     add(_worse("the declared rule, held-out tasks: it predicts better than B_D alone", told, "B_D", "rule"))
     after = [case for case in held_out if case.run != SEEN and not math.isnan(case.error("second rule"))]
+    kinds = {kind: [c.error("second rule") for c in after if c.optimizer == kind] for kind in ("sgd", "momentum")}
     add(_share("the second rule, held-out runs since it was declared: within a factor 2",
-               [c.error("second rule") for c in after], WITHIN, ENOUGH))  # fmt: skip
+               [c.error("second rule") for c in after], WITHIN, ENOUGH,
+               {kind: _share_of(errors, WITHIN) for kind, errors in kinds.items() if errors}))  # fmt: skip
     add(_worse("the second rule, held-out runs since: it predicts better than B_D alone", after, "B_D", "second rule"))
     for name, group in (("held-out tasks", held_out), ("the other tasks", [c for c in every if not c.held_out])):
         branched = [case for case in group if not math.isnan(case.branch_share) and case.branch_share > 0]
@@ -164,11 +166,14 @@ def _norm_layers(group: Sequence[Case]) -> Finding | None:
     )
 
 
-def _share(claim: str, errors: Sequence[float], within: float, enough: float) -> Check | None:
+def _share(
+    claim: str, errors: Sequence[float], within: float, enough: float, numbers: Mapping[str, str] | None = None
+) -> Check | None:
     if not errors:
         return None
     met = _enough(sum(error <= within for error in errors), len(errors), enough)
-    return Check(claim=f"{claim} in at least {enough:.0%} of cells", found=_share_of(errors, within), met=met)
+    found = _share_of(errors, within)
+    return Check(claim=f"{claim} in at least {enough:.0%} of cells", found=found, met=met, numbers=numbers or {})
 
 
 def _enough(good: int, count: int, enough: float, level: float = LEVEL) -> bool | None:
