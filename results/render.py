@@ -93,12 +93,15 @@ def findings_of_all(runs: Mapping[str, Run]) -> str:
 
 def law_of(run: Run) -> str:
     """The efficiency law against figure 1b: predicted and measured passes at each batch size."""
-    lines = ["| B | predicted passes | measured passes | measured / predicted | the law |", "|---|---|---|---|---|"]
+    lines = ["| optimizer | B | predicted passes | measured passes | measured / predicted | the law |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
     for one in run.findings:
         if isinstance(one, Finding) and "predicted passes" in one.numbers:
             predicted, found = one.numbers["predicted passes"], one.numbers["passes"]
-            ratio = str(one.primary).split(": ")[1]
-            lines.append(f"| {one.claim.split()[2]} | {predicted} | {found} | {ratio} | {_of_the_law(one)} |")
+            arm = re.match(r"(?:with (\w+), )?B = (\d+) ", one.claim)
+            assert arm is not None
+            row = [arm[1] or "SGD", arm[2], predicted, found, str(one.primary).split(": ")[1], _of_the_law(one)]
+            lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ def settled(name, **more):
 
 
 def test_runs_and_updates_are_those_of_a_search_that_stays_in_its_grid():
-    chosen, settings = settled("figure-1b", grid=[-16, -12, -8])
+    chosen, settings = settled("figure-1b", grid=[-16, -12, -8], optimizers={})
     found = list(cost.rows(chosen, settings))
     assert [row.name for row in found] == ["batch_size 4", "batch_size 16"]
     assert [row.updates for row in found] == [64 * 6 // 4, 64 * 8 // 16]
@@ -31,9 +31,16 @@ def test_runs_and_updates_are_those_of_a_search_that_stays_in_its_grid():
     assert len(chosen.cells(settings, records)) == sum(row.runs for row in found)
 
 
+def test_each_optimizer_has_rows_of_its_own():
+    chosen, settings = settled("figure-1b", optimizers={"Adam": [-32, -28]}, optimizer_batch_sizes=[16])
+    *_, adam = cost.rows(chosen, settings)
+    assert adam.name == "batch_size 16, optimizer Adam"
+    assert adam.runs == (2 + 4) * settings["tuning"] + settings["seeds"]
+
+
 def test_operations_are_those_of_a_perceptron():
     """Two per weight and example forward; backward again as many for the weights, and for all layers but the first."""
-    chosen, settings = settled("figure-1b", batch_sizes=[8], passes=[6])
+    chosen, settings = settled("figure-1b", batch_sizes=[8], passes=[6], optimizers={})
     (row,) = cost.rows(chosen, settings)
     first, second = 64 * 16, 16 * 10
     assert row.flops == row.runs * row.updates * 8 * 2 * (2 * first + 3 * second)
@@ -42,7 +49,7 @@ def test_operations_are_those_of_a_perceptron():
 
 
 def test_a_batch_larger_than_the_data_is_counted_in_full():
-    chosen, settings = settled("figure-1b", batch_sizes=[64, 128], passes=[6, 6])
+    chosen, settings = settled("figure-1b", batch_sizes=[64, 128], passes=[6, 6], optimizers={})
     one, other = cost.rows(chosen, settings)
     assert other.flops / other.updates / other.runs == 2 * one.flops / one.updates / one.runs
 
@@ -103,6 +110,11 @@ def test_data_and_model_are_on_the_device_that_was_asked_for(monkeypatch, tmp_pa
     chosen.run([figure_1b.RUNS.cell(settings, {"batch_size": 4}, -8, 0)], device)
     assert asked
     assert set(asked) == {device}
-    swept = sweep(chosen, {**settings, "batch_sizes": [16], "passes": [8]}, tmp_path, device=data.CPU)
+    swept = sweep(
+        chosen,
+        {**settings, "batch_sizes": [16], "passes": [8], "optimizer_batch_sizes": [16]},
+        tmp_path,
+        device=data.CPU,
+    )
     assert swept.computed == len(swept.records)
     json.dumps([dict(record.cell.values) for record in swept.records.values()])

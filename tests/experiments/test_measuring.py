@@ -31,7 +31,7 @@ def cost(cell, n, twins):
     bounded = min(n, BOUND_EXAMPLES)
     if "replaced" in cell.values:  # its share of the unchanged run; B_D(w, w') at every second point, at two weights
         bounds = 0 if cell["replaced"] else 2 * 4 * n * (points // 2)
-        return trained * (1 + 1 / twins), bounds + 2 * n / twins
+        return trained * (1 + 1 / twins), bounds + n * (points + 1) / twins
     every = cell.values.get("bounds_every", 0)
     return trained, n * (points + 1) + (4 * bounded * (points // every + 1) if every else 0)
 

@@ -40,7 +40,7 @@ def test_the_overview_is_that_of_the_runs():
     assert render.between(page, render.findings_of_all({folder.name: open_run(folder) for folder in RUNS})) == page
     assert all(f"`{name}`" in page for name in names())
     law = render.law_of(open_run(ROOT / "results/figure-1b"))
-    assert law.count("\n") == 2 + 4  # B = 32 to 256
+    assert law.count("\n") == 2 + 4 + 2 * 2  # SGD at B = 32 to 256; momentum and Adam at 64 and 256
     assert render.between(page, law, render.LAW_BEGIN, render.LAW_END) == page
 
 

@@ -78,7 +78,8 @@ def test_a_run_that_diverges_leaves_its_neighbours_alone():
     assert_alike(calm, run_once(chosen[0]))
 
 
-def test_cells_with_a_mechanism_are_alone_and_stacks_are_small():
+def test_cells_with_a_mechanism_or_an_optimizer_are_alone_and_stacks_are_small():
+    assert len({stack(cell) for cell in cells(*PAIRS, optimizer="Adam")}) == len(PAIRS)
     plain, masked = cells(*((seed, 0.05) for seed in range(40))), cells(*PAIRS, drop=0.5)
     assert len({stack(cell) for cell in plain}) == 1
     assert len({stack(cell) for cell in masked}) == len(masked)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from variegrad.experiments import table_1
+from variegrad.distributed.world import World as Workers
+from variegrad.experiments import table_1, timed_worker
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.table_1_runs import HALF, PLAIN, Configuration, Updates, masked, tuned
 from variegrad.experiments.table_1_times import Times
 from variegrad.experiments.timed_run import run_in_turns, run_whole
+from variegrad.experiments.timed_worker import whole
 from variegrad.experiments.updates_to_accuracy import evaluated, run_once, updates_to
 from variegrad.experiments.verdict import AtLeast
 from variegrad.theory import updates_factor
@@ -188,12 +190,12 @@ def test_one_process_makes_the_updates_of_two() -> None:
     kinds = [("example", 0.0), ("example", 0.5), ("worker", 0.5), ("half", 0.0)]
     specs = [{**DIGITS, "granularity": granularity, "drop": drop} for granularity, drop in kinds]
     together = run_whole(specs, workers=2)
-    for spec, whole in zip(specs, together, strict=True):
+    for spec, two in zip(specs, together, strict=True):
         alone = run_once(Cell(experiment="table-1", version=0, values=spec))
         assert len(alone["updates"]) > 5
-        assert whole["updates"] == alone["updates"]
-        assert whole["accuracies"] == pytest.approx(alone["accuracies"], abs=1.5 / 300)  # sums in another order
-        assert all(b > a > 0 for a, b in zip(whole["seconds"], whole["seconds"][1:], strict=False))
+        assert two["updates"] == alone["updates"]
+        assert two["accuracies"] == pytest.approx(alone["accuracies"], abs=1.5 / 300)  # sums in another order
+        assert all(b > a > 0 for a, b in zip(two["seconds"], two["seconds"][1:], strict=False))
 
 
 def test_configurations_take_turns_and_every_timed_update_counts() -> None:
@@ -202,3 +204,21 @@ def test_configurations_take_turns_and_every_timed_update_counts() -> None:
     found = run_in_turns(specs, workers=1, turns=3, updates=2)
     assert [[len(turn) for turn in one["turns"]] for one in found] == [[2, 2, 2]] * 3
     assert all(seconds > 0 for one in found for turn in one["turns"] for seconds in turn)
+
+
+def test_no_timed_update_waits_for_the_evaluation_of_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each evaluation all workers meet before the clock of the next update starts."""
+    seen: list[str] = []
+    accuracy_of, seconds_of, add_up = timed_worker.mean_of, timed_worker._seconds, Workers.add_up
+
+    def meet(world: Workers, values: list[float]) -> list[float]:
+        seen.append("meet")
+        return add_up(world, values)
+
+    monkeypatch.setattr(timed_worker, "mean_of", lambda *args: seen.append("evaluate") or accuracy_of(*args))
+    monkeypatch.setattr(timed_worker, "_seconds", lambda *args: seen.append("update") or seconds_of(*args))
+    monkeypatch.setattr(Workers, "add_up", meet)
+    found = whole({**DIGITS, "granularity": "half", "drop": 0.0}, Workers())
+    after = [seen[k + 1 : k + 2] for k, what in enumerate(seen) if what == "evaluate"]
+    assert len(found["updates"]) == len(after) > 5
+    assert after == [["meet"]] * (len(after) - 1) + [[]]

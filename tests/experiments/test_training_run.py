@@ -11,7 +11,7 @@ from variegrad.experiments import data, figure_3a, training_run
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.training_run import aligned, passes_needed, passes_score, run_once
 from variegrad.experiments.verdict import AtLeast
-from variegrad.training import TrainConfig, train
+from variegrad.training import TrainConfig, WithReplacement, train
 from variegrad.training.evaluation import mean_of
 
 VALUES = {
@@ -65,6 +65,30 @@ def test_the_curves_are_those_of_the_plain_loop():
     assert found["bound_passes"] == found["passes"][::2]
     assert found["online_loss"] == pytest.approx(sum(online) / len(online))
     assert found["end_loss"] == pytest.approx(sum(online[-8:]) / 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("momentum", lambda weights: torch.optim.SGD(weights, lr=0.02, momentum=0.9)),
+     ("Adam", lambda weights: torch.optim.Adam(weights, lr=0.02))],
+)  # fmt: skip
+def test_an_optimizer_takes_the_mean_gradient_at_the_learning_rate_of_the_mean(name, made):
+    """The plain loop of torch.optim over the same batches, for batch sizes that do and do not divide n."""
+    for size in (8, 24):
+        values = {"batch_size": size, "step_size": 0.02 / size, "optimizer": name, "at": [10 * size]}
+        found = run_once(cell(**values))
+        problem, examples = data.problem("digits", 64), data.tensors("digits", 64)
+        model = training_run.fresh(VALUES, examples)
+        optimizer, online = made(model.parameters()), []
+        for update in range(10):
+            rows = WithReplacement().samples(3, range(update * size, (update + 1) * size), 64)
+            loss = problem.losses(model, tuple(column[rows] for column in examples.tensors)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            online.append(loss.item())
+        assert found["online_loss"] == pytest.approx(sum(online) / 10, rel=1e-5)
+        assert found["losses"][-1] == pytest.approx(mean_of(problem.losses, model, examples), rel=1e-4)
 
 
 def test_a_point_is_one_forward_pass_over_the_training_set(forwards):

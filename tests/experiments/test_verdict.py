@@ -168,6 +168,24 @@ def test_arms_that_have_not_learned_test_nothing():
     assert learned(runs[:1])
     assert not learned(runs)
     assert not learned([Record(cell=cell, values={"losses": [2.3, math.inf]}, seconds=0)])
+
+
+@pytest.mark.parametrize(
+    ("losses", "has"),
+    [
+        ([2.3, 0.4], True),
+        ([2.3, 1.2, 0.7, 2.4], True),  # a jump at the last point
+        ([2.3, 2.25, 2.2, 2.1], False),
+        ([2.3, 2.2, 9.0, 2.2], False),
+        ([2.3, 0.4, math.inf], False),  # diverged
+    ],
+)
+def test_a_run_that_learns_may_jump_at_its_last_point_but_not_diverge(losses, has):
+    run = Record(cell=Cell(experiment="", version=1, values={}), values={"losses": losses}, seconds=0)
+    assert learned([run]) == has
+
+
+def test_checks_have_three_words():
     words = [Check(claim="", found="", met=met).verdict for met in (True, False, None)]
     assert words == ["holds", "not met", "undecided"]
 
@@ -265,7 +283,7 @@ def test_synthetic_runs_of_1b_beside_the_efficiency_law(factor, said):
         }  # fmt: skip
 
     findings = figure_1b.EXPERIMENT.summary(settings, filled(figure_1b.EXPERIMENT, settings, values))
-    assert [finding.verdict for finding in findings[1:-1]] == [said] * 4
+    assert [finding.verdict for finding in findings[1:-1]] == [said] * (4 + 2 * 2)  # SGD; momentum and Adam
 
 
 def test_a_run_too_small_to_decide_a_theorem_says_so():

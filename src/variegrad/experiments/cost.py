@@ -20,7 +20,6 @@ from variegrad.experiments import data, training_run
 from variegrad.experiments.experiment import Experiment, Settings
 from variegrad.experiments.records import Cell
 from variegrad.problems.subset import size
-from variegrad.training import train
 
 REFINEMENTS = 4  # step sizes that a search adds to its grid: half and quarter octaves on both sides of the best
 KIND = ("workers", "batch_size")  # what the time of a cell depends on that trains no network
@@ -145,13 +144,12 @@ def _per_update(cell: Cell, device: torch.device) -> tuple[float, float]:
     problem = data.problem(cell["problem"], cell["max_examples"])
     examples = data.replicated(cell["problem"], cell["max_examples"], cell.values.get("r", 1), cell["seed"], device)
     model = training_run.fresh(cell, data.tensors(cell["problem"], cell["max_examples"])).to(device)
-    config = training_run.config(cell, size(examples))
     times: list[float] = []
     clock, threads = time.process_time if device.type == "cpu" else time.perf_counter, torch.get_num_threads()
     torch.set_num_threads(1)  # as a sweep does
     try:
         begun = clock()
-        for _ in itertools.islice(train(model, problem.losses, examples, config), 4):
+        for _ in itertools.islice(training_run.updates(cell, model, problem.losses, examples), 4):
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(clock() - begun)

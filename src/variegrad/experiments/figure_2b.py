@@ -8,7 +8,7 @@ from variegrad.experiments.loss_ratio import loss_ratio
 
 SMALL: dict[str, Any] = {
     "problem": "cifar10/2", "without_data": "digits", "max_examples": 1024, "network": "convnet:8",
-    "replications": [1, 8, 64], "batch_sizes": [16, 256], "drops": [0.0, 0.5], "grid": [-20, -16, -12, -8],
+    "replications": [1, 8, 64], "batch_sizes": [16, 128], "drops": [0.0, 0.5], "grid": [-20, -16, -12, -8],
     "passes": 40, "points": 8, "seeds": 8, "tuning": 2,
 }  # fmt: skip
 PAPER: dict[str, Any] = {
@@ -26,7 +26,7 @@ EXPERIMENT = loss_ratio(
     name="figure-2b",
     title="Figure 2b: replication and DropConnect, cuda-convnet",
     choices="The small profile has 1,024 training images of 16 × 16 pixels, an eighth of the network's channels and "
-    "B = 256 for 512. Draws with replacement, no augmentation, no weight decay; DropConnect with p = 0.5 on each "
+    "B = 128 for 512. Draws with replacement, no augmentation, no weight decay; DropConnect with p = 0.5 on each "
     "example's gradient, rescaled, in its moment-matched form. Losses over the replicated training set; one step size "
     "for each configuration, of least mean training loss.",
     profiles=PROFILES,

@@ -72,7 +72,8 @@ def run(group: Sequence[Cell], device: torch.device = data.CPU) -> list[Values]:
     model = training_run.fresh(cell, data.tensors(cell["problem"], cell["max_examples"])).to(device)
     start = mean_of(problem.losses, model, whole)
     base = _trajectory(model, problem.losses, whole, cell)
-    losses = [start, _loss_at(base[-1], model, problem.losses, whole) if len(base) == len(cell["at"]) else math.inf]
+    losses = [start, *[_loss_at(weights, model, problem.losses, whole) for weights in base]]
+    losses += [math.inf] * (len(cell["at"]) - len(base))
     found: list[Values] = []
     for twin in group:
         held_out = data.test_set(twin["problem"], device)
@@ -118,8 +119,8 @@ def plot(settings: Settings, records: Records) -> Figure:
             runs = distances(settings, records, size, fixed=fixed)
             passes = records[_twins(settings, records, size, fixed=fixed)[0][0].key]["passes"]
             series.append(Series.of(f"B = {size}", passes, [geometric(at) for at in zip(*runs, strict=True)]))
-        parts.append(("passes over the data", f"normalised distance, {title}", series))
-    return panels("Twin runs, one training example replaced", parts, log_y=True, same_y=True)
+        parts.append(("passes over the data", f"distance, {title}", series))
+    return panels("Normalised distance of twin runs", parts, log_y=True, same_y=True)
 
 
 def summary(settings: Settings, records: Records) -> list[Finding | Check]:

@@ -35,7 +35,7 @@ def run(group: Sequence[Cell], device: torch.device = data.CPU) -> list[dict[str
 
 
 def stack(cell: Cell) -> object:
-    """Which cells may be stacked: those for which it is equal; a mechanism draws for one model at a time.
+    """Which cells may be stacked: those of SGD for which it is equal; a mechanism draws for one model at a time.
 
     Args:
         cell: of a training run.
@@ -43,7 +43,7 @@ def stack(cell: Cell) -> object:
     Returns:
         A key.
     """
-    if cell.values.get("drop"):
+    if cell.values.get("drop") or cell.values.get("optimizer"):
         return cell.key
     rest = {name: value for name, value in cell.values.items() if name not in ("seed", "step_size")}
     return json.dumps(rest, sort_keys=True)

@@ -53,7 +53,7 @@ SMALL: dict[str, Any] = {
     "drops": [0.4, 0.5], "targets": [0.90, 0.95, 0.98], "last_sizes": [256], "last_kinds": ["worker"],
     "last_seeds": 4, "last_examples": 600_000, "half_size": 256, "scored": 2000, "first": 3000,
     "expected_bound": 60, "expected_learning_rate": 0.4, "expected_updates": 120, "refinements": 1,
-    "links": [None, 1000, 100, 10], "timed": [[50, 3], [50, 3], [20, 2], [16, 1]],
+    "links": [None, 1000, 100, 10], "timed": [[120, 3], [120, 3], [40, 2], [16, 1]],
     "wholes": [[0.0, "example", None], [0.5, "example", None], [0.5, "worker", None], [0.0, "example", 1000],
                [0.5, "worker", 1000], [0.0, "example", 100], [0.5, "worker", 100], [0.0, "half", 100],
                [0.0, "example", 10], [0.5, "worker", 10]],

@@ -9,7 +9,8 @@ with a target comes near it; records say how many examples each took.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +24,16 @@ from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.verdict import AtLeast
 from variegrad.measurement import BATCH_SIZE, measure
 from variegrad.mechanisms import DropConnect, MomentMatched
-from variegrad.per_example.evaluate import NotFinite, left_as_found
+from variegrad.per_example.evaluate import Losses, NotFinite, left_as_found
 from variegrad.problems.problem import Problem
-from variegrad.training import TrainConfig, train
+from variegrad.training import TrainConfig, Update, shared_gradient, train
 
 BOUND_EXAMPLES = 1000  # B_D is exact over this many examples of the training set, its first ones
 NEAR = 1.0  # mean loss over a pass above which a run with a target is not near it yet
 CURVES = ("passes", "losses", "accuracies")
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "momentum": partial(torch.optim.SGD, momentum=0.9), "Adam": torch.optim.Adam,
+}  # fmt: skip
 
 
 def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
@@ -37,9 +41,9 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
 
     Args:
         cell: with problem, max_examples, network, batch_size, step_size, seed, `at` (samples after which it is
-            measured), and perhaps r, drop (of moment-matched DropConnect), `exact_masks`, `bounds_every` (B_D at each
-            this many points, the start first), `target` (a training accuracy that ends the run) and `test` (whether the
-            test set is read at the end).
+            measured), and perhaps r, drop (of moment-matched DropConnect), `exact_masks`, `optimizer` (one of
+            `OPTIMIZERS`, for SGD), `bounds_every` (B_D at each this many points, the start first), `target` (a training
+            accuracy that ends the run) and `test` (whether the test set is read at the end).
         device: where it is trained.
 
     Returns:
@@ -52,7 +56,7 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     of.note(0.0)
     diverged = False
     try:
-        for step in train(of.model, of.problem.losses, of.examples, config(cell, len(of.examples))):
+        for step in updates(cell, of.model, of.problem.losses, of.examples):
             of.took(step.mean_loss, step.batch_size)
             if step.examples >= cell["at"][of.points] and not of.note(step.passes):
                 diverged = True
@@ -61,6 +65,29 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     except NotFinite:
         diverged = True
     return of.values(diverged=diverged)
+
+
+def updates(cell: Cell, model: nn.Module, losses: Losses, examples: TensorDataset) -> Iterator[Update]:
+    """The updates of a cell's run: of plain SGD, or of its optimizer at the learning rate η = γB of the mean gradient.
+
+    Args:
+        cell: as for `run_once`.
+        model: at its starting weights.
+        losses: one per example.
+        examples: what it is trained on.
+
+    Yields:
+        Each update, after it was made.
+    """
+    settings, size = config(cell, len(examples)), cell["batch_size"]
+    if (name := cell.values.get("optimizer")) is None:
+        yield from train(model, losses, examples, settings)
+        return
+    optimizer = OPTIMIZERS[name](model.parameters(), lr=cell["step_size"] * size)
+    for update in shared_gradient(model, losses, examples, settings):
+        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(size))
+        optimizer.step()
+        yield update
 
 
 def config(cell: Cell, n: int) -> TrainConfig:
