@@ -18,7 +18,7 @@ from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.training_run import passes_needed, passes_score
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
-from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, learned, paired
+from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, Numbers, learned, paired
 from variegrad.reports.curves import Series, panels
 
 NAME, VERSION = "figure-1b", 3
@@ -69,7 +69,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
     runs = _runs(settings, records)
     findings: list[Finding | Check] = [_growth(runs[SGD])]
     for optimizer, by_size in runs.items():
-        findings += _against_the_law("" if optimizer == SGD else f"with {optimizer}, ", by_size)
+        findings += _against_the_law(optimizer, by_size)
     return [*findings, RUNS.interior(settings, records, _configurations(settings))]
 
 
@@ -91,15 +91,22 @@ def _growth(runs: Mapping[int, list[Record]]) -> Finding:
     )  # fmt: skip
 
 
-def _against_the_law(start: str, runs: Mapping[int, list[Record]]) -> list[Finding]:
+def _against_the_law(optimizer: str, runs: Mapping[int, list[Record]]) -> list[Finding]:
     """Passes at each batch size against those that the runs of the smallest one predict."""
     few, *larger = runs
+    start = f"with {optimizer}, "
+    base: Numbers = {
+        f"passes, B = {few}": _said([passes_needed(record) for record in runs[few]]),
+        f"harmonic mean of B_D along the runs at B = {few}": geometric([_harmonic(record) for record in runs[few]]),
+    }
+    if optimizer == SGD:
+        start, base = "", {}  # the first finding has them
     found = []
     for size in larger:
         predicted, passes = _predicted(runs[few], few, size), [passes_needed(record) for record in runs[size]]
         found.append(Finding(
             claim=f"{start}B = {size} takes more passes than the efficiency law predicts from B = {few}",
-            numbers={"predicted passes": geometric(predicted), "passes": _said(passes)},
+            numbers={**base, "predicted passes": geometric(predicted), "passes": _said(passes)},
             primary=paired("found over predicted", predicted, passes, margin=LAW),
             learned=all(map(learned, runs.values())),
         ))  # fmt: skip
