@@ -20,6 +20,7 @@ from variegrad.experiments.verdict import AtLeast
 from variegrad.theory import updates_factor
 
 SETTINGS = {**table_1.SMALL, "data": "x", "examples": 60_000}
+HALF_CLAIM = "sums in half precision: an update is faster than with plain gradients, at their best batch"
 SENDING = {None: 0.0, 1000: 0.75e-3, 100: 7.5e-3, 10: 75e-3}  # seconds to add up dense gradients, by link
 
 
@@ -86,7 +87,8 @@ def test_known_effects_get_their_words(records: dict[str, Record]) -> None:
             assert found[f"{link}, {kind}: faster than plain gradients{at}"] == "reversed"
     assert found[f"10 Mbit/s, a mask per example: faster than plain gradients{at}"] == "reversed"
     for link in ("100 Mbit/s", "10 Mbit/s"):
-        assert found[f"{link}, sums in half precision: faster than plain gradients{at}"] == "holds"
+        assert found[f"{link}, {HALF_CLAIM}"] == "holds"
+    assert found[f"loopback, {HALF_CLAIM}"] == "no effect above 10 %"
     controls = [verdict for claim, verdict in found.items() if "timed twice" in claim]
     assert controls == ["holds"] * 4
     assert found["every configuration's tuned step size is interior to its grid"] == "holds"
@@ -207,7 +209,7 @@ def test_configurations_take_turns_and_every_timed_update_counts() -> None:
 
 
 def test_no_timed_update_waits_for_the_evaluation_of_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each evaluation all workers meet before the clock of the next update starts."""
+    """Before the first update and after each evaluation all workers meet before the clock starts."""
     seen: list[str] = []
     accuracy_of, seconds_of, add_up = timed_worker.mean_of, timed_worker._seconds, Workers.add_up
 
@@ -222,3 +224,4 @@ def test_no_timed_update_waits_for_the_evaluation_of_another_worker(monkeypatch:
     after = [seen[k + 1 : k + 2] for k, what in enumerate(seen) if what == "evaluate"]
     assert len(found["updates"]) == len(after) > 5
     assert after == [["meet"]] * (len(after) - 1) + [[]]
+    assert seen[:3] == ["update", "meet", "update"]  # the first are not timed

@@ -151,6 +151,27 @@ def test_a_run_that_diverges_is_a_result(step_size):
         assert math.isnan(found["test_accuracy"])
 
 
+def test_points_after_a_divergence_follow_those_that_were_measured(monkeypatch):
+    """Also if points before it were skipped, since the run was far from its target."""
+    steps = iter([1.0] * 20 + [math.nan] * 200)
+
+    def broken(cell, model, losses, examples):
+        for update, config in zip(train(model, losses, examples, training_run.config(cell, 64)), steps, strict=False):
+            if math.isnan(config):
+                next(model.parameters()).data.fill_(math.nan)
+            yield update
+
+    monkeypatch.setattr(training_run, "updates", broken)
+    monkeypatch.setattr(training_run, "NEAR", 0.0)  # every point is far
+    found = run_once(cell(target=1.1))
+    assert found["diverged"]
+    assert found["passes"] == sorted(set(found["passes"]))
+    assert found["passes"][0] == 0.0
+    assert found["passes"][-1] == 20.0
+    assert found["losses"][1:] == [math.inf] * (len(found["losses"]) - 1)
+    assert len(found["losses"]) == len(found["passes"]) == len(found["accuracies"])
+
+
 def test_twins_share_the_unchanged_run_and_equal_twin_runs():
     """Distances of each replaced example are those of `training.twin_runs` on that pair."""
     from variegrad.problems import neighbours

@@ -174,9 +174,9 @@ def test_arms_that_have_not_learned_test_nothing():
     ("losses", "has"),
     [
         ([2.3, 0.4], True),
-        ([2.3, 1.2, 0.7, 2.4], True),  # a jump at the last point
+        ([2.3, 1.2, 0.9, 0.8, 0.7, 0.6, 0.7, 2.4], True),  # a jump at the last point
         ([2.3, 2.25, 2.2, 2.1], False),
-        ([2.3, 2.2, 9.0, 2.2], False),
+        ([2.3, 2.0, 2.3, 2.2, 2.3, 2.3, 2.2], False),  # a dip
         ([2.3, 0.4, math.inf], False),  # diverged
     ],
 )

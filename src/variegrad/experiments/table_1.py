@@ -36,7 +36,7 @@ from variegrad.experiments.table_1_runs import (
     tuned,
 )
 from variegrad.experiments.table_1_times import Link, Times, run_times
-from variegrad.experiments.verdict import AtLeast, Check, Finding, paired, percent
+from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, paired, percent
 from variegrad.reports.curves import Series, panels
 from variegrad.theory.mechanism_speed import updates_factor
 
@@ -116,18 +116,23 @@ def predicted(times: Times, configuration: Configuration, link: Link) -> float:
 def fitted_bound(times: Times) -> float:
     """B_D, at least 1, from U = U∞·(1 + (B_D−1)/B), by least squares of relative errors of the updates to the target.
 
+    Batch sizes at which some run of plain gradients does not arrive are left out.
+
     Args:
         times: of a finished run.
 
     Returns:
         Examples.
     """
-    sizes = np.array(times.settings["batch_sizes"], dtype=float)
-    found = np.array([geometric(times.updates.needed(PLAIN, size, times.middle)).mean
-                      for size in times.settings["batch_sizes"]])  # fmt: skip
+    needed = {size: times.updates.needed(PLAIN, size, times.middle) for size in times.settings["batch_sizes"]}
+    arrived = {size: geometric(counts).mean for size, counts in needed.items() if not _late(counts)}
+    largest = float(max(needed))
+    if len(arrived) < 2:
+        return largest
+    sizes, found = np.array(list(arrived), dtype=float), np.array(list(arrived.values()))
     rows = np.stack([np.ones_like(sizes), 1 / sizes], axis=1) / found[:, None]
     constant, falling = np.linalg.lstsq(rows, np.ones_like(sizes), rcond=None)[0]
-    return float(1 + max(0.0, falling / constant)) if constant > 0 else float(sizes.max())
+    return float(1 + max(0.0, falling / constant)) if constant > 0 else largest
 
 
 def plot(settings: Settings, records: Records) -> Figure:
@@ -137,8 +142,14 @@ def plot(settings: Settings, records: Records) -> Figure:
 
     def series(value: Callable[[Configuration, int], Sequence[float]]) -> list[Series]:
         return [
-            Series.of(_short(each), _beside(sizes, place), [geometric(value(each, size)) for size in sizes])
+            Series.of(
+                _short(each),
+                _beside(sizes, place),
+                [geometric(found) for found in by_size],
+                beyond=[min(_late(found), default=None) for found in by_size],
+            )
             for place, each in enumerate(tuned(settings))
+            for by_size in [[value(each, size) for size in sizes]]
         ]
 
     parts = [("batch size B", "updates",
@@ -215,19 +226,15 @@ def _masks(times: Times, kind: str, link: Link) -> Finding:
 
 
 def _half(times: Times, link: Link) -> Finding:
-    """Half precision needs the updates of plain gradients: what differs is the time of an update, compared by turn."""
-    target = times.middle
-    sizes = {each: times.best_size(each, link) for each in (HALF, PLAIN)}
-    shown, by_turn = {}, []
-    for each, size in sizes.items():
-        needed = geometric(times.updates.needed(PLAIN, size, target)).mean
-        by_turn.append([needed * seconds for seconds in times.turns(each, size, link)])
-        name = "half precision" if each == HALF else "plain"
-        shown[f"{name}, B = {size}, seconds"] = _shown(times.seconds(each, size, target, link))
+    """Half precision against plain gradients at the same batch size: the time of an update, compared by turn."""
+    size = times.best_size(PLAIN, link)
+    half, plain = (times.turns(each, size, link) for each in (HALF, PLAIN))
     return Finding(
-        claim=f"{_where(link)}, sums in half precision: {_faster(target)}", numbers=shown,
-        primary=paired("plain gradients over half precision, by turn", *by_turn, margin=MARGIN),
-        learned=_arrived(times, [PLAIN]),
+        claim=f"{_where(link)}, sums in half precision: an update is faster than with plain gradients, at their best "
+        "batch",
+        numbers={f"{name}, B = {size}, ms per update": geometric([1000 * seconds for seconds in turns])
+                 for name, turns in (("half precision", half), ("plain", plain))},
+        primary=paired("plain gradients over half precision, by turn", half, plain, margin=MARGIN),
     )  # fmt: skip
 
 
@@ -253,7 +260,7 @@ def _twice(times: Times, link: Link) -> Check:
                                                 for size in times.settings["batch_sizes"]), strict=True)]
              for copy in (0, 1)]  # fmt: skip
     found = paired("one over the other, by turn", *sides, margin=SAME)
-    first, second = (1000 * statistics.median(side) for side in sides)
+    first, second = (1000 * statistics.fmean(side) for side in sides)
     return Check(
         claim=f"control, {_where(link)}: plain gradients timed twice agree within {percent(SAME)}",
         found=f"{found}; {first:.4g} and {second:.4g} ms per update, mean over batch sizes", met=found.agrees,
@@ -278,18 +285,21 @@ def _shift(times: Times, kind: str, links: Sequence[Link]) -> Finding:
         by_size = {size: times.seconds(each, size, target, link) for size in times.settings["batch_sizes"]}
         return [min(by_size, key=lambda size: by_size[size][k]) for k in range(times.settings["seeds"])]
 
-    plain = {link: best_by_seed(PLAIN, link) for link in links}
-    ours = {(each, link): best_by_seed(each, link) for each in chosen for link in links}
-    with_masks = [_mean([float(sizes[k]) for sizes in ours.values()]) for k in range(times.settings["seeds"])]
-    without = [_mean([float(sizes[k]) for sizes in plain.values()]) for k in range(times.settings["seeds"])]
+    def shift(name: str, over: Sequence[Link]) -> Contrast:
+        ours = [best_by_seed(each, link) for each in chosen for link in over]
+        plain = [best_by_seed(PLAIN, link) for link in over]
+        sides = [[_mean(list(map(float, sizes))) for sizes in zip(*side, strict=True)] for side in (plain, ours)]
+        return paired(name, *sides, margin=SHIFT)
+
     shown = {}
     for link in links:
         sizes = ", ".join(f"{times.best_size(each, link)} (p = {each.drop:g})" for each in chosen)
-        shown[f"{_where(link)}, best on tuning seeds"] = f"{times.best_size(PLAIN, link)} → {sizes}"
+        by_link = str(shift("by seed", [link]))
+        shown[_where(link)] = f"best on tuning seeds {times.best_size(PLAIN, link)} → {sizes}; {by_link}"
     return Finding(
         claim=f"the best batch size grows with {KINDS[kind]}", numbers=shown,
-        primary=paired("best batch size with masks over that without, mean over links and p", without, with_masks,
-                       margin=SHIFT),
+        primary=shift("best batch size with masks over that without, mean over links and p", links),
+        secondary=[shift(_where(link), [link]) for link in links],
         learned=_arrived(times, [PLAIN, *chosen]),
     )  # fmt: skip
 
@@ -310,8 +320,13 @@ def _mean(values: Sequence[float]) -> float:
     return AtLeast(mean) if any(isinstance(value, AtLeast) for value in values) else mean
 
 
+def _late(found: Sequence[float]) -> list[float]:
+    """Those of runs that did not arrive: what they took at least."""
+    return [value for value in found if isinstance(value, AtLeast)]
+
+
 def _shown(found: Sequence[float]) -> Interval | str:
-    late = [value for value in found if isinstance(value, AtLeast)]
+    late = _late(found)
     return f"more than {min(late):.3g} s in {len(late)} of {len(found)} runs" if late else geometric(found)
 
 

@@ -81,6 +81,7 @@ def whole(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
     found: dict[str, list[float]] = {"updates": [], "accuracies": [], "seconds": []}
     size, total = spec["batch_size"], 0.0
     running = _updates(spec, world, model)
+    world.add_up([0.0])  # all begin together, here and after each evaluation: no update waits for another worker's
     for number in range(1, math.ceil(spec["most_examples"] / size) + 1):
         try:
             total += _seconds(running, 1)[0]
@@ -92,7 +93,7 @@ def whole(spec: Mapping[str, Any], world: World) -> dict[str, Any]:
                 found[name].append(value)
             if accuracy >= spec["target"]:
                 break
-            world.add_up([0.0])  # all go on together: the next update does not wait for another's evaluation
+            world.add_up([0.0])
     return dict(found)
 
 

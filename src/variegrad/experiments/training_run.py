@@ -85,7 +85,9 @@ def updates(cell: Cell, model: nn.Module, losses: Losses, examples: TensorDatase
         return
     optimizer = OPTIMIZERS[name](model.parameters(), lr=cell["step_size"] * size)
     for update in shared_gradient(model, losses, examples, settings):
-        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(size))
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight.grad.div_(size)
         optimizer.step()
         yield update
 
@@ -211,7 +213,9 @@ class TrainingRun:
         """
         found = dict(self.found)
         if diverged:
-            rest = [samples / len(self.examples) for samples in self.cell["at"][len(found["passes"]) - 1 :]]
+            reached = self.trained / len(self.examples)
+            rest = [passes for samples in self.cell["at"] if (passes := samples / len(self.examples)) >= reached
+                    and passes > found["passes"][-1]]  # fmt: skip
             for name, value in zip(CURVES, (rest, [math.inf] * len(rest), [math.nan] * len(rest)), strict=True):
                 found[name] = [*found[name], *value]
         test = math.nan

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from variegrad.experiments.records import Record
 Numbers = Mapping[str, Interval | str]
 POWER = 0.9  # of a run with the number of seeds that an undecided claim names
 MOST_SEEDS = 10_000
-LEARNED = 0.9  # a network has learned if its training loss fell below this share of that at its start
+LEARNED = 0.9  # a network has learned if its training loss ends below this share of that at its start
 NOT_TESTED = "not tested at this size"
 
 
@@ -223,10 +224,10 @@ def percent(margin: float) -> str:
 
 
 def learned(records: Sequence[Record]) -> bool:
-    """Whether every run has learned: its training loss fell below nine tenths of that at its start.
+    """Whether every run has learned: its training loss ended below nine tenths of that at its start.
 
-    At one point at least, and not at the last one alone: a tuned step size is close to the largest stable one, where
-    the loss of a network that learns can jump for a few updates. A run that diverges has not.
+    The median over the last third of its points, not the last one alone: a tuned step size is close to the largest
+    stable one, where the loss of a network that learns can jump for a few updates. A run that diverges has not learned.
 
     Args:
         records: of training runs, with `losses` at points along the run, the start first.
@@ -234,8 +235,12 @@ def learned(records: Sequence[Record]) -> bool:
     Returns:
         Whether all have.
     """
-    along = [record["losses"] for record in records]
-    return all(math.isfinite(losses[-1]) and min(losses[1:]) < LEARNED * losses[0] for losses in along)
+    return all(_end(record["losses"][1:]) < LEARNED * record["losses"][0] for record in records)
+
+
+def _end(losses: Sequence[float]) -> float:
+    """The median of the last third; +inf for a run that diverged."""
+    return median(losses[-math.ceil(len(losses) / 3) :]) if math.isfinite(losses[-1]) else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
