@@ -107,8 +107,8 @@ def law_of(run: Run) -> str:
 
 def _of_the_law(finding: Finding) -> str:
     """The verdict of "takes more passes than predicted", said of the law."""
-    few = f" by less than {percent(finding.primary.margin)}" if finding.primary.within_margin else ""
-    said = {"holds": f"promises too much{few}", "reversed": f"promises too little{few}",
+    few = f", by less than {percent(finding.primary.margin)}" if finding.primary.within_margin else ""
+    said = {"holds": f"predicts too few passes{few}", "reversed": f"predicts too many passes{few}",
             "no effect": f"right within {percent(finding.primary.margin)}"}  # fmt: skip
     return said.get(finding.primary.word, finding.verdict) if finding.learned else finding.verdict
 
