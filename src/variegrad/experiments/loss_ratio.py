@@ -113,6 +113,15 @@ def replication(settings: Settings, runs: Mapping[tuple[float, int, int], Sequen
         what = f"DropConnect {drop:g}" if drop else "no mechanism"
         return {f"{what}, r = {r}": geometric(ratios[drop, r]) for r in every}
 
+    def cost() -> dict[str, Interval | str]:
+        """What DropConnect does to each batch size by itself."""
+        return {
+            f"mean loss with over without, B = {size}, r = {r}": geometric(
+                online_ratios(runs[plain, r, size], runs[dropped, r, size])
+            )
+            for size, r in product(settings["batch_sizes"], every)
+        }
+
     def have_learned(*drops: float) -> bool:
         return all(learned(found) for (drop, _, _), found in runs.items() if drop in drops)
 
@@ -123,7 +132,7 @@ def replication(settings: Settings, runs: Mapping[tuple[float, int, int], Sequen
             learned=have_learned(plain),
         ),
         Finding(
-            claim="DropConnect lowers the ratio, mean over r", numbers=numbers(dropped),
+            claim="DropConnect lowers the ratio, mean over r", numbers=numbers(dropped) | cost(),
             primary=paired("without over with DropConnect", pooled(dropped), pooled(plain), margin=MARGIN),
             secondary=[paired(f"r = {r}", ratios[dropped, r], ratios[plain, r], margin=MARGIN) for r in every],
             learned=have_learned(plain, dropped),
@@ -131,17 +140,17 @@ def replication(settings: Settings, runs: Mapping[tuple[float, int, int], Sequen
     ]  # fmt: skip
 
 
-def online_ratios(small: Sequence[Record], large: Sequence[Record]) -> list[float]:
-    """Mean loss over all updates at the large batch over that at the small one, by seed.
+def online_ratios(one: Sequence[Record], other: Sequence[Record]) -> list[float]:
+    """Mean loss over all updates of some runs over that of others, by seed.
 
     Args:
-        small: runs of the small batch.
-        large: of the large one, for the same seeds.
+        one: runs.
+        other: for the same seeds.
 
     Returns:
-        One ratio per seed.
+        One ratio per seed, the other's over the one's.
     """
-    return [float(b["online_loss"]) / float(a["online_loss"]) for a, b in zip(small, large, strict=True)]
+    return [float(b["online_loss"]) / float(a["online_loss"]) for a, b in zip(one, other, strict=True)]
 
 
 def configurations(settings: Settings) -> list[Configuration]:
