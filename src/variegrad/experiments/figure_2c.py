@@ -9,7 +9,7 @@ PROFILES = {
     "smoke": {**SMALL, "problem": "digits", "max_examples": 64, "network": "mlp:8x8:relu", "replications": [1, 8],
               "batch_sizes": [4, 16], "grid": [-8, -4], "passes": 1, "points": 1, "seeds": 2},
     "small": {**SMALL, "network": "resnet8", "replications": [1, 32], "batch_sizes": [16, 128], "passes": 20,
-              "points": 5},
+              "points": 5, "seeds": 8},
     "paper": {**PAPER, "network": "resnet20"},
 }  # fmt: skip
 
