@@ -321,7 +321,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _late(found: Sequence[float]) -> list[float]:
-    """Those of runs that did not arrive: what they took at least."""
+    """Those of runs that never reached the target: what they took at least."""
     return [value for value in found if isinstance(value, AtLeast)]
 
 
