@@ -114,6 +114,35 @@ def test_theory_s_prediction_is_what_a_world_in_which_it_holds_shows(records: di
             assert times[PLAIN] / times[each] == pytest.approx(forecast, rel=0.12)  # 8 seeds of 8 % noise, best of 5
 
 
+@pytest.mark.parametrize(("late", "expected"), [((512,), 60), ((64, 1024), 60), ((64, 128, 256, 512), 1024)])
+def test_batch_sizes_at_which_runs_never_arrive_do_not_bend_the_prediction(
+    late: tuple[int, ...], expected: float
+) -> None:
+    """Three seeds of plain gradients never arrive; with one batch size left, nothing can be fitted."""
+    cut = {
+        key: Record(cell=r.cell, seconds=0.0, values={**r.values, "updates": [], "accuracies": []})
+        if r.cell["kind"] == "updates" and not r.cell["drop"] and r.cell["seed"] < 3 and r.cell["batch_size"] in late
+        else r
+        for key, r in swept(World(noise=0.01)).items()
+    }  # fmt: skip
+    assert table_1.fitted_bound(Times(SETTINGS, cut)) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(("slow", "said"), [((0,), "holds"), ((0, 1, 2, 3, 4), "not met")])
+def test_a_whole_run_is_the_mean_of_its_copies(records: dict[str, Record], slow: tuple[int, ...], said: str) -> None:
+    """One copy that takes 1.3 times as long is noise; all of them are a disagreement."""
+    times = Times(SETTINGS, records)
+    chosen = {times.whole_runs()[3][copy].key for copy in slow}
+    changed = {
+        key: Record(cell=r.cell, seconds=0.0, values={**r.values, "seconds": [1.3 * s for s in r["seconds"]]})
+        if key in chosen else r
+        for key, r in records.items()
+    }  # fmt: skip
+    confirmed = table_1._confirmed(Times(SETTINGS, changed))
+    assert confirmed.verdict == said
+    assert len(confirmed.numbers) == len(SETTINGS["wholes"])
+
+
 def test_seconds_are_updates_times_the_time_per_update(records: dict[str, Record]) -> None:
     mask = Configuration(0.5, "worker")
     found = Times(SETTINGS, records).seconds(mask, 256, 0.95, 100)

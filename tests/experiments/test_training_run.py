@@ -151,25 +151,36 @@ def test_a_run_that_diverges_is_a_result(step_size):
         assert math.isnan(found["test_accuracy"])
 
 
-def test_points_after_a_divergence_follow_those_that_were_measured(monkeypatch):
-    """Also if points before it were skipped, since the run was far from its target."""
-    steps = iter([1.0] * 20 + [math.nan] * 200)
+@pytest.mark.parametrize("near", [0.0, math.inf])  # every point is skipped as far from the target; none is
+@pytest.mark.parametrize(
+    ("finite", "before_the_point", "first_lost"),
+    [(16, False, 4.0), (20, False, 4.0), (16, True, 2.0), (0, True, 2.0), (31, False, 4.0), (32, True, 4.0)],
+)
+def test_points_after_a_divergence_follow_those_that_were_passed(
+    monkeypatch, near, finite, before_the_point, first_lost
+):
+    """Weights that become NaN after so many updates of 8 of 64 examples: points every 16 updates, at 2, 4 … passes."""
 
     def broken(cell, model, losses, examples):
-        for update, config in zip(train(model, losses, examples, training_run.config(cell, 64)), steps, strict=False):
-            if math.isnan(config):
-                next(model.parameters()).data.fill_(math.nan)
+        def break_it():
+            next(model.parameters()).data.fill_(math.nan)
+
+        for k, update in enumerate(train(model, losses, examples, training_run.config(cell, 64)), 1):
+            if before_the_point and k == max(finite, 1):
+                break_it()
             yield update
+            if k == finite and not before_the_point:
+                break_it()
 
     monkeypatch.setattr(training_run, "updates", broken)
-    monkeypatch.setattr(training_run, "NEAR", 0.0)  # every point is far
+    monkeypatch.setattr(training_run, "NEAR", near)
     found = run_once(cell(target=1.1))
+    measured = [] if near == 0 else [p for p in (2.0, 4.0) if p < first_lost]
+    lost = [2.0 * k for k in range(1, 11) if 2.0 * k >= first_lost]
     assert found["diverged"]
-    assert found["passes"] == sorted(set(found["passes"]))
-    assert found["passes"][0] == 0.0
-    assert found["passes"][-1] == 20.0
-    assert found["losses"][1:] == [math.inf] * (len(found["losses"]) - 1)
-    assert len(found["losses"]) == len(found["passes"]) == len(found["accuracies"])
+    assert found["passes"] == [0.0, *measured, *lost]
+    assert [math.isfinite(loss) for loss in found["losses"]] == [True] * (1 + len(measured)) + [False] * len(lost)
+    assert len(found["accuracies"]) == len(found["passes"])
 
 
 def test_twins_share_the_unchanged_run_and_equal_twin_runs():

@@ -178,6 +178,7 @@ def test_arms_that_have_not_learned_test_nothing():
         ([2.3, 2.25, 2.2, 2.1], False),
         ([2.3, 2.0, 2.3, 2.2, 2.3, 2.3, 2.2], False),  # a dip
         ([2.3, 0.4, math.inf], False),  # diverged
+        ([2.3], False),  # measured at its start alone
     ],
 )
 def test_a_run_that_learns_may_jump_at_its_last_point_but_not_diverge(losses, has):
@@ -284,6 +285,29 @@ def test_synthetic_runs_of_1b_beside_the_efficiency_law(factor, said):
 
     findings = figure_1b.EXPERIMENT.summary(settings, filled(figure_1b.EXPERIMENT, settings, values))
     assert [finding.verdict for finding in findings[1:-1]] == [said] * (4 + 2 * 2)  # SGD; momentum and Adam
+
+
+@pytest.mark.parametrize("own", [25.0, 100.0])
+def test_the_b_d_of_a_batch_s_own_runs_explains_passes_that_follow_it(own):
+    """Larger batches meet another B_D along their runs: the law from B = 16 is off, with their own it is right."""
+    settings = {**figure_1b.SMALL, "examples": 512, "data": "synthetic", "seed_offset": 0, "passes": [2000] * 5}
+
+    def values(cell):
+        size = cell["batch_size"]
+        bound = 50.0 if size == 16 else own
+        off = (math.log2(cell["step_size"] * size) + 5) ** 2
+        noise = np.random.default_rng([cell["seed"], size]).normal(0, 0.03)
+        needed = 40 * (1 + (size - 1) / bound) / (1 + 15 / 50) * math.exp(noise) * (1 + off)
+        return {
+            "needed": needed, "accuracies": [0.96], "losses": [2.3, 0.2], "bounds": [bound] * 2,
+            "bound_passes": [0.0, 1.0], "diverged": False, "passes": [0.0, needed], "examples": 512,
+        }  # fmt: skip
+
+    findings = figure_1b.EXPERIMENT.summary(settings, filled(figure_1b.EXPERIMENT, settings, values))
+    largest = findings[4]
+    assert "B = 256" in largest.claim
+    assert largest.verdict == ("holds" if own < 50 else "reversed")
+    assert [contrast.word for contrast in largest.secondary] == ["no effect"]
 
 
 def test_a_run_too_small_to_decide_a_theorem_says_so():

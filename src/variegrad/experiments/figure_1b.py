@@ -51,7 +51,8 @@ def plot(settings: Settings, records: Records) -> Figure:
     """Passes against batch size, beside the law 1 + (B−1)/B_D with the bound met along the runs; for each optimizer."""
     parts = []
     for optimizer, runs in _runs(settings, records).items():
-        sizes, (few, *_) = list(runs), runs
+        sizes = list(runs)
+        few = sizes[0]
         passes = {size: [passes_needed(record) for record in runs[size]] for size in sizes}
         law = [geometric(_predicted(runs[few], few, size)).mean for size in sizes]
         bound = geometric([_harmonic(record) for record in runs[few]]).mean

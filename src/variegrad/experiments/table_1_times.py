@@ -50,23 +50,30 @@ class Times:
             ]
         ]  # fmt: skip
 
-    def whole_cells(self) -> list[Cell]:
+    def whole_runs(self) -> list[list[Cell]]:
         """Some configurations at their best batch size, from the first update to the middle target, by other seeds.
 
         Returns:
-            The cells; fewer if a link cannot be made.
+            One list per run: the same run, timed again and again. Fewer runs if a link cannot be made.
         """
-        wanted: list[Cell] = []
+        wanted: list[list[Cell]] = []
         for place, (drop, granularity, link) in enumerate(self.settings["wholes"]):
             if not self.measured(link):
                 continue
             configuration = Configuration(drop, granularity)
             size = self.settings["half_size"] if configuration == HALF else self.best_size(configuration, link)
             of = self.updates.runs(configuration, size, self.middle)[place % self.settings["seeds"]]
-            wanted.append(
-                Cell(experiment=NAME, version=VERSION, values={**of.values, "kind": "whole", "megabits": link})
-            )
+            wanted.append([
+                Cell(experiment=NAME, version=VERSION, values={
+                    **of.values, "kind": "whole", "megabits": link, "copy": copy
+                })
+                for copy in range(self.settings["whole_copies"])
+            ])  # fmt: skip
         return wanted
+
+    def whole_cells(self) -> list[Cell]:
+        """All whole runs once, then all of them again: they see the same machine."""
+        return [cell for copies in zip(*self.whole_runs(), strict=True) for cell in copies]
 
     def measured(self, link: Link) -> bool:
         """Whether this link could be made.

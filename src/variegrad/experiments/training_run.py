@@ -42,8 +42,8 @@ def run_once(cell: Cell, device: torch.device = data.CPU) -> dict[str, Any]:
     Args:
         cell: with problem, max_examples, network, batch_size, step_size, seed, `at` (samples after which it is
             measured), and perhaps r, drop (of moment-matched DropConnect), `exact_masks`, `optimizer` (one of
-            `OPTIMIZERS`, for SGD), `bounds_every` (B_D at each this many points, the start first), `target` (a training
-            accuracy that ends the run) and `test` (whether the test set is read at the end).
+            `OPTIMIZERS` instead of SGD), `bounds_every` (B_D at each this many points, the start first), `target` (a
+            training accuracy that ends the run) and `test` (whether the test set is read at the end).
         device: where it is trained.
 
     Returns:
@@ -117,7 +117,7 @@ class TrainingRun:
         model: at its starting weights.
         problem: losses and accuracy.
         examples: what it is trained on, on its device.
-        points: at how many of the cell's points it was measured.
+        points: how many of the cell's points it has passed, measured or skipped, with finite weights.
     """
 
     def __init__(self, cell: Cell, device: torch.device) -> None:
@@ -173,10 +173,10 @@ class TrainingRun:
         Returns:
             Whether all is finite.
         """
-        cell, first = self.cell, not self.trained
-        self.points += not first
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             return False
+        cell, first = self.cell, not self.trained
+        self.points += not first
         if (every := cell.values.get("bounds_every", 0)) and self.points % every == 0:
             some = TensorDataset(*(column[:BOUND_EXAMPLES] for column in self.examples.tensors))
             self.found["bounds"].append(measure(self.model, self.problem.losses, some).batch_size_bound)
@@ -184,7 +184,7 @@ class TrainingRun:
             self.differentiated += len(some)
         far = math.isfinite(self.target) and not first and self.end_loss > NEAR and self.points < len(cell["at"])
         if far:
-            return math.isfinite(self.end_loss)
+            return True
         loss, accuracy = self._measured(self.examples)
         for name, value in zip(CURVES, (passes, loss, accuracy), strict=True):
             self.found[name].append(value)
@@ -213,9 +213,7 @@ class TrainingRun:
         """
         found = dict(self.found)
         if diverged:
-            reached = self.trained / len(self.examples)
-            rest = [passes for samples in self.cell["at"] if (passes := samples / len(self.examples)) >= reached
-                    and passes > found["passes"][-1]]  # fmt: skip
+            rest = [samples / len(self.examples) for samples in self.cell["at"][self.points :]]
             for name, value in zip(CURVES, (rest, [math.inf] * len(rest), [math.nan] * len(rest)), strict=True):
                 found[name] = [*found[name], *value]
         test = math.nan

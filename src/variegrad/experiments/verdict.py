@@ -239,8 +239,10 @@ def learned(records: Sequence[Record]) -> bool:
 
 
 def _end(losses: Sequence[float]) -> float:
-    """The median of the last third; +inf for a run that diverged."""
-    return median(losses[-math.ceil(len(losses) / 3) :]) if math.isfinite(losses[-1]) else math.inf
+    """The median of the last third; +inf for a run that diverged, or was measured at its start alone."""
+    if not losses or not math.isfinite(losses[-1]):
+        return math.inf
+    return median(losses[-math.ceil(len(losses) / 3) :])
 
 
 @dataclass(frozen=True, kw_only=True)
