@@ -9,7 +9,7 @@ import torch
 import variegrad as vg
 from variegrad.experiments import data, figure_3a, training_run
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.training_run import aligned, passes_needed, passes_score, run_once
+from variegrad.experiments.training_run import aligned, passes_needed, passes_said, passes_score, run_once
 from variegrad.experiments.verdict import AtLeast
 from variegrad.training import TrainConfig, WithReplacement, train
 from variegrad.training.evaluation import mean_of
@@ -140,6 +140,8 @@ def test_passes_of_a_run_that_did_not_arrive_are_censored():
     assert passes_needed(record(needed=5.0)) == 5.0
     assert passes_needed(record()) == 20
     assert isinstance(passes_needed(record()), AtLeast)
+    assert passes_said([passes_needed(record(needed=5.0)), passes_needed(record())]) == "more than 20 in 1 of 2 runs"
+    assert passes_said([4.0, 9.0]).mean == pytest.approx(6)
 
 
 @pytest.mark.parametrize("step_size", [1e3, 1e30])

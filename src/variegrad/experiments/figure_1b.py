@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import stacked_runs, training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import Interval, geometric
+from variegrad.experiments.intervals import geometric
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.training_run import passes_needed, passes_score
+from variegrad.experiments.training_run import passes_needed, passes_said, passes_score
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import AtLeast, Check, Contrast, Finding, Numbers, learned, paired
 from variegrad.reports.curves import Series, panels
@@ -84,7 +84,7 @@ def _growth(runs: Mapping[int, list[Record]]) -> Finding:
 
     return Finding(
         claim="passes to the target grow with the batch size",
-        numbers={f"B = {size}": _said(passes[size]) for size in sizes}
+        numbers={f"B = {size}": passes_said(passes[size]) for size in sizes}
         | {f"harmonic mean of B_D along the runs at B = {size}": geometric([_harmonic(r) for r in runs[size]])
            for size in sizes if not _late(passes[size])},
         primary=growth(sizes[0], sizes[-1]), secondary=[growth(*pair) for pair in pairwise(sizes)],
@@ -97,7 +97,7 @@ def _against_the_law(optimizer: str, runs: Mapping[int, list[Record]]) -> list[F
     few, *larger = runs
     start = f"with {optimizer}, "
     base: Numbers = {
-        f"passes, B = {few}": _said([passes_needed(record) for record in runs[few]]),
+        f"passes, B = {few}": passes_said([passes_needed(record) for record in runs[few]]),
         f"harmonic mean of B_D along the runs at B = {few}": geometric([_harmonic(record) for record in runs[few]]),
     }
     if optimizer == SGD:
@@ -109,7 +109,7 @@ def _against_the_law(optimizer: str, runs: Mapping[int, list[Record]]) -> list[F
         with_own = paired("found over predicted with the B_D of its own runs", own, passes, margin=LAW)
         found.append(Finding(
             claim=f"{start}B = {size} takes more passes than the efficiency law predicts from B = {few}",
-            numbers={**base, "predicted passes": geometric(predicted), "passes": _said(passes),
+            numbers={**base, "predicted passes": geometric(predicted), "passes": passes_said(passes),
                      **dict([str(with_own).split(": ")])},
             primary=paired("found over predicted", predicted, passes, margin=LAW), secondary=[with_own],
             learned=all(map(learned, runs.values())),
@@ -123,11 +123,6 @@ def _late(passes: list[float]) -> bool:
 
 def _last(records: list[Record]) -> float:
     return max(float(record["passes"][-1]) for record in records)
-
-
-def _said(passes: list[float]) -> Interval | str:
-    late = [needed for needed in passes if isinstance(needed, AtLeast)]
-    return f"more than {min(late):g} in {len(late)} of {len(passes)} runs" if late else geometric(passes)
 
 
 def _harmonic(record: Record) -> float:

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from variegrad.experiments import stacked_runs, training_run
 from variegrad.experiments.experiment import Experiment, Records, Settings
-from variegrad.experiments.intervals import Interval, geometric, interval
+from variegrad.experiments.intervals import Interval, interval
 from variegrad.experiments.records import Cell, Record
-from variegrad.experiments.training_run import passes_needed, passes_score
+from variegrad.experiments.training_run import passes_needed, passes_said, passes_score
 from variegrad.experiments.tuned_runs import Configuration, TunedRuns
 from variegrad.experiments.verdict import Check, Finding, deviations, learned, paired
 from variegrad.reports.curves import Series, panels
@@ -74,7 +74,7 @@ def summary(settings: Settings, records: Records) -> list[Finding | Check]:
             for size, of_size in zip((few, many), ends, strict=True)
         }
         passes: dict[str, Interval | str] = {
-            f"passes, B = {size}": geometric([passes_needed(record) for record in runs])
+            f"passes, B = {size}": passes_said([passes_needed(record) for record in runs])
             for size, runs in ((few, small), (many, large))
         }
         arrived = [record for record in [*small, *large] if math.isfinite(record["needed"])]

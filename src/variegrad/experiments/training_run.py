@@ -9,7 +9,7 @@ with a target comes near it; records say how many examples each took.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from variegrad.batches import passes_over
 from variegrad.experiments import data
+from variegrad.experiments.intervals import Interval, geometric
 from variegrad.experiments.networks import network
 from variegrad.experiments.records import Cell, Record
 from variegrad.experiments.verdict import AtLeast
@@ -259,6 +260,19 @@ def passes_needed(record: Record) -> float:
     """
     needed = float(record["needed"])
     return needed if math.isfinite(needed) else AtLeast(record.cell["at"][-1] / record["examples"])
+
+
+def passes_said(passes: Sequence[float]) -> Interval | str:
+    """Their geometric mean with its interval; in words, if some run never reached its target.
+
+    Args:
+        passes: of `passes_needed`, one per seed.
+
+    Returns:
+        What a table shows.
+    """
+    late = [needed for needed in passes if isinstance(needed, AtLeast)]
+    return f"more than {min(late):g} in {len(late)} of {len(passes)} runs" if late else geometric(passes)
 
 
 def passes_score(record: Record) -> float:
